@@ -1,0 +1,45 @@
+# Two commands: `make demo` and `make test`. Both first make .venv with everything in it.
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+DATA := data/phantom
+DEMO := --data $(DATA) --name demo
+
+.PHONY: demo test clean
+
+demo: .venv/ready
+	test -f $(DATA)/PHANTOM.txt || $(BIN)/python data/make_phantom.py --out $(DATA) --images 1500 --size 256 --seed 0
+	$(BIN)/python train.py $(DEMO) --encoder-name tu-test_resnet --encoder-weights none \
+	  --epochs 8 --batch-size 4 --lr 1e-3 --patience 3
+	$(BIN)/python eval_auc.py $(DEMO)
+	$(BIN)/python eval_loc.py $(DEMO)
+	$(BIN)/python generate_heatmap.py $(DEMO) --out figs/demo
+	@echo
+	@echo "Trained, scored and drawn, without ever having seen a box. Look at:"
+	@echo "  figs/demo/all/1.jpg               heatmaps beside the radiographs, with the boxes"
+	@echo "  csv/demo/auroc.csv                AUROC of each class"
+	@echo "  csv/demo/point_localization.csv   share of heatmaps whose maximum is in the box"
+	@echo "  csv/demo/0.csv                    the training, a row an epoch"
+	@echo "  save/demo/0/best                  the network: pylon.load_pylon('save/demo/0/best')"
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 5
+
+# A change of the requirements makes a new .venv. The versions are those of requirements.lock.
+.venv/ready: requirements.txt requirements-dev.txt requirements.lock
+	rm -rf .venv
+ifdef UV
+	uv venv --python $(PYTHON) .venv
+	uv pip install --python $(BIN)/python -r requirements-dev.txt -c requirements.lock
+else
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements-dev.txt -c requirements.lock
+endif
+	touch $@
+
+clean:
+	rm -rf .venv
