@@ -1,0 +1,176 @@
+"""Checkpoints: `best`, a folder for everybody, and `last`, a file for resuming. Nothing here runs a pickle's code.
+
+save/<name>/<seed>/best/config.json        arguments that rebuild the network
+                        model.safetensors  its weights
+                        training.json      class names, normalisation, options, versions, hash of the split
+save/<name>/<seed>/last                    network, optimizer, schedule, scaler, rows of the csv
+"""
+
+import io
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from pylon.chestxray14 import PATHOLOGIES
+from pylon.cli import UserError
+from pylon.files import write_atomically
+from pylon.model import Pylon
+from pylon.transforms import MEAN, STD
+
+RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152")
+PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "accelerate", "numpy")
+
+
+def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon:
+    """Rebuild a network from a checkpoint, on the CPU, in eval mode, without the network and without running code.
+
+    Args:
+        path: a folder with config.json and model.safetensors (`best`, or of `save_pretrained`), or a plain state dict
+            such as the authors' model.pkl, whose keys may begin with "net.". The number of UP layers is read from it.
+        encoder_name: encoder of a plain state dict; found out by itself where it is one of the ResNets.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, or it is one of another network.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no checkpoint at {path}; train one first, or name another with --checkpoint")
+    return (load_folder(path) if path.is_dir() else load_state_dict(path, encoder_name)).eval()
+
+
+def load_folder(path: Path) -> Pylon:
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).is_file():
+            raise UserError(f"{path} is no checkpoint: it has no {name}")
+    config = read_json(path / "config.json")
+    try:
+        model = Pylon(**{**config, "encoder_weights": None})
+        model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
+    except (TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} does not hold the network of its config.json: {first_line(error)}") from error
+    return model
+
+
+def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
+    state = load_safely(path)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} is no plain state dict: a dictionary of names and tensors alone")
+    state = {key.removeprefix("net."): value for key, value in state.items()}
+    shapes = {key: value.shape for key, value in state.items()}
+    if "segmentation_head.0.weight" not in shapes:
+        raise UserError(f"{path} is of another network: it has no segmentation_head.0.weight")
+    classes, decoder_channels = shapes["segmentation_head.0.weight"][:2]
+    config = {
+        "encoder_weights": None,
+        "in_channels": shapes.get("encoder.conv1.weight", (0, 1))[1],
+        "classes": classes,
+        "decoder_channels": decoder_channels,
+        "up_layers": 2 if "decoder.up1.conv1.0.conv.weight" in shapes else 1,
+    }
+    for name in (encoder_name,) if encoder_name else RESNETS:
+        with torch.device("meta"):  # shapes without memory
+            candidate = Pylon(encoder_name=name, **config)
+        if {key: value.shape for key, value in candidate.state_dict().items()} == shapes:
+            model = Pylon(encoder_name=name, **config)
+            model.load_state_dict(state)
+            return model
+    raise UserError(f"{path} does not hold a PYLON with the encoder {encoder_name or ' or '.join(RESNETS)}")
+
+
+def load_safely(path: Path) -> Any:
+    """torch.load that refuses everything but tensors and plain containers."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
+        raise UserError(f"{path} is damaged, or holds more than tensors and is not opened for safety") from error
+
+
+def read_card(path: str | Path, model: Pylon) -> dict[str, Any]:
+    """What a checkpoint says of itself: at least class_names, mean, std, image_size.
+
+    A file without a training.json beside it (the authors' weights) has the paper's values, if it has the 14 classes.
+    """
+    card_path = Path(path) / "training.json"
+    if card_path.is_file():
+        card = read_json(card_path)
+        lacking = [key for key in ("class_names", "mean", "std", "image_size") if key not in card]
+        if lacking:
+            raise UserError(f"{card_path} lacks {', '.join(lacking)}; copy the whole folder of the checkpoint again")
+        return card
+    classes = model.segmentation_head[0].out_channels
+    if classes != len(PATHOLOGIES):
+        raise UserError(f"{path} has {classes} classes and no training.json that names them")
+    return {"class_names": list(PATHOLOGIES), "mean": MEAN, "std": STD, "image_size": 256}
+
+
+def make_card(class_names: list[str], options: dict[str, Any], split_hash: str) -> dict[str, Any]:
+    """The contents of training.json, less epoch and validation loss."""
+    return {
+        "class_names": class_names,
+        "mean": MEAN,
+        "std": STD,
+        "image_size": options["image_size"],
+        "options": options,
+        "split_sha256": split_hash,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def save_best(folder: Path, model: Pylon, card: dict[str, Any]) -> None:
+    """Write the folder that `load_pylon` opens, file by file: it opens at every moment."""
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    config = {**model._hub_mixin_config, "encoder_weights": None}
+    write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True).encode())
+    write_atomically(folder / "training.json", json.dumps(card, indent=2).encode())
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(weights, metadata={"format": "pt"}))
+
+
+def save_last(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_last(path: Path) -> dict[str, Any]:
+    state = load_safely(path)
+    if not isinstance(state, dict) or not {"model", "optimizer", "epoch", "rows", "options"} <= state.keys():
+        raise UserError(f"{path} is not a file that train.py wrote for resuming; move it away to start anew")
+    return state
+
+
+def find_checkpoints(name: str, seeds: tuple[int, ...] = ()) -> dict[str, Path]:
+    """`best` of the seeds asked for, or of every seed under save/<name>/, by seed.
+
+    Raises:
+        UserError: there is none, or one asked for is not there; the sentence lists those that are.
+    """
+    folder = Path("save") / name
+    found = {best.parent.name: best for best in folder.glob("*/best") if best.parent.name.isdigit()}
+    found = dict(sorted(found.items(), key=lambda item: int(item[0])))
+    there = f"{folder} has {', '.join(found)}" if found else f"{folder} has none"
+    lacking = [str(seed) for seed in seeds if str(seed) not in found]
+    if lacking:
+        raise UserError(f"--seeds {' '.join(lacking)}: no checkpoint; {there}")
+    if not found:
+        raise UserError(f"--name {name}: no checkpoint under {folder}; run train.py, or name one with --checkpoint")
+    return {str(seed): found[str(seed)] for seed in seeds} if seeds else found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300]

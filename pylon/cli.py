@@ -1,0 +1,35 @@
+"""What the four scripts share at their edge: options in, one clear sentence out when something is wrong."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+
+class UserError(ValueError):
+    """A mistake that a user can mend: one sentence that names the file or the option, and the cure."""
+
+
+def run(main: Callable[[Any], None], options: type) -> None:
+    """Parse the command line into `options` and run `main` on it; a user's mistake exits with code 2."""
+    parsed = tyro.cli(options)
+    try:
+        main(parsed)
+    except UserError as error:
+        # Raised in a loader's worker, the error arrives with the worker's traceback in front of its sentence.
+        sentence = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        fail(sentence)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last finished epoch or starts anew", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(sentence: str) -> None:
+    """Print one sentence to stderr and exit with code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,136 @@
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+import pylon
+from pylon import checkpoint
+from pylon.chestxray14 import PATHOLOGIES
+from pylon.cli import UserError
+from pylon.files import write_atomically
+from pylon.model import Pylon
+
+ENCODER = "tu-test_resnet"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Pylon(ENCODER, None, decoder_channels=16).eval()
+
+
+def equal(a: Pylon, b: Pylon) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_best_round_trip(model, tmp_path):
+    options = {"image_size": 512, "lr": 1e-4}
+    card = checkpoint.make_card(["one", "two"], options, "abc")
+    model = model.to(memory_format=torch.channels_last)
+    checkpoint.save_best(tmp_path / "best", model, card)
+    assert sorted(os.listdir(tmp_path / "best")) == ["config.json", "model.safetensors", "training.json"]
+    again = pylon.load_pylon(tmp_path / "best")
+    assert equal(again, model)
+    card = checkpoint.read_card(tmp_path / "best", again)
+    assert card["class_names"] == ["one", "two"]
+    assert card["options"] == options
+    assert card["split_sha256"] == "abc"
+    assert card["versions"]["torch"]
+    assert (card["mean"], card["std"], card["image_size"]) == (0.4984, 0.2483, 512)
+
+
+@pytest.mark.parametrize("up_layers", [1, 2])
+@pytest.mark.parametrize("prefix", ["net.", ""])
+def test_plain_state_dict(tmp_path, up_layers, prefix):
+    model = Pylon("resnet18", None, up_layers=up_layers)
+    torch.save({prefix + key: value for key, value in model.state_dict().items()}, tmp_path / "model.pkl")
+    again = pylon.load_pylon(tmp_path / "model.pkl")
+    assert equal(again, model)
+    assert again.decoder.up1.conv1.__class__.__name__ == ("ConvBnRelu" if up_layers == 1 else "Sequential")
+    card = checkpoint.read_card(tmp_path / "model.pkl", again)
+    assert card["class_names"] == list(PATHOLOGIES)
+
+
+def test_plain_state_dict_of_a_named_encoder(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.pkl")
+    assert equal(pylon.load_pylon(tmp_path / "model.pkl", encoder_name=ENCODER), model)
+    with pytest.raises(UserError, match="does not hold a PYLON with the encoder resnet50 or"):
+        pylon.load_pylon(tmp_path / "model.pkl")
+
+
+class Command:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_no_command_is_run(tmp_path, save):
+    save({"net.encoder.conv1.weight": Command(tmp_path / "harm")}, tmp_path / "model.pkl")
+    for load in (pylon.load_pylon, checkpoint.load_last):
+        with pytest.raises(UserError, match="not opened for safety"):
+            load(tmp_path / "model.pkl")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_bad_checkpoints(model, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        pylon.load_pylon(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"has no config.json"):
+        pylon.load_pylon(tmp_path)
+    best = tmp_path / "best"
+    checkpoint.save_best(best, model, checkpoint.make_card(["a"], {"image_size": 256}, ""))
+    whole = (best / "model.safetensors").read_bytes()
+    (best / "model.safetensors").write_bytes(whole[:-1000])
+    with pytest.raises(UserError, match="does not hold the network"):
+        pylon.load_pylon(best)
+    (best / "model.safetensors").write_bytes(whole)
+    config = json.loads((best / "config.json").read_text())
+    (best / "config.json").write_text(json.dumps({**config, "classes": 3}))
+    with pytest.raises(UserError, match=r"does not hold the network of its config.json"):
+        pylon.load_pylon(best)
+    (best / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        pylon.load_pylon(best)
+    for value in ([1, 2], {"a": 1}, {"a": torch.zeros(1)}):
+        torch.save(value, tmp_path / "other.pt")
+        with pytest.raises(UserError, match=r"other.pt is (no plain state dict|of another network)"):
+            pylon.load_pylon(tmp_path / "other.pt")
+
+
+def test_classes_without_names(tmp_path):
+    model = Pylon(ENCODER, None, classes=3)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"3 classes and no training.json"):
+        checkpoint.read_card(tmp_path, pylon.load_pylon(tmp_path))
+
+
+def test_find_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--name pylon: no checkpoint under save/pylon"):
+        checkpoint.find_checkpoints("pylon")
+    for seed in ("10", "9", "notes"):
+        os.makedirs(f"save/pylon/{seed}/best")
+    assert list(checkpoint.find_checkpoints("pylon")) == ["9", "10"]
+    assert list(checkpoint.find_checkpoints("pylon", (10,))) == ["10"]
+    with pytest.raises(UserError, match="--seeds 3: no checkpoint; save/pylon has 9, 10"):
+        checkpoint.find_checkpoints("pylon", (3, 9))
+
+
+def test_failed_write_leaves_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "last"
+    write_atomically(path, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"last cannot be written \(No space left on device\)"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["last"]
