@@ -1,0 +1,91 @@
+import csv
+import hashlib
+import importlib.util
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, run_script, sentence_of
+
+from pylon.chestxray14 import PATHOLOGIES, class_names, read_boxes, read_images, require_files
+
+
+@pytest.fixture(scope="module")
+def make_phantom():
+    spec = importlib.util.spec_from_file_location("make_phantom", ROOT / "data" / "make_phantom.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def digest(folder) -> str:
+    hashed = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        hashed.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return hashed.hexdigest()
+
+
+def test_same_seed_same_bytes(tmp_path):
+    def make(name, seed):
+        run_script("data/make_phantom.py", "--out", name, "--images", 20, "--size", 64, "--seed", seed, cwd=tmp_path)
+        return digest(tmp_path / name)
+
+    first = make("a", 0)
+    assert make("b", 0) == first
+    assert make("c", 1) != first
+    assert make("a", 1) != first  # a phantom may be replaced
+
+
+def test_layout_is_nihs(phantom):
+    images = read_images(phantom)
+    require_files(images, phantom)
+    assert len(images) == 90
+    assert class_names(images) == list(PATHOLOGIES)
+    assert images["image_id"].str.fullmatch(r"\d{8}_\d{3}\.png").all()
+    assert images["patient_id"].nunique() < 60
+    assert images[list(PATHOLOGIES)].sum(axis=1).isin([0, 1, 2, 3]).all()
+    header, *rows = csv.reader((phantom / "BBox_List_2017.csv").read_text().splitlines())
+    assert header == ["Image Index", "Finding Label", "Bbox [x,y,w,h]", "", "", ""]
+    assert "Infiltrate" in {row[1] for row in rows}
+    assert len(rows) == len(read_boxes(phantom, images))  # all of test images
+
+
+def test_boxes_are_of_the_boxed_findings_of_test_images(phantom, make_phantom):
+    images = read_images(phantom)
+    boxes = read_boxes(phantom, images)
+    test = images[images["split"] == "test"]
+    labelled = {(row["image_id"], name) for _, row in test.iterrows() for name in make_phantom.BOXED if row[name] == 1}
+    assert set(boxes[["image_id", "pathology"]].itertuples(index=False, name=None)) == labelled
+    assert ((boxes["x"] + boxes["w"] <= 128) & (boxes["y"] + boxes["h"] <= 128)).all()
+
+
+def test_every_finding_changes_the_picture_where_its_box_is(make_phantom):
+    seen = set()
+    for patient_id in range(1, 200):
+        image, findings, boxes = make_phantom.draw(0, patient_id, 0, 64)
+        assert image.shape == (64, 64)
+        assert image.dtype == np.uint8
+        assert [box[0] for box in boxes] == [name for name in findings if name in make_phantom.BOXED]
+        for _, x, y, w, h in boxes:
+            assert 0 <= x < x + w <= 64
+            assert 0 <= y < y + h <= 64
+        seen |= set(findings)
+    assert seen == set(PATHOLOGIES)
+
+
+def test_sizes_show_the_same_picture(make_phantom):
+    small, findings, boxes = make_phantom.draw(0, 5, 1, 128)
+    large, same_findings, large_boxes = make_phantom.draw(0, 5, 1, 512)
+    assert findings == same_findings
+    shrunk = cv2.resize(large, (128, 128), interpolation=cv2.INTER_AREA)
+    assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.98
+    np.testing.assert_allclose([box[1:] for box in large_boxes], np.array([box[1:] for box in boxes]) * 4, atol=12)
+
+
+def test_nothing_else_is_overwritten(tmp_path):
+    (tmp_path / "keep.txt").write_text("mine")
+    done = run_script("data/make_phantom.py", "--out", tmp_path, "--images", 20, cwd=tmp_path, code=2)
+    assert "holds no phantom" in sentence_of(done)
+    assert (tmp_path / "keep.txt").read_text() == "mine"
+    done = run_script("data/make_phantom.py", "--out", "new", "--images", 3, cwd=tmp_path, code=2)
+    assert "--images must be at least 20" in sentence_of(done)
