@@ -1,0 +1,69 @@
+"""Scores: arrays in, numbers out, no model."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve, a class.
+
+    Args:
+        labels: (N, C), 0 or 1.
+        scores: (N, C), higher for more likely; logits or probabilities.
+
+    Returns:
+        (C,) float64; NaN where a class has no positive or no negative.
+    """
+    has_both = (labels.min(axis=0) == 0) & (labels.max(axis=0) == 1)
+    areas = [roc_auc_score(labels[:, c], scores[:, c]) if has_both[c] else np.nan for c in range(labels.shape[1])]
+    return np.array(areas)
+
+
+def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Means over the classes that have an AUROC, NaN if none has.
+
+    Returns:
+        weighted: by the number of positives; the published tables call this "micro".
+        macro: plain.
+    """
+    defined = np.isfinite(areas)
+    if not defined.any():
+        return np.nan, np.nan
+    positives = labels.sum(axis=0)[defined]
+    return float(np.average(areas[defined], weights=positives)), float(areas[defined].mean())
+
+
+def point_localization(
+    heatmaps: Tensor, bbox_xywh: np.ndarray, image_size: np.ndarray, input_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Does the maximum of a heatmap fall into its box?
+
+    A heatmap is upsampled to the input of the network (bilinear, corners not aligned). Pixel (i, j) of that S x S grid
+    stands for pixel (floor(i * H / S), floor(j * W / S)) of the image, and is inside if x <= column < x + w and
+    y <= row < y + h. If several pixels share the maximum, the hit is the share of them that is inside.
+
+    Args:
+        heatmaps: (N, h, w) float32, probabilities; one for each box, of the class of the box.
+        bbox_xywh: (N, 4) integers, pixels of the image file.
+        image_size: (N, 2) height and width of the image files, pixels.
+        input_size: height and width of the network's input, pixels.
+
+    Returns:
+        hit (N,) float64 in [0, 1]; row (N,) and column (N,) int64 of the (first) maximum, pixels of the image file.
+    """
+    if heatmaps.dtype != torch.float32:
+        raise ValueError(f"heatmaps must be float32, not {heatmaps.dtype}: coarser numbers tie")
+    height, width = input_size
+    hit, row, column = np.zeros(len(heatmaps)), *np.zeros((2, len(heatmaps)), np.int64)
+    for n, heatmap in enumerate(heatmaps):
+        large = F.interpolate(heatmap[None, None], size=input_size, mode="bilinear", align_corners=False)[0, 0]
+        i, j = torch.nonzero(large == large.max(), as_tuple=True)
+        rows = i.cpu().numpy() * int(image_size[n][0]) // height
+        columns = j.cpu().numpy() * int(image_size[n][1]) // width
+        x, y, w, h = bbox_xywh[n]
+        inside = (x <= columns) & (columns < x + w) & (y <= rows) & (rows < y + h)
+        hit[n], row[n], column[n] = inside.mean(), rows[0], columns[0]
+    return hit, row, column
