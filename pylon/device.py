@@ -1,0 +1,52 @@
+"""Device, precision and processes, by Accelerate."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedDataParallelKwargs
+
+from pylon.cli import UserError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+def make_accelerator(device: Device, precision: Precision, batch_size: int | None = None) -> Accelerator:
+    """The one object that knows the device, the precision and the other processes (`torchrun`).
+
+    Args:
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        precision: "auto" is fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32.
+        batch_size: images a step over all processes, to be checked.
+
+    Raises:
+        UserError: the device is not there or cannot do the precision, or the batch cannot be shared evenly.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    chosen = next(name for name, there in available.items() if there) if device == "auto" else device
+    if not available[chosen]:
+        raise UserError(f"--device {chosen}: this machine or this build of torch has none; try --device auto")
+    if precision == "auto":
+        # Deviation: the original ran apex O1. torch.amp is its successor: fp16 autocast with loss scaling.
+        precision = {"cuda": "fp16", "cpu": "bf16" if cpu_has_bf16() else "fp32", "mps": "fp32"}[chosen]
+    if precision == "fp16" and chosen != "cuda":
+        raise UserError(f"--precision fp16 needs a CUDA device, not {chosen}; try --precision auto")
+    accelerator = Accelerator(
+        cpu=chosen == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),  # --batch-size is global
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    processes = accelerator.num_processes
+    if batch_size is not None and (batch_size < 1 or batch_size % processes):
+        raise UserError(f"--batch-size must be a positive multiple of the number of processes, {processes}")
+    return accelerator
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; without, torch emulates it, slower than float32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text()) is not None

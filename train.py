@@ -1,0 +1,224 @@
+"""Train PYLON on image-level labels.
+
+    python train.py                                   # the paper's experiment, NIH's files in data/
+    python train.py --data data/phantom --name demo   # on the phantom
+
+Reads  DATA/images, Data_Entry_2017*.csv, train_val_list.txt, test_list.txt (or original_split_*.csv).
+Writes csv/NAME/SEED.csv, a row an epoch; save/NAME/SEED/best, the network of the lowest validation loss;
+       save/NAME/SEED/last, from which the same command goes on after an interruption.
+"""
+
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from tqdm import tqdm
+
+from pylon.checkpoint import load_last, make_card, save_best, save_last
+from pylon.chestxray14 import class_names, read_images, require_files, shared_patients, split_hash
+from pylon.cli import UserError, run
+from pylon.dataset import eval_loader, train_loader
+from pylon.device import Device, Precision, make_accelerator
+from pylon.metrics import auroc, mean_auroc
+from pylon.model import STRIDE, Pylon
+from pylon.predict import predict_logits
+from pylon.results import write_csv
+from pylon.transforms import eval_transform, train_transform
+
+
+@dataclass
+class Options:
+    """Train PYLON on image-level labels. Defaults are the paper's."""
+
+    data: Path = Path("data")
+    """Folder with NIH's files."""
+    name: str = "pylon"
+    """Name of the experiment: results go to csv/NAME and save/NAME."""
+    seed: int = 0
+    """Seed of initial weights, order and augmentation. The split of the data is the same for all seeds."""
+    epochs: int = 40
+    """Stop after this many epochs at the latest."""
+    batch_size: int = 64
+    """Images a step, over all processes together."""
+    lr: float = 1e-4
+    """Learning rate of Adam."""
+    min_lr: float = 1e-6
+    """Stop as soon as the learning rate is this low."""
+    patience: int = 1
+    """Epochs without a better validation loss that are borne before the learning rate falls."""
+    lr_factor: float = 0.2
+    """What the learning rate is then multiplied by."""
+    image_size: int = 256
+    """Side of the network's input, pixels; a multiple of 256."""
+    encoder_name: str = "resnet50"
+    """Any encoder of segmentation-models-pytorch, or tu-NAME for one of timm's."""
+    encoder_weights: str = "imagenet"
+    """imagenet (downloaded once) or none."""
+    up_layers: int = 1
+    """Convolutions in an UP module: 1 (2020 code) or 2 (iScience paper)."""
+    precision: Precision = "auto"
+    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32."""
+    device: Device = "auto"
+    """auto: CUDA, then Apple's MPS, then the CPU."""
+    num_workers: int = min(os.cpu_count() or 1, 8)
+    """Processes that read and augment images."""
+
+
+MAY_CHANGE = {"data", "epochs", "num_workers", "device"}  # between a run and its resumption
+
+
+def main(options: Options) -> None:
+    check(options)
+    accelerator = make_accelerator(options.device, options.precision, options.batch_size)
+    say = accelerator.print
+    save = Path("save") / options.name / str(options.seed)
+
+    # tables, split, loaders
+    images = read_images(options.data)
+    train, val = (images[images["split"] == split] for split in ("train", "val"))
+    require_files(pd.concat([train, val]), options.data)
+    if len(train) < 2 or len(val) == 0:
+        raise UserError(f"{options.data} has {len(train)} training and {len(val)} validation images; it takes 2 and 1")
+    names = class_names(images)
+    shared, val_patients = shared_patients(images)
+    say(f"{options.data}: {len(train)} images to train on, {len(val)} to validate on")
+    if shared:
+        say(f"note: {shared} of the {val_patients} validation patients are also in training (original_split_*.csv)")
+    train_batches, sampler = train_loader(
+        train, train_transform(options.image_size), options.batch_size, options.num_workers, options.seed
+    )
+    val_batches = eval_loader(val, eval_transform(options.image_size), options.batch_size, options.num_workers)
+
+    # what an earlier run left: resume, or find it finished
+    last = load_last(save / "last") if (save / "last").exists() else None
+    hash_of_split = split_hash(images)
+    if last:
+        refuse_another_experiment(last, options, hash_of_split, save)
+        if last["epoch"] >= options.epochs or last["lr"] <= options.min_lr:
+            say(f"{save} is finished: {last['epoch']} epochs, lowest validation loss {last['best_loss']:.4f}")
+            return
+
+    # network, optimizer, schedule
+    torch.manual_seed(options.seed)
+    weights = None if last or options.encoder_weights == "none" else options.encoder_weights
+    with accelerator.main_process_first():  # one process downloads
+        net = Pylon(options.encoder_name, weights, classes=len(names), up_layers=options.up_layers)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if last:
+        net.load_state_dict(last["model"])
+    net = net.to(accelerator.device, memory_format=torch.channels_last)
+    adam = torch.optim.Adam(net.parameters(), lr=options.lr, fused=accelerator.device.type != "mps")
+    schedule = ReduceLROnPlateau(adam, factor=options.lr_factor, patience=options.patience)
+    model, optimizer, train_batches, val_batches = accelerator.prepare(net, adam, train_batches, val_batches)
+    rows, best_loss, first = [], math.inf, 1
+    if last:
+        adam.load_state_dict(last["optimizer"])
+        schedule.load_state_dict(last["schedule"])
+        if accelerator.scaler is not None and last["scaler"] is not None:
+            accelerator.scaler.load_state_dict(last["scaler"])
+        rows, best_loss, first = last["rows"], last["best_loss"], last["epoch"] + 1
+        say(f"resuming {save} at epoch {first}")
+    card = make_card(names, {**asdict(options), "data": str(options.data)}, hash_of_split)
+
+    for epoch in range(first, options.epochs + 1):
+        start, lr = time.perf_counter(), adam.param_groups[0]["lr"]
+        torch.manual_seed(options.seed * 100_003 + epoch)  # for encoders with dropout: a resumed epoch is the same one
+        sampler.epoch = epoch
+
+        # train: forward under autocast, loss in float32, backward, step
+        model.train()
+        loss_sum, seen = torch.zeros((), device=accelerator.device), 0
+        progress = tqdm(
+            train_batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=not accelerator.is_main_process
+        )
+        for step, batch in enumerate(progress):
+            output = model(batch["image"].contiguous(memory_format=torch.channels_last))
+            loss = F.binary_cross_entropy_with_logits(output.logits, batch["label"])
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            loss_sum += loss.detach() * len(batch["label"])
+            seen += len(batch["label"])
+            if step % 10 == 0:
+                rate = seen * accelerator.num_processes / (time.perf_counter() - start)
+                progress.set_postfix({"loss": f"{loss.item():.4f}", "lr": f"{lr:.1e}", "images/s": f"{rate:.0f}"})
+        seconds = time.perf_counter() - start
+        totals = accelerator.reduce(torch.stack([loss_sum, torch.full_like(loss_sum, seen)]), reduction="sum")
+        train_loss, images_per_second = (totals[0] / totals[1]).item(), totals[1].item() / seconds
+
+        # validate, step the schedule
+        logits, labels = predict_logits(model, val_batches, accelerator, "validating")
+        val_loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise UserError(
+                f"epoch {epoch}: the loss is not finite; lower --lr, or try --precision fp32. {save} is kept"
+            )
+        areas = auroc(labels, logits)
+        weighted, macro = mean_auroc(areas, labels)
+        schedule.step(val_loss)
+
+        # write: the best network, the row of this epoch, then what resuming needs
+        rows.append({
+            "epoch": epoch, "lr": lr, "train_loss": train_loss, "val_loss": val_loss,
+            **dict(zip(names, map(float, areas), strict=True)), "weighted": weighted, "macro": macro,
+            "images_per_second": round(images_per_second, 2), "seconds": round(time.perf_counter() - start, 2),
+        })  # fmt: skip
+        improved, best_loss = val_loss < best_loss, min(val_loss, best_loss)
+        lr = adam.param_groups[0]["lr"]
+        if accelerator.is_main_process:
+            if improved:
+                save_best(save / "best", net, {**card, "epoch": epoch, "val_loss": val_loss})
+            write_csv(Path("csv") / options.name / f"{options.seed}.csv", pd.DataFrame(rows), index=False)
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            save_last(save / "last", {
+                "epoch": epoch, "lr": lr, "best_loss": best_loss, "rows": rows, "model": net.state_dict(),
+                "optimizer": adam.state_dict(), "schedule": schedule.state_dict(), "scaler": scaler,
+                "options": card["options"], "split_sha256": hash_of_split,
+            })  # fmt: skip
+        say(
+            f"epoch {epoch:2d}  train loss {train_loss:.4f}  validation loss {val_loss:.4f}{'*' if improved else ' '}"
+            f"  AUROC {'-' if np.isnan(macro) else format(macro, '.3f')}  {images_per_second:.1f} images/s"
+        )
+        if lr <= options.min_lr:
+            break
+    say(f"finished: {save / 'best'} has the lowest validation loss, {best_loss:.4f}")
+    accelerator.end_training()
+
+
+def check(options: Options) -> None:
+    """Raise a UserError that names the first option out of range."""
+    for name, low in (("epochs", 1), ("batch_size", 2), ("patience", 0), ("num_workers", 0), ("seed", 0)):
+        if getattr(options, name) < low:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(options, name)}")
+    if not 0 < options.lr < math.inf or not 0 <= options.min_lr < options.lr:
+        raise UserError(f"--lr {options.lr} and --min-lr {options.min_lr}: it takes 0 <= min-lr < lr")
+    if not 0 < options.lr_factor < 1:
+        raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
+    if options.image_size < STRIDE or options.image_size % STRIDE:
+        raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
+    if not options.name or Path(options.name).name != options.name:
+        raise UserError(f"--name {options.name!r} must be the plain name of a folder")
+
+
+def refuse_another_experiment(last: dict, options: Options, hash_of_split: str, save: Path) -> None:
+    """Raise a UserError if what is in `save` was made with other options or other data."""
+    before, now = last["options"], {**asdict(options), "data": str(options.data)}
+    differing = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
+    other = [f"--{key.replace('_', '-')} {before.get(key)} (now {now[key]})" for key in differing]
+    if last["split_sha256"] != hash_of_split:
+        other.append("other images, labels or split")
+    if other:
+        raise UserError(f"{save} was trained with {', '.join(other)}; choose another --name, or remove that folder")
+
+
+if __name__ == "__main__":
+    run(main, Options)
