@@ -1,0 +1,65 @@
+"""AUROC of every class on the test list.
+
+    python eval_auc.py                           # every seed under save/pylon/
+    python eval_auc.py --checkpoint model.pkl    # the authors' weights, or any folder that load_pylon opens
+
+Reads  checkpoints and DATA.
+Writes csv/NAME/auroc.csv: a row a seed, then mean and standard deviation.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pylon.chestxray14 import read_images, require_files
+from pylon.cli import run
+from pylon.dataset import eval_loader
+from pylon.device import make_accelerator
+from pylon.evaluation import EvaluationOptions, load_for
+from pylon.metrics import auroc, mean_auroc
+from pylon.predict import predict_logits
+from pylon.results import print_table, table_of_seeds, write_csv
+from pylon.transforms import eval_transform
+
+
+@dataclass
+class Options(EvaluationOptions):
+    """AUROC of every class on the test list."""
+
+    seeds: tuple[int, ...] = ()
+    """Seeds to score; every seed under save/NAME if none is named."""
+    batch_size: int = 64
+    """Images at a time, over all processes together."""
+
+
+def main(options: Options) -> None:
+    checkpoints = options.choose_checkpoints(options.seeds)
+    accelerator = make_accelerator(options.device, "fp32", options.batch_size)
+    images = read_images(options.data)
+    test = images[images["split"] == "test"]
+    require_files(test, options.data)
+
+    rows = {}
+    for seed, path in checkpoints.items():
+        model, card = load_for(images, path)
+        transform = eval_transform(card["image_size"], card["mean"], card["std"])
+        model, loader = accelerator.prepare(
+            model, eval_loader(test, transform, options.batch_size, options.num_workers)
+        )
+        logits, labels = predict_logits(model, loader, accelerator, f"seed {seed}")
+        areas = auroc(labels, logits)
+        weighted, macro = mean_auroc(areas, labels)
+        rows[seed] = {**dict(zip(card["class_names"], areas, strict=True)), "weighted": weighted, "macro": macro}
+
+    table = table_of_seeds(rows)
+    if accelerator.is_main_process:
+        path = Path("csv") / options.name / "auroc.csv"
+        write_csv(path, table)
+        print_table(table.rename(columns={"weighted": "weighted (micro)"}))  # "micro" is the published word
+        for pathology in table.columns[table.iloc[0].isna()]:
+            print(f"note: {pathology} lacks positive or negative test images: it is blank and left out of the means")
+        print(f"{len(test)} test images; table written to {path}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,99 @@
+"""Draw the heatmaps of the boxed test images.
+
+    python generate_heatmap.py                           # seed 0 of save/pylon/
+    python generate_heatmap.py --checkpoint model.pkl    # the authors' weights, or any folder that load_pylon opens
+
+Reads  one checkpoint and DATA, with BBox_List_2017.csv.
+Writes figs/picked/PAGE.jpg, the images of the paper's page, and figs/all/PAGE.jpg: a row a boxed class, ten a page.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
+from pylon.cli import run
+from pylon.dataset import eval_loader, read_image
+from pylon.device import make_accelerator
+from pylon.evaluation import EvaluationOptions, load_for
+from pylon.files import write_atomically
+from pylon.heatmap import Row, draw_page
+from pylon.transforms import eval_transform
+
+PICKED = (
+    "00000032_037", "00000150_002", "00000211_041", "00000468_017", "00001075_024", "00008547_001",
+    "00004547_003", "00008522_032", "00002106_000", "00004911_018", "00002350_001", "00003440_000",
+    "00002533_002", "00006736_000", "00002856_009", "00002980_000", "00008386_000", "00008008_027",
+)  # fmt: skip
+ROWS_A_PAGE = 10
+
+
+@dataclass
+class Options(EvaluationOptions):
+    """Draw the heatmaps of the boxed test images."""
+
+    seed: int | None = None
+    """Seed whose checkpoint is drawn; the lowest under save/NAME if none is named."""
+    out: Path = Path("figs")
+    """Folder of the pages: OUT/picked and OUT/all."""
+
+
+def main(options: Options) -> None:
+    checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
+    path = next(iter(checkpoints.values()))
+    accelerator = make_accelerator(options.device, "fp32")
+    images = read_images(options.data)
+    boxes = read_boxes(options.data, images)
+    boxed = select_boxed(images, boxes, options.data).set_index("image_id", drop=False)
+    model, card = load_for(images, path)
+    model = model.eval().to(accelerator.device)
+    transform = eval_transform(card["image_size"], card["mean"], card["std"])
+    class_of = {name: c for c, name in enumerate(class_names(images))}
+    boxes = boxes.sort_values("pathology", key=lambda names: names.map(class_of), kind="stable")
+
+    @torch.inference_mode()
+    def draw_pages(folder: Path, image_ids: list[str]) -> None:
+        """Write the pages of some images, in their order, a row a box; remove older pages beyond the last."""
+        rows = pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
+        loader = eval_loader(boxed.loc[rows["image_id"]], transform, ROWS_A_PAGE, options.num_workers)
+        progress = tqdm(loader, desc=str(folder), unit="page", disable=not accelerator.is_main_process)
+        for page, batch in enumerate(progress):
+            if page % accelerator.num_processes != accelerator.process_index:
+                continue
+            boxes_of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
+            b, c = range(len(boxes_of_page)), boxes_of_page["pathology"].map(class_of).tolist()
+            output = model(batch["image"].to(accelerator.device))
+            heatmaps = output.maps[b, c].sigmoid().cpu().numpy()
+            probabilities = output.logits[b, c].sigmoid().tolist()
+            panels = [
+                Row(
+                    image_id=box.image_id,
+                    image=read_image(boxed.at[box.image_id, "path"]),
+                    heatmap=heatmap,
+                    title=f"{box.pathology}: {probability:.3f}",
+                    bbox_xywh=(box.x, box.y, box.w, box.h),
+                )
+                for box, heatmap, probability in zip(boxes_of_page.itertuples(), heatmaps, probabilities, strict=True)
+            ]
+            write_atomically(folder / f"{page + 1}.jpg", draw_page(panels))
+        if accelerator.is_main_process:
+            for old in folder.glob("*.jpg"):
+                if old.stem.isdigit() and int(old.stem) > len(loader):
+                    old.unlink()
+
+    accelerator.print(f"heatmaps of {path} for {len(boxes)} boxes on {len(boxed)} images of {options.data}")
+    picked = [f"{name}.png" for name in PICKED if f"{name}.png" in boxed.index]
+    if len(picked) < len(PICKED):
+        lacking = " ".join(name for name in PICKED if f"{name}.png" not in boxed.index)
+        accelerator.print(f"skipped {len(PICKED) - len(picked)} picked images that {options.data} lacks: {lacking}")
+    if picked:
+        draw_pages(options.out / "picked", picked)
+    draw_pages(options.out / "all", list(boxed.index))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,228 @@
+"""The four scripts, as a user runs them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+from conftest import ROOT, run_script, sentence_of
+
+import pylon
+from pylon.checkpoint import load_last, read_json
+from pylon.chestxray14 import PATHOLOGIES
+
+TINY = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none", "--precision", "fp32", "--device", "cpu")
+TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(phantom, tmp_path_factory):
+    """A folder in which two epochs were trained on the phantom."""
+    cwd = tmp_path_factory.mktemp("trained")
+    done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=cwd)
+    assert "Traceback" not in done.stderr
+    return cwd
+
+
+def weights(folder):
+    return safetensors.torch.load_file(folder / "best" / "model.safetensors")
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
+
+
+def rows_of(cwd, seed=0):
+    return pd.read_csv(cwd / "csv" / "pylon" / f"{seed}.csv").drop(columns=["images_per_second", "seconds"])
+
+
+def test_training_writes_its_files(trained):
+    table = pd.read_csv(trained / "csv" / "pylon" / "0.csv")
+    head = ["epoch", "lr", "train_loss", "val_loss"]
+    assert list(table.columns) == [*head, *PATHOLOGIES, "weighted", "macro", "images_per_second", "seconds"]
+    assert table["epoch"].tolist() == [1, 2]
+    assert (table["lr"] == 1e-3).all()
+    best = trained / "save" / "pylon" / "0" / "best"
+    assert not pylon.load_pylon(best).training
+    card = read_json(best / "training.json")
+    assert card["class_names"] == list(PATHOLOGIES)
+    assert card["epoch"] == table["epoch"][table["val_loss"].idxmin()]
+    assert card["val_loss"] == pytest.approx(table["val_loss"].min())
+    assert card["options"]["encoder_name"] == "tu-test_resnet"
+    assert len(card["split_sha256"]) == 64
+    assert load_last(trained / "save" / "pylon" / "0" / "last")["epoch"] == 2
+
+
+def test_finished_run_says_so(trained, phantom):
+    before = (trained / "save/pylon/0/best/model.safetensors").stat().st_mtime_ns
+    done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=trained)
+    assert "is finished: 2 epochs" in done.stdout
+    assert (trained / "save/pylon/0/best/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_killed_run_goes_on_to_the_same_result(trained, phantom, tmp_path):
+    command = [sys.executable, ROOT / "train.py", "--data", phantom, "--epochs", "2", *TRAIN]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "save/pylon/0/last").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(rows_of(tmp_path)) == 1
+    done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, "--num-workers", 2, cwd=tmp_path)
+    assert "resuming save/pylon/0 at epoch 2" in done.stdout
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+
+
+def test_other_options_are_not_mixed(trained, phantom):
+    done = run_script("train.py", "--data", phantom, "--epochs", 3, *TRAIN, "--lr", "5e-4", cwd=trained, code=2)
+    assert "was trained with --lr 0.001 (now 0.0005); choose another --name" in sentence_of(done)
+    assert len(rows_of(trained)) == 2
+
+
+def test_learning_rate_falls_and_ends_the_run(phantom, tmp_path):
+    few = shutil.copytree(phantom, tmp_path / "data")
+    names = (few / "train_val_list.txt").read_text().split()[:20]
+    (few / "train_val_list.txt").write_text("\n".join(names))
+    schedule = ("--lr", 0.1, "--min-lr", 0.06, "--patience", 0, "--lr-factor", 0.5, "--epochs", 30)
+    done = run_script("train.py", "--data", few, *TRAIN, *schedule, "--seed", 4, cwd=tmp_path)
+    table = rows_of(tmp_path, 4)
+    improved = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
+    assert 2 <= len(table) < 30
+    assert not improved.iloc[-1]
+    assert "finished" in done.stdout
+    done = run_script("train.py", "--data", few, *TRAIN, *schedule, "--seed", 4, cwd=tmp_path)
+    assert "is finished" in done.stdout
+
+
+def test_evaluations(trained, phantom):
+    shutil.copytree(trained / "save/pylon/0", trained / "save/pylon/7", dirs_exist_ok=True)
+    options = ("--data", phantom, "--device", "cpu", "--num-workers", 0)
+    done = run_script("eval_auc.py", *options, "--batch-size", 5, cwd=trained)
+    table = pd.read_csv(trained / "csv/pylon/auroc.csv", index_col="seed")
+    assert table.index.tolist() == ["0", "7", "mean", "std"]
+    assert list(table.columns) == [*PATHOLOGIES, "weighted", "macro"]
+    assert (table.loc["0"].dropna() == table.loc["7"].dropna()).all()
+    assert (table.loc["std"].dropna() == 0).all()
+    assert f" | {table.loc['0', 'macro']:.6f} |" in done.stdout.splitlines()[2]
+
+    done = run_script("eval_loc.py", *options, "--seeds", 7, cwd=trained)
+    table = pd.read_csv(trained / "csv/pylon/point_localization.csv", index_col="seed")
+    boxes = pd.read_csv(trained / "csv/pylon/7_boxes.csv")
+    assert table.index.tolist() == ["7", "mean", "std"]
+    assert table.loc["7", "micro"] == pytest.approx(boxes["hit"].mean())
+    assert table.loc["7", "Mass"] == pytest.approx(boxes["hit"][boxes["pathology"] == "Mass"].mean())
+    columns = ["image_id", "patient_id", "pathology", "probability", "row", "column", "hit", "x", "y", "w", "h"]
+    assert list(boxes.columns) == columns
+    assert boxes["probability"].between(0, 1).all()
+    assert (boxes["image_id"].str[:8].astype(int) == boxes["patient_id"]).all()
+    lone = boxes[boxes["hit"].isin([0, 1])]
+    inside = lone["column"].between(lone["x"], lone["x"] + lone["w"] - 1)
+    inside &= lone["row"].between(lone["y"], lone["y"] + lone["h"] - 1)
+    assert (inside == (lone["hit"] == 1)).all()
+    done = run_script("eval_auc.py", *options, "--seeds", 3, cwd=trained, code=2)
+    assert "--seeds 3: no checkpoint; save/pylon has 0, 7" in sentence_of(done)
+
+
+def test_evaluating_a_file(trained, phantom):
+    import torch
+
+    model = pylon.load_pylon(trained / "save/pylon/0/best")
+    model.save_pretrained(trained / "exported")
+    options = ("--data", phantom, "--device", "cpu", "--num-workers", 0)
+    run_script("eval_auc.py", *options, "--checkpoint", "exported", cwd=trained)
+    run_script("eval_auc.py", *options, "--checkpoint", "save/pylon/0/best", "--name", "mine", cwd=trained)
+    exported, mine = (pd.read_csv(trained / f"csv/{name}/auroc.csv") for name in ("exported", "mine"))
+    pd.testing.assert_frame_equal(exported.iloc[:, 1:], mine.iloc[:, 1:])
+    torch.save({"a": torch.zeros(1)}, trained / "model.pkl")
+    done = run_script("eval_loc.py", *options, "--checkpoint", "model.pkl", cwd=trained, code=2)
+    assert "model.pkl is of another network" in sentence_of(done)
+
+
+def test_heatmaps(trained, phantom):
+    (trained / "figs/all").mkdir(parents=True)
+    (trained / "figs/all/99.jpg").touch()  # of an earlier, larger data set
+    done = run_script("generate_heatmap.py", "--data", phantom, "--device", "cpu", "--num-workers", 0, cwd=trained)
+    boxes = len((phantom / "BBox_List_2017.csv").read_text().splitlines()) - 1
+    pages = sorted(int(path.stem) for path in (trained / "figs/all").iterdir())
+    assert pages == list(range(1, -(-boxes // 10) + 1))
+    assert "skipped 18 picked images" in done.stdout
+    assert cv2.imread(str(trained / "figs/all/1.jpg")).shape[0] > 10 * 300
+
+
+def test_picked_images_have_their_page(trained, phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    boxed = (data / "BBox_List_2017.csv").read_text().splitlines()[1].split(",")[0]
+    (data / "images" / boxed).rename(data / "images" / "00000032_037.png")
+    for path in (*data.glob("*.csv"), *data.glob("*.txt")):
+        path.write_text(path.read_text().replace(boxed, "00000032_037.png"))
+    out = ("--out", tmp_path / "figs")
+    run_script("generate_heatmap.py", "--data", data, "--device", "cpu", "--num-workers", 0, *out, cwd=trained)
+    assert [path.name for path in (tmp_path / "figs/picked").iterdir()] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval_auc.py", "eval_loc.py", "generate_heatmap.py"])
+def test_empty_data(script, trained):
+    (trained / "data").mkdir(exist_ok=True)
+    sentence = sentence_of(run_script(script, *TINY[:4] if script == "train.py" else (), cwd=trained, code=2))
+    assert "data lacks Data_Entry_2017.csv, train_val_list.txt, test_list.txt, images/" in sentence
+    assert "https://nihcc.app.box.com" in sentence
+
+
+def test_missing_image_is_named_before_the_run(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    lists = {name: (data / name).read_text().split() for name in ("train_val_list.txt", "test_list.txt")}
+    (data / "images" / lists["test_list.txt"][0]).unlink()
+    (data / "images" / lists["train_val_list.txt"][0]).unlink()
+    sentence = sentence_of(run_script("train.py", "--data", data, *TRAIN, cwd=tmp_path, code=2))
+    assert f"1 of {len(lists['train_val_list.txt'])} images are missing" in sentence
+    assert lists["train_val_list.txt"][0] in sentence
+    assert not (tmp_path / "save").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--image-size", "300"), "--image-size must be a multiple of 256, not 300"),
+        (("--batch-size", "1"), "--batch-size must be at least 2"),
+        (("--lr", "-1"), "--lr -1.0 and --min-lr"),
+        (("--name", "../elsewhere"), "--name '../elsewhere' must be the plain name"),
+        (("--up-layers", "3"), "--up-layers must be 1 or 2, not 3"),
+        (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
+        (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
+    ],
+)
+def test_bad_options(phantom, tmp_path, options, sentence):
+    done = run_script("train.py", "--data", phantom, *TRAIN, *options, cwd=tmp_path, code=2)
+    assert sentence in sentence_of(done)
+    assert os.listdir(tmp_path) == []
+
+
+def test_help_shows_the_papers_values(tmp_path):
+    shown = run_script("train.py", "--help", cwd=tmp_path).stdout
+    for default in ("256", "64", "0.0001", "1e-06", "0.2", "40", "resnet50", "imagenet"):
+        assert default in shown
+
+
+def test_two_processes_score_as_one(trained, phantom):
+    options = ("--data", phantom, "--device", "cpu", "--num-workers", "0", "--batch-size", "6")
+    single, double = {}, {}
+    for scores, launcher in ((single, []), (double, ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+        for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
+            port = ["--master-port", "29613"] if launcher else []
+            command = [sys.executable, *launcher, *port, str(ROOT / script), *map(str, options), "--seeds", "0"]
+            subprocess.run(command, cwd=trained, check=True, capture_output=True, timeout=300)
+            scores[name] = pd.read_csv(trained / "csv/pylon" / name)
+    for name in single:
+        pd.testing.assert_frame_equal(single[name], double[name], rtol=1e-6)
