@@ -1,21 +1,12 @@
 import csv
 import hashlib
-import importlib.util
 
 import cv2
 import numpy as np
-import pytest
-from conftest import ROOT, run_script, sentence_of
+from conftest import run_script, sentence_of
 
+import thorax
 from pylon.chestxray14 import PATHOLOGIES, class_names, read_boxes, read_images, require_files
-
-
-@pytest.fixture(scope="module")
-def make_phantom():
-    spec = importlib.util.spec_from_file_location("make_phantom", ROOT / "data" / "make_phantom.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def digest(folder) -> str:
@@ -44,28 +35,32 @@ def test_layout_is_nihs(phantom):
     assert images["image_id"].str.fullmatch(r"\d{8}_\d{3}\.png").all()
     assert images["patient_id"].nunique() < 60
     assert images[list(PATHOLOGIES)].sum(axis=1).isin([0, 1, 2, 3]).all()
-    header, *rows = csv.reader((phantom / "BBox_List_2017.csv").read_text().splitlines())
-    assert header == ["Image Index", "Finding Label", "Bbox [x,y,w,h]", "", "", ""]
+    header, *lines = (phantom / "BBox_List_2017.csv").read_text().splitlines()
+    assert header == "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+    rows = list(csv.reader(lines))
+    labels = (phantom / "Data_Entry_2017.csv").read_text().splitlines()
+    assert labels[0].endswith("View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]")
+    assert all(line.count(",") == labels[0].count(",") for line in labels)
     assert "Infiltrate" in {row[1] for row in rows}
     assert len(rows) == len(read_boxes(phantom, images))  # all of test images
 
 
-def test_boxes_are_of_the_boxed_findings_of_test_images(phantom, make_phantom):
+def test_boxes_are_of_the_boxed_findings_of_test_images(phantom):
     images = read_images(phantom)
     boxes = read_boxes(phantom, images)
     test = images[images["split"] == "test"]
-    labelled = {(row["image_id"], name) for _, row in test.iterrows() for name in make_phantom.BOXED if row[name] == 1}
+    labelled = {(row["image_id"], name) for _, row in test.iterrows() for name in thorax.BOXED if row[name] == 1}
     assert set(boxes[["image_id", "pathology"]].itertuples(index=False, name=None)) == labelled
     assert ((boxes["x"] + boxes["w"] <= 128) & (boxes["y"] + boxes["h"] <= 128)).all()
 
 
-def test_every_finding_changes_the_picture_where_its_box_is(make_phantom):
+def test_every_finding_changes_the_picture_where_its_box_is():
     seen = set()
     for patient_id in range(1, 200):
-        image, findings, boxes = make_phantom.draw(0, patient_id, 0, 64)
+        image, findings, boxes = thorax.draw(0, patient_id, 0, 64)
         assert image.shape == (64, 64)
         assert image.dtype == np.uint8
-        assert [box[0] for box in boxes] == [name for name in findings if name in make_phantom.BOXED]
+        assert [box[0] for box in boxes] == [name for name in findings if name in thorax.BOXED]
         for _, x, y, w, h in boxes:
             assert 0 <= x < x + w <= 64
             assert 0 <= y < y + h <= 64
@@ -73,9 +68,9 @@ def test_every_finding_changes_the_picture_where_its_box_is(make_phantom):
     assert seen == set(PATHOLOGIES)
 
 
-def test_sizes_show_the_same_picture(make_phantom):
-    small, findings, boxes = make_phantom.draw(0, 5, 1, 128)
-    large, same_findings, large_boxes = make_phantom.draw(0, 5, 1, 512)
+def test_sizes_show_the_same_picture():
+    small, findings, boxes = thorax.draw(0, 5, 1, 128)
+    large, same_findings, large_boxes = thorax.draw(0, 5, 1, 512)
     assert findings == same_findings
     shrunk = cv2.resize(large, (128, 128), interpolation=cv2.INTER_AREA)
     assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.98
