@@ -32,7 +32,7 @@ class Options(EvaluationOptions):
 
 
 def main(options: Options) -> None:
-    checkpoints = options.choose_checkpoints(options.seeds)
+    name, checkpoints = options.choose_checkpoints(options.seeds)
     accelerator = make_accelerator(options.device, "fp32", options.batch_size)
     images = read_images(options.data)
     test = images[images["split"] == "test"]
@@ -42,17 +42,17 @@ def main(options: Options) -> None:
     for seed, path in checkpoints.items():
         model, card = load_for(images, path)
         transform = eval_transform(card["image_size"], card["mean"], card["std"])
-        model, loader = accelerator.prepare(
-            model, eval_loader(test, transform, options.batch_size, options.num_workers)
-        )
+        loader = accelerator.prepare(eval_loader(test, transform, options.batch_size, options.num_workers))
+        model.to(accelerator.device)
         logits, labels = predict_logits(model, loader, accelerator, f"seed {seed}")
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)
         rows[seed] = {**dict(zip(card["class_names"], areas, strict=True)), "weighted": weighted, "macro": macro}
+        accelerator.free_memory()  # and the workers of this seed's loader
 
     table = table_of_seeds(rows)
     if accelerator.is_main_process:
-        path = Path("csv") / options.name / "auroc.csv"
+        path = Path("csv") / name / "auroc.csv"
         write_csv(path, table)
         print_table(table.rename(columns={"weighted": "weighted (micro)"}))  # "micro" is the published word
         for pathology in table.columns[table.iloc[0].isna()]:

@@ -37,7 +37,7 @@ class Options(EvaluationOptions):
 
 
 def main(options: Options) -> None:
-    checkpoints = options.choose_checkpoints(options.seeds)
+    name, checkpoints = options.choose_checkpoints(options.seeds)
     accelerator = make_accelerator(
         options.device, "fp32", options.batch_size
     )  # coarser maps tie, and ties move the score
@@ -55,8 +55,8 @@ def main(options: Options) -> None:
     for seed, path in checkpoints.items():
         model, card = load_for(images, path)
         transform = eval_transform(card["image_size"], card["mean"], card["std"])
-        loader = eval_loader(boxed, transform, options.batch_size, options.num_workers)
-        model, loader = accelerator.prepare(model.eval(), loader)
+        loader = accelerator.prepare(eval_loader(boxed, transform, options.batch_size, options.num_workers))
+        model.to(accelerator.device)
         found = []
         progress = tqdm(loader, desc=f"seed {seed}", unit="batch", disable=not accelerator.is_main_process)
         for batch in progress:
@@ -75,16 +75,17 @@ def main(options: Options) -> None:
         # with several processes: everybody's boxes, less those of images that fill up the last batch
         found = pd.DataFrame(gather_object(found), columns=["box", "probability", "row", "column", "hit"])
         found = found.drop_duplicates("box").set_index("box").sort_index()
-        who, where = boxes[["image_id", "patient_id", "pathology"]], boxes[["x", "y", "w", "h"]]
+        who, where = boxes[["image_id", "patient_id", "pathology"]], boxes[["x", "y", "w", "h"]].add_prefix("bbox_")
         per_box = pd.concat([who, found, where], axis=1)
         if accelerator.is_main_process:
-            write_csv(Path("csv") / options.name / f"{seed}_boxes.csv", per_box, index=False)
+            write_csv(Path("csv") / name / f"{seed}_boxes.csv", per_box, index=False)
         accuracy = per_box.groupby("pathology")["hit"].mean()
         rows[seed] = {**accuracy[pathologies].to_dict(), "micro": per_box["hit"].mean()}  # micro: all boxes pooled
+        accelerator.free_memory()  # and the workers of this seed's loader
 
     table = table_of_seeds(rows)
     if accelerator.is_main_process:
-        path = Path("csv") / options.name / "point_localization.csv"
+        path = Path("csv") / name / "point_localization.csv"
         write_csv(path, table)
         print_table(table)
         print(f"{len(boxes)} boxes on {len(boxed)} images; table written to {path}")

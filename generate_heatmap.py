@@ -42,21 +42,21 @@ class Options(EvaluationOptions):
 
 
 def main(options: Options) -> None:
-    checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
+    _, checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
     path = next(iter(checkpoints.values()))
     accelerator = make_accelerator(options.device, "fp32")
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
     boxed = select_boxed(images, boxes, options.data).set_index("image_id", drop=False)
     model, card = load_for(images, path)
-    model = model.eval().to(accelerator.device)
+    model.to(accelerator.device)
     transform = eval_transform(card["image_size"], card["mean"], card["std"])
     class_of = {name: c for c, name in enumerate(class_names(images))}
     boxes = boxes.sort_values("pathology", key=lambda names: names.map(class_of), kind="stable")
 
     @torch.inference_mode()
     def draw_pages(folder: Path, image_ids: list[str]) -> None:
-        """Write the pages of some images, in their order, a row a box; remove older pages beyond the last."""
+        """Write the pages of some images, in their order, a row a box."""
         rows = pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
         loader = eval_loader(boxed.loc[rows["image_id"]], transform, ROWS_A_PAGE, options.num_workers)
         progress = tqdm(loader, desc=str(folder), unit="page", disable=not accelerator.is_main_process)
@@ -79,10 +79,7 @@ def main(options: Options) -> None:
                 for box, heatmap, probability in zip(boxes_of_page.itertuples(), heatmaps, probabilities, strict=True)
             ]
             write_atomically(folder / f"{page + 1}.jpg", draw_page(panels))
-        if accelerator.is_main_process:
-            for old in folder.glob("*.jpg"):
-                if old.stem.isdigit() and int(old.stem) > len(loader):
-                    old.unlink()
+        remove_pages_from(folder, len(loader) + 1)
 
     accelerator.print(f"heatmaps of {path} for {len(boxes)} boxes on {len(boxed)} images of {options.data}")
     picked = [f"{name}.png" for name in PICKED if f"{name}.png" in boxed.index]
@@ -91,8 +88,17 @@ def main(options: Options) -> None:
         accelerator.print(f"skipped {len(PICKED) - len(picked)} picked images that {options.data} lacks: {lacking}")
     if picked:
         draw_pages(options.out / "picked", picked)
+    else:
+        remove_pages_from(options.out / "picked", 1)
     draw_pages(options.out / "all", list(boxed.index))
     accelerator.end_training()
+
+
+def remove_pages_from(folder: Path, first: int) -> None:
+    """Remove the pages, from number `first` on, that an earlier run on more images left."""
+    for page in folder.glob("*.jpg"):
+        if page.stem.isdigit() and int(page.stem) >= first:
+            page.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

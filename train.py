@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pylon.checkpoint import load_last, make_card, save_best, save_last
 from pylon.chestxray14 import class_names, read_images, require_files, shared_patients, split_hash
-from pylon.cli import UserError, run
+from pylon.cli import UserError, check_name, run
 from pylon.dataset import eval_loader, train_loader
 from pylon.device import Device, Precision, make_accelerator
 from pylon.metrics import auroc, mean_auroc
@@ -108,7 +108,7 @@ def main(options: Options) -> None:
 
     # network, optimizer, schedule
     torch.manual_seed(options.seed)
-    weights = None if last or options.encoder_weights == "none" else options.encoder_weights
+    weights = None if last or options.encoder_weights.lower() == "none" else options.encoder_weights
     with accelerator.main_process_first():  # one process downloads
         net = Pylon(options.encoder_name, weights, classes=len(names), up_layers=options.up_layers)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -205,8 +205,7 @@ def check(options: Options) -> None:
         raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
     if options.image_size < STRIDE or options.image_size % STRIDE:
         raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
-    if not options.name or Path(options.name).name != options.name:
-        raise UserError(f"--name {options.name!r} must be the plain name of a folder")
+    check_name(options.name)
 
 
 def refuse_another_experiment(last: dict, options: Options, hash_of_split: str, save: Path) -> None:

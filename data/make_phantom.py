@@ -53,7 +53,7 @@ def main(options: Options) -> None:
         fail("--images must be at least 20, --size at least 64 and --seed at least 0")
     if options.out.exists() and any(options.out.iterdir()) and not (options.out / MARK).exists():
         fail(f"--out {options.out} is not empty and holds no phantom; name a new folder")
-    rng = np.random.default_rng(options.seed)
+    out, rng = options.out.resolve(), np.random.default_rng(options.seed)
     radiographs, patients = [], 0  # (patient, follow-up)
     while len(radiographs) < options.images:
         patients += 1
@@ -61,7 +61,7 @@ def main(options: Options) -> None:
     radiographs = radiographs[: options.images]
     test = set(rng.choice(np.arange(1, patients + 1), round(TEST_SHARE * patients), replace=False).tolist())
 
-    partial_out = options.out.with_name(options.out.name + ".partial")  # whole, or not there
+    partial_out = out.with_name(out.name + ".partial")  # whole, or not there
     shutil.rmtree(partial_out, ignore_errors=True)
     (partial_out / "images").mkdir(parents=True)
     work = partial(write_radiograph, seed=options.seed, size=options.size, folder=partial_out / "images")
@@ -92,8 +92,8 @@ def main(options: Options) -> None:
         "Synthetic pictures drawn by data/make_phantom.py: not radiographs of anyone, and not medicine.\n"
         f"--images {options.images} --size {options.size} --seed {options.seed}\n"
     )
-    shutil.rmtree(options.out, ignore_errors=True)
-    partial_out.rename(options.out)
+    shutil.rmtree(out, ignore_errors=True)
+    partial_out.rename(out)
     print(f"{options.out}: {len(radiographs)} images of {patients} patients, {len(test)} of them in the test list")
 
 

@@ -117,7 +117,7 @@ def draw_finding(t: Thorax, name: str, picture: np.ndarray) -> np.ndarray | None
 
     if name == "Nodule":  # small, round, very dense, sharp
         _, cu, cv = t.place(0.1, 0.95, 0.035)
-        disc = ellipse(u, v, (cu, cv), np.full(2, rng.uniform(0.022, 0.032)))
+        disc = ellipse(u, v, (cu, cv), np.full(2, rng.uniform(0.027, 0.04)))
         picture[...] -= 25 * step((disc + 0.9) / 0.5) * lungs
         return blob(disc, 0.35, rng.uniform(150, 180))
     if name == "Mass":  # large, rounded, lobulated, dense throughout

@@ -1,5 +1,7 @@
 """Checkpoints: `best`, a folder for everybody, and `last`, a file for resuming. Nothing here runs a pickle's code.
 
+Deviation: the original pickled its checkpoints; here they are safetensors, json and, for resuming, tensors alone.
+
 save/<name>/<seed>/best/config.json        arguments that rebuild the network
                         model.safetensors  its weights
                         training.json      class names, normalisation, options, versions, hash of the split
@@ -39,6 +41,8 @@ def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon:
         UserError: there is no checkpoint, it is damaged, or it is one of another network.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is a part of a checkpoint; name the folder that it is in")
     if not path.exists():
         raise UserError(f"there is no checkpoint at {path}; train one first, or name another with --checkpoint")
     return (load_folder(path) if path.is_dir() else load_state_dict(path, encoder_name)).eval()
@@ -96,7 +100,7 @@ def load_safely(path: Path) -> Any:
 def read_card(path: str | Path, model: Pylon) -> dict[str, Any]:
     """What a checkpoint says of itself: at least class_names, mean, std, image_size.
 
-    A file without a training.json beside it (the authors' weights) has the paper's values, if it has the 14 classes.
+    A checkpoint without a training.json in it (the authors' weights) has the paper's values, if it has the 14 classes.
     """
     card_path = Path(path) / "training.json"
     if card_path.is_file():

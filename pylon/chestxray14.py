@@ -50,6 +50,7 @@ def read_images(data: Path) -> pd.DataFrame:
     return images
 
 
+# Deviation: the authors prepared labels and split as csv files. NIH's own files are read as they are.
 def read_official_split(data: Path) -> pd.DataFrame:
     entries = sorted(data.glob("Data_Entry_2017*.csv"))
     lists = {name: data / name for name in ("train_val_list.txt", "test_list.txt")}
@@ -235,9 +236,14 @@ def read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def read_list(path: Path) -> list[str]:
-    names = path.read_text(encoding="utf-8-sig").split()
+    try:
+        names = path.read_text(encoding="utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8; save it as such") from error
     if not names:
         raise UserError(f"{path} is empty: it must name images, one a line")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} names {pd.Series(names)[pd.Series(names).duplicated()].iloc[0]} twice")
     return names
 
 

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 
@@ -20,6 +22,8 @@ def run(main: Callable[[Any], None], options: type) -> None:
         # Raised in a loader's worker, the error arrives with the worker's traceback in front of its sentence.
         sentence = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         fail(sentence)
+    except torch.OutOfMemoryError:
+        fail("the GPU has too little memory for this; lower --batch-size")
     except OSError as error:
         if error.filename is None:
             raise
@@ -27,6 +31,12 @@ def run(main: Callable[[Any], None], options: type) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last finished epoch or starts anew", file=sys.stderr)
         sys.exit(130)
+
+
+def check_name(name: str) -> None:
+    """Raise a UserError if the name of an experiment is not the plain name of a folder."""
+    if name in ("", "..") or Path(name).name != name:
+        raise UserError(f"--name {name!r} must be the plain name of a folder")
 
 
 def fail(sentence: str) -> None:

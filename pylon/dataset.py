@@ -51,6 +51,7 @@ class RadiographDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image = read_image(self.paths[index])
+        # Deviation: not from the state of albumentations, which 2.0.8 makes the same in every worker and epoch.
         self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
         return {
             "image": self.transform(image=image)["image"],
@@ -83,7 +84,7 @@ def train_loader(
 ) -> tuple[DataLoader, EpochSampler]:
     """Shuffled, augmented batches. Set the sampler's `epoch` before each one."""
     sampler = EpochSampler(len(images), seed)
-    # Batch norm cannot train on one image: where one would be left over, each epoch leaves another one out.
+    # Deviation: batch norm cannot train on one image; where one would be left over, each epoch leaves another one out.
     drop_last = len(images) % batch_size == 1
     dataset = RadiographDataset(images, transform, seed)
     return make_loader(dataset, batch_size, num_workers, sampler=sampler, drop_last=drop_last), sampler

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs
 
 from pylon.cli import UserError
 
@@ -34,12 +33,15 @@ def make_accelerator(device: Device, precision: Precision, batch_size: int | Non
         precision = {"cuda": "fp16", "cpu": "bf16" if cpu_has_bf16() else "fp32", "mps": "fp32"}[chosen]
     if precision == "fp16" and chosen != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, not {chosen}; try --precision auto")
-    accelerator = Accelerator(
-        cpu=chosen == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),  # --batch-size is global
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # TF32 has the mantissa of fp16
+    try:
+        accelerator = Accelerator(
+            cpu=chosen == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),  # --batch-size is global
+        )
+    except ValueError as error:  # a GPU without bfloat16
+        raise UserError(f"--precision {precision}: {error}") from error
     processes = accelerator.num_processes
     if batch_size is not None and (batch_size < 1 or batch_size % processes):
         raise UserError(f"--batch-size must be a positive multiple of the number of processes, {processes}")

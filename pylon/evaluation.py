@@ -9,7 +9,7 @@ import pandas as pd
 
 from pylon.checkpoint import find_checkpoints, load_pylon, read_card
 from pylon.chestxray14 import class_names
-from pylon.cli import UserError
+from pylon.cli import UserError, check_name
 from pylon.device import Device
 from pylon.model import Pylon
 
@@ -18,33 +18,37 @@ from pylon.model import Pylon
 class EvaluationOptions:
     data: Path = Path("data")
     """Folder with NIH's files."""
-    name: str = "pylon"
-    """Name of the experiment: checkpoints are looked for in save/NAME, results go to csv/NAME."""
+    name: str | None = None
+    """Name of the experiment, pylon if none is given: its checkpoints are in save/NAME, its results go to csv/NAME."""
     checkpoint: Path | None = None
-    """Use this checkpoint instead: a folder, or the authors' model.pkl. Results go to csv/ and its name,
-    unless --name says otherwise."""
+    """Use this checkpoint instead: a folder, or the authors' model.pkl. Without --name, results go to csv/ and its
+    name (save/pylon/0/best: csv/pylon-0)."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read images."""
 
-    def choose_checkpoints(self, seeds: tuple[int, ...]) -> dict[str, Path]:
-        """The checkpoints asked for, by the word that the tables call them: the seed, or the name of the file."""
+    def choose_checkpoints(self, seeds: tuple[int, ...]) -> tuple[str, dict[str, Path]]:
+        """The name of the experiment and its checkpoints by what the tables call them: a seed, or the file's name."""
         if self.num_workers < 0:
             raise UserError(f"--num-workers must be at least 0, not {self.num_workers}")
+        if self.name is not None:
+            check_name(self.name)
         if self.checkpoint is None:
-            return find_checkpoints(self.name, seeds)
+            return self.name or "pylon", find_checkpoints(self.name or "pylon", seeds)
         if seeds:
-            raise UserError("--checkpoint names one checkpoint and --seeds others; give one of the two")
-        if self.name == EvaluationOptions.name:
-            self.name = self.checkpoint.resolve().stem
-        return {self.checkpoint.resolve().stem: self.checkpoint}
+            raise UserError("--checkpoint names one checkpoint; leave the seeds out")
+        path = self.checkpoint.resolve()
+        label = "-".join(path.parts[-3:-1]) if path.name == "best" else path.name.removesuffix(".pkl")
+        return self.name or label, {label: self.checkpoint}
 
 
 def load_for(images: pd.DataFrame, path: Path) -> tuple[Pylon, dict[str, Any]]:
     """Network and card of a checkpoint, which must be one for the classes of the table."""
     model = load_pylon(path)
     card = read_card(path, model)
+    if model.in_channels != 1:
+        raise UserError(f"{path} takes {model.in_channels} channels, but radiographs are read as one grey channel")
     if card["class_names"] != class_names(images):
         raise UserError(
             f"{path} knows the classes {', '.join(card['class_names'])}, the data {', '.join(class_names(images))}"

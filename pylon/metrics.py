@@ -54,6 +54,8 @@ def point_localization(
     Returns:
         hit (N,) float64 in [0, 1]; row (N,) and column (N,) int64 of the (first) maximum, pixels of the image file.
     """
+    # Deviation: the authors drew each box as a mask, resized it (nearest neighbour) and looked the maximum up in it.
+    # Comparing coordinates gives the same answer for every pixel.
     if heatmaps.dtype != torch.float32:
         raise ValueError(f"heatmaps must be float32, not {heatmaps.dtype}: coarser numbers tie")
     height, width = input_size

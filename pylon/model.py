@@ -9,6 +9,8 @@ import warnings
 from typing import NamedTuple
 
 import segmentation_models_pytorch as smp
+import timm
+import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from segmentation_models_pytorch.base import initialization
@@ -128,6 +130,7 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
         super().__init__()
         if up_layers not in (1, 2):
             raise UserError(f"--up-layers must be 1 or 2, not {up_layers}")
+        self.in_channels = in_channels
         self.encoder = build_encoder(encoder_name, encoder_weights, in_channels)
         self.decoder = PylonDecoder(self.encoder.out_channels[-4:], decoder_channels, up_layers)
         self.segmentation_head = nn.Sequential(nn.Conv2d(decoder_channels, classes, 1))
@@ -161,8 +164,6 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
 def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module:
     """One of SMP's encoders, checked to have the four strides that PYLON uses."""
     if name.startswith("tu-"):
-        import timm
-
         known, wanted = timm.list_models(), name[3:].split(".")[0]
         near = [f"tu-{match}" for match in difflib.get_close_matches(wanted, known, n=3)]
     else:
@@ -172,19 +173,33 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module
         hint = f"did you mean {', '.join(near)}?" if near else "see segmentation-models-pytorch's list of encoders"
         raise UserError(f"--encoder-name {name} is unknown; {hint}")
     try:
+        encoder = smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=None)
+        strides_fit = has_four_strides(encoder, in_channels)
+    except Exception as error:  # architectures that do not fit fail in as many ways as there are of them
+        raise UserError(f"--encoder-name {name} cannot be used: {str(error)[:200]}; choose another encoder") from error
+    if not strides_fit:
+        raise UserError(f"--encoder-name {name} has no features at strides 4, 8, 16 and 32; choose another encoder")
+    if weights is None:
+        return encoder
+    if name.startswith("tu-") and not timm.models.is_model_pretrained(name[3:]):
+        raise UserError(f"--encoder-weights {weights}: timm has no weights of {name}; use --encoder-weights none")
+    try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="For 'tu-'")  # "imagenet" stands for timm's own weights
-            encoder = smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=weights)
+            return smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=weights)
     except KeyError as error:  # SMP's word for weights that it does not list
         raise UserError(f"--encoder-weights {weights}: {error.args[0]}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        if weights is None:
-            raise UserError(f"--encoder-name {name} cannot be built with five stages: {error}") from error
         raise UserError(
             f"the {weights} weights of {name} could not be downloaded; connect to the network once, "
             "or train from scratch with --encoder-weights none"
         ) from error
-    strides = getattr(encoder, "output_stride", 32)
-    if len(encoder.out_channels) != 6 or not all(encoder.out_channels[-4:]) or strides != 32:
-        raise UserError(f"--encoder-name {name} has no features at strides 4, 8, 16 and 32; choose another encoder")
-    return encoder
+
+
+@torch.no_grad()
+def has_four_strides(encoder: nn.Module, in_channels: int) -> bool:
+    """Whether the last four features lie at strides 4, 8, 16 and 32, seen by trying."""
+    device = next(encoder.parameters()).device
+    features = encoder.eval()(torch.zeros(1, in_channels, STRIDE, STRIDE, device=device))
+    encoder.train()
+    return [feature.shape[-1] for feature in features[-4:]] == [STRIDE // stride for stride in (4, 8, 16, 32)]

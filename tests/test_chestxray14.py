@@ -82,6 +82,12 @@ def test_windows_line_ends_and_byte_order_mark(data):
         ("Data_Entry_2017.csv", "00000002_000", "00000001_000", "two rows of 00000001_000.png"),
         ("Data_Entry_2017.csv", "00000002_000", "00000009_000", "00000002_000.png is in the lists .* no row of it"),
         ("train_val_list.txt", "00000002_000.png", "00000003_000.png", "00000003_000.png is both in"),
+        (
+            "train_val_list.txt",
+            "00000002_000.png",
+            "00000001_000.png",
+            "names 00000001_000.png twice",
+        ),
         ("BBox_List_2017.csv", "Infiltrate", "Infiltrat", "'Infiltrat' is none of the findings"),
         ("BBox_List_2017.csv", "30.99", "-30", "box of 00000003_000.png, Infiltration"),
         ("BBox_List_2017.csv", "30.99", "", "box of 00000003_000.png, Infiltration"),

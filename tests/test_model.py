@@ -139,6 +139,8 @@ def test_bad_inputs():
         ("resnet5", "unknown; did you mean resnet"),
         ("tu-resnet188", "unknown; did you mean tu-resnet1"),
         ("tu-vit_tiny_patch16_224", "tu-vit_tiny_patch16_224"),
+        ("tu-swin_tiny_patch4_window7_224", "cannot be used: Input height"),
+        ("tu-inception_v3", "strides 4, 8, 16 and 32"),
         ("qqqqqqqq", "see segmentation-models-pytorch's list"),
     ],
 )
@@ -150,6 +152,8 @@ def test_bad_encoders(name, sentence):
 def test_bad_encoder_weights():
     with pytest.raises(UserError, match="--encoder-weights flowers"):
         Pylon("resnet18", "flowers")
+    with pytest.raises(UserError, match="timm has no weights of tu-cspresnet50d"):
+        Pylon("tu-cspresnet50d", "imagenet")
 
 
 def test_save_and_load_pretrained(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -71,11 +70,14 @@ def test_finished_run_says_so(trained, phantom):
 def test_killed_run_goes_on_to_the_same_result(trained, phantom, tmp_path):
     command = [sys.executable, ROOT / "train.py", "--data", phantom, "--epochs", "2", *TRAIN]
     process = subprocess.Popen(
-        list(map(str, command)), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        list(map(str, command)),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "save/pylon/0/last").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
+    assert any(line.startswith("epoch  1") for line in process.stdout)  # reads until there is that line
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(rows_of(tmp_path)) == 1
@@ -123,13 +125,14 @@ def test_evaluations(trained, phantom):
     assert table.index.tolist() == ["7", "mean", "std"]
     assert table.loc["7", "micro"] == pytest.approx(boxes["hit"].mean())
     assert table.loc["7", "Mass"] == pytest.approx(boxes["hit"][boxes["pathology"] == "Mass"].mean())
-    columns = ["image_id", "patient_id", "pathology", "probability", "row", "column", "hit", "x", "y", "w", "h"]
+    columns = ["image_id", "patient_id", "pathology", "probability", "row", "column", "hit"]
+    columns += ["bbox_x", "bbox_y", "bbox_w", "bbox_h"]
     assert list(boxes.columns) == columns
     assert boxes["probability"].between(0, 1).all()
     assert (boxes["image_id"].str[:8].astype(int) == boxes["patient_id"]).all()
     lone = boxes[boxes["hit"].isin([0, 1])]
-    inside = lone["column"].between(lone["x"], lone["x"] + lone["w"] - 1)
-    inside &= lone["row"].between(lone["y"], lone["y"] + lone["h"] - 1)
+    inside = lone["column"].between(lone["bbox_x"], lone["bbox_x"] + lone["bbox_w"] - 1)
+    inside &= lone["row"].between(lone["bbox_y"], lone["bbox_y"] + lone["bbox_h"] - 1)
     assert (inside == (lone["hit"] == 1)).all()
     done = run_script("eval_auc.py", *options, "--seeds", 3, cwd=trained, code=2)
     assert "--seeds 3: no checkpoint; save/pylon has 0, 7" in sentence_of(done)
@@ -142,9 +145,12 @@ def test_evaluating_a_file(trained, phantom):
     model.save_pretrained(trained / "exported")
     options = ("--data", phantom, "--device", "cpu", "--num-workers", 0)
     run_script("eval_auc.py", *options, "--checkpoint", "exported", cwd=trained)
-    run_script("eval_auc.py", *options, "--checkpoint", "save/pylon/0/best", "--name", "mine", cwd=trained)
-    exported, mine = (pd.read_csv(trained / f"csv/{name}/auroc.csv") for name in ("exported", "mine"))
-    pd.testing.assert_frame_equal(exported.iloc[:, 1:], mine.iloc[:, 1:])
+    run_script("eval_auc.py", *options, "--checkpoint", "save/pylon/0/best", cwd=trained)
+    exported, best = (pd.read_csv(trained / f"csv/{name}/auroc.csv") for name in ("exported", "pylon-0"))
+    assert (exported["seed"][0], best["seed"][0]) == ("exported", "pylon-0")
+    pd.testing.assert_frame_equal(exported.iloc[:, 1:], best.iloc[:, 1:])
+    done = run_script("eval_loc.py", *options, "--checkpoint", "exported/model.safetensors", cwd=trained, code=2)
+    assert "name the folder that it is in" in sentence_of(done)
     torch.save({"a": torch.zeros(1)}, trained / "model.pkl")
     done = run_script("eval_loc.py", *options, "--checkpoint", "model.pkl", cwd=trained, code=2)
     assert "model.pkl is of another network" in sentence_of(done)
@@ -198,6 +204,7 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         (("--batch-size", "1"), "--batch-size must be at least 2"),
         (("--lr", "-1"), "--lr -1.0 and --min-lr"),
         (("--name", "../elsewhere"), "--name '../elsewhere' must be the plain name"),
+        (("--name", ".."), "--name '..' must be the plain name"),
         (("--up-layers", "3"), "--up-layers must be 1 or 2, not 3"),
         (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
         (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
@@ -218,10 +225,10 @@ def test_help_shows_the_papers_values(tmp_path):
 def test_two_processes_score_as_one(trained, phantom):
     options = ("--data", phantom, "--device", "cpu", "--num-workers", "0", "--batch-size", "6")
     single, double = {}, {}
-    for scores, launcher in ((single, []), (double, ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for scores, launcher in ((single, []), (double, torchrun)):
         for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
-            port = ["--master-port", "29613"] if launcher else []
-            command = [sys.executable, *launcher, *port, str(ROOT / script), *map(str, options), "--seeds", "0"]
+            command = [sys.executable, *launcher, str(ROOT / script), *map(str, options), "--seeds", "0"]
             subprocess.run(command, cwd=trained, check=True, capture_output=True, timeout=300)
             scores[name] = pd.read_csv(trained / "csv/pylon" / name)
     for name in single:
