@@ -199,7 +199,8 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module
 @torch.no_grad()
 def has_four_strides(encoder: nn.Module, in_channels: int) -> bool:
     """Whether the last four features lie at strides 4, 8, 16 and 32, seen by trying."""
-    device = next(encoder.parameters()).device
-    features = encoder.eval()(torch.zeros(1, in_channels, STRIDE, STRIDE, device=device))
+    if any(parameter.is_meta for parameter in encoder.parameters()):
+        return True  # built for its shapes alone: there is nothing to try
+    features = encoder.eval()(torch.zeros(1, in_channels, STRIDE, STRIDE))
     encoder.train()
     return [feature.shape[-1] for feature in features[-4:]] == [STRIDE // stride for stride in (4, 8, 16, 32)]
