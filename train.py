@@ -27,6 +27,7 @@ from pylon.chestxray14 import class_names, read_images, require_files, shared_pa
 from pylon.cli import UserError, check_name, run
 from pylon.dataset import eval_loader, train_loader
 from pylon.device import Device, Precision, make_accelerator
+from pylon.files import require_writable
 from pylon.metrics import auroc, mean_auroc
 from pylon.model import STRIDE, Pylon
 from pylon.predict import predict_logits
@@ -96,6 +97,10 @@ def main(options: Options) -> None:
         train, train_transform(options.image_size), options.batch_size, options.num_workers, options.seed
     )
     val_batches = eval_loader(val, eval_transform(options.image_size), options.batch_size, options.num_workers)
+
+    csv = Path("csv") / options.name
+    if accelerator.is_main_process:
+        require_writable(save, csv)
 
     # what an earlier run left: resume, or find it finished
     last = load_last(save / "last") if (save / "last").exists() else None
@@ -177,7 +182,7 @@ def main(options: Options) -> None:
         if accelerator.is_main_process:
             if improved:
                 save_best(save / "best", net, {**card, "epoch": epoch, "val_loss": val_loss})
-            write_csv(Path("csv") / options.name / f"{options.seed}.csv", pd.DataFrame(rows), index=False)
+            write_csv(csv / f"{options.seed}.csv", pd.DataFrame(rows), index=False)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             save_last(save / "last", {
                 "epoch": epoch, "lr": lr, "best_loss": best_loss, "rows": rows, "model": net.state_dict(),
@@ -199,6 +204,8 @@ def check(options: Options) -> None:
     for name, low in (("epochs", 1), ("batch_size", 2), ("patience", 0), ("num_workers", 0), ("seed", 0)):
         if getattr(options, name) < low:
             raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(options, name)}")
+    if options.seed >= 2**32:
+        raise UserError(f"--seed must be below 2**32, not {options.seed}")
     if not 0 < options.lr < math.inf or not 0 <= options.min_lr < options.lr:
         raise UserError(f"--lr {options.lr} and --min-lr {options.min_lr}: it takes 0 <= min-lr < lr")
     if not 0 < options.lr_factor < 1:

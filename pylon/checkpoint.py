@@ -11,6 +11,7 @@ save/<name>/<seed>/last                    network, optimizer, schedule, scaler,
 import io
 import json
 import platform
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon:
 def load_folder(path: Path) -> Pylon:
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
-            raise UserError(f"{path} is no checkpoint: it has no {name}")
+            raise UserError(f"{path} is no checkpoint: it has no {name}; name a folder such as save/pylon/0/best")
     config = read_json(path / "config.json")
     try:
         model = Pylon(**{**config, "encoder_weights": None})
@@ -90,10 +91,12 @@ def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
 def load_safely(path: Path) -> Any:
     """torch.load that refuses everything but tensors and plain containers."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        with warnings.catch_warnings():  # of an odd pickle: it is answered below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise UserError(f"{path} is damaged, or holds more than tensors and is not opened for safety") from error
 
 
@@ -159,10 +162,10 @@ def find_checkpoints(name: str, seeds: tuple[int, ...] = ()) -> dict[str, Path]:
     folder = Path("save") / name
     found = {best.parent.name: best for best in folder.glob("*/best") if best.parent.name.isdigit()}
     found = dict(sorted(found.items(), key=lambda item: int(item[0])))
-    there = f"{folder} has {', '.join(found)}" if found else f"{folder} has none"
+    there = f"{folder} has seed {', '.join(found)}" if found else f"{folder} has none"
     lacking = [str(seed) for seed in seeds if str(seed) not in found]
     if lacking:
-        raise UserError(f"--seeds {' '.join(lacking)}: no checkpoint; {there}")
+        raise UserError(f"seed {' '.join(lacking)} of {name} has no checkpoint; {there}; train it, or choose of those")
     if not found:
         raise UserError(f"--name {name}: no checkpoint under {folder}; run train.py, or name one with --checkpoint")
     return {str(seed): found[str(seed)] for seed in seeds} if seeds else found

@@ -63,6 +63,8 @@ def read_official_split(data: Path) -> pd.DataFrame:
             "(README, 'NIH step by step'), or name another folder with --data"
         )
     table = read_csv(entries[0], ["Image Index", "Finding Labels", "Patient ID"])
+    if not pd.api.types.is_integer_dtype(table["Patient ID"]):
+        raise UserError(f"{entries[0]}: every row must have a whole number as 'Patient ID'")
     names = {name: read_list(path) for name, path in lists.items()}
     train_val, test = names.values()
     both = set(train_val) & set(test)
@@ -131,6 +133,9 @@ def read_boxes(data: Path, images: pd.DataFrame) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path} is missing: get it from {WHERE}")
     try:
+        with open(path, encoding="utf-8-sig") as lines:
+            if not next(lines, "").startswith("Image Index"):
+                raise ValueError("its first line must be NIH's header, which begins with Image Index")
         table = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), encoding="utf-8-sig")
         table.columns = ["image_id", "pathology", "x", "y", "w", "h"]
         numbers = table[["x", "y", "w", "h"]].astype(float)
@@ -142,8 +147,10 @@ def read_boxes(data: Path, images: pd.DataFrame) -> pd.DataFrame:
         raise UserError(f"{path}: {unknown.iloc[0]!r} is none of the findings {', '.join(class_names(images))}")
     bad = ~(np.isfinite(numbers).all(axis=1) & (numbers >= [0, 0, 1, 1]).all(axis=1))
     if bad.any():
-        row = table[bad].iloc[0]
-        raise UserError(f"{path}: the box of {row.image_id}, {row.pathology}, is {list(row[2:])}: no box of an image")
+        row, xywh = table[bad].iloc[0], ", ".join(f"{number:g}" for number in numbers[bad].iloc[0])
+        raise UserError(
+            f"{path}: the box of {row.image_id}, {row.pathology}, is {xywh}; correct x, y, w, h or remove it"
+        )
     table[["x", "y", "w", "h"]] = numbers.astype(np.int64)
     tested = images["image_id"][images["split"] == "test"]
     return table[table["image_id"].isin(tested)].reset_index(drop=True)

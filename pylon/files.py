@@ -24,4 +24,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):  # where the folder itself cannot be written, the first error says so
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror}); what was there before is untouched") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); what was there before is untouched. "
+            "Make room or get leave to write, then run the same command again"
+        ) from error
+
+
+def require_writable(*folders: Path) -> None:
+    """Raise a UserError if a file cannot be written into one of the folders, before hours are spent on its contents."""
+    for folder in folders:
+        write_atomically(folder / ".writable", b"")
+        (folder / ".writable").unlink()

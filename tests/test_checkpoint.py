@@ -86,6 +86,10 @@ def test_bad_checkpoints(model, tmp_path):
     best = tmp_path / "best"
     checkpoint.save_best(best, model, checkpoint.make_card(["a"], {"image_size": 256}, ""))
     whole = (best / "model.safetensors").read_bytes()
+    torch.save(model.state_dict(), tmp_path / "cut.pkl")
+    (tmp_path / "cut.pkl").write_bytes((tmp_path / "cut.pkl").read_bytes()[:10_000])
+    with pytest.raises(UserError, match=r"cut.pkl is damaged"):
+        pylon.load_pylon(tmp_path / "cut.pkl")
     (best / "model.safetensors").write_bytes(whole[:-1000])
     with pytest.raises(UserError, match="does not hold the network"):
         pylon.load_pylon(best)
@@ -118,7 +122,7 @@ def test_find_checkpoints(tmp_path, monkeypatch):
         os.makedirs(f"save/pylon/{seed}/best")
     assert list(checkpoint.find_checkpoints("pylon")) == ["9", "10"]
     assert list(checkpoint.find_checkpoints("pylon", (10,))) == ["10"]
-    with pytest.raises(UserError, match="--seeds 3: no checkpoint; save/pylon has 9, 10"):
+    with pytest.raises(UserError, match="seed 3 of pylon has no checkpoint; save/pylon has seed 9, 10"):
         checkpoint.find_checkpoints("pylon", (3, 9))
 
 

@@ -81,6 +81,8 @@ def test_windows_line_ends_and_byte_order_mark(data):
         ("Data_Entry_2017.csv", "Hernia", "", "row 4 has no finding"),
         ("Data_Entry_2017.csv", "00000002_000", "00000001_000", "two rows of 00000001_000.png"),
         ("Data_Entry_2017.csv", "00000002_000", "00000009_000", "00000002_000.png is in the lists .* no row of it"),
+        ("Data_Entry_2017.csv", "0,2\n", "0,\n", "whole number as 'Patient ID'"),
+        ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h],,,\n", "", "must be NIH's header"),
         ("train_val_list.txt", "00000002_000.png", "00000003_000.png", "00000003_000.png is both in"),
         (
             "train_val_list.txt",

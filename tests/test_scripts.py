@@ -135,7 +135,7 @@ def test_evaluations(trained, phantom):
     inside &= lone["row"].between(lone["bbox_y"], lone["bbox_y"] + lone["bbox_h"] - 1)
     assert (inside == (lone["hit"] == 1)).all()
     done = run_script("eval_auc.py", *options, "--seeds", 3, cwd=trained, code=2)
-    assert "--seeds 3: no checkpoint; save/pylon has 0, 7" in sentence_of(done)
+    assert "seed 3 of pylon has no checkpoint; save/pylon has seed 0, 7" in sentence_of(done)
 
 
 def test_evaluating_a_file(trained, phantom):
@@ -203,6 +203,7 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         (("--image-size", "300"), "--image-size must be a multiple of 256, not 300"),
         (("--batch-size", "1"), "--batch-size must be at least 2"),
         (("--lr", "-1"), "--lr -1.0 and --min-lr"),
+        (("--seed", "99999999999999999999"), "--seed must be below 2**32"),
         (("--name", "../elsewhere"), "--name '../elsewhere' must be the plain name"),
         (("--name", ".."), "--name '..' must be the plain name"),
         (("--up-layers", "3"), "--up-layers must be 1 or 2, not 3"),
@@ -213,7 +214,14 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
 def test_bad_options(phantom, tmp_path, options, sentence):
     done = run_script("train.py", "--data", phantom, *TRAIN, *options, cwd=tmp_path, code=2)
     assert sentence in sentence_of(done)
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_unwritable_folder_is_found_before_training(phantom, tmp_path):
+    (tmp_path / "save").touch()  # a file where a folder should be
+    done = run_script("train.py", "--data", phantom, *TRAIN, cwd=tmp_path, code=2)
+    assert "save/pylon/0/.writable cannot be written" in sentence_of(done)
+    assert "epoch" not in done.stdout
 
 
 def test_help_shows_the_papers_values(tmp_path):
