@@ -14,7 +14,8 @@ from pylon.chestxray14 import read_images, require_files
 from pylon.cli import run
 from pylon.dataset import eval_loader
 from pylon.device import make_accelerator
-from pylon.evaluation import EvaluationOptions, load_for
+from pylon.evaluation import ScoreOptions
+from pylon.images import open_cache
 from pylon.metrics import auroc, mean_auroc
 from pylon.predict import predict_logits
 from pylon.results import print_table, table_of_seeds, write_csv
@@ -22,29 +23,24 @@ from pylon.transforms import eval_transform
 
 
 @dataclass
-class Options(EvaluationOptions):
+class Options(ScoreOptions):
     """AUROC of every class on the test list."""
-
-    seeds: tuple[int, ...] = ()
-    """Seeds to score; every seed under save/NAME if none is named."""
-    batch_size: int = 64
-    """Images at a time, over all processes together."""
 
 
 def main(options: Options) -> None:
     name, checkpoints = options.choose_checkpoints(options.seeds)
-    accelerator = make_accelerator(options.device, "fp32", options.batch_size)
+    accelerator = make_accelerator(options.device, options.precision, options.batch_size)
     images = read_images(options.data)
     test = images[images["split"] == "test"]
     require_files(test, options.data)
+    cache = open_cache(test, options.data, options.cache_size, options.num_workers, accelerator.print)
 
     rows = {}
     for seed, path in checkpoints.items():
-        model, card = load_for(images, path)
-        transform = eval_transform(card["image_size"], card["mean"], card["std"])
-        loader = accelerator.prepare(eval_loader(test, transform, options.batch_size, options.num_workers))
-        model.to(accelerator.device)
-        logits, labels = predict_logits(model, loader, accelerator, f"seed {seed}")
+        model, card = options.load(images, path, accelerator)
+        transform = eval_transform(card["image_size"])
+        loader = accelerator.prepare(eval_loader(test, transform, options.batch_size, options.num_workers, cache))
+        logits, labels = predict_logits(model, loader, accelerator, f"seed {seed}", card["mean"], card["std"])
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)
         rows[seed] = {**dict(zip(card["class_names"], areas, strict=True)), "weighted": weighted, "macro": macro}

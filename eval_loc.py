@@ -20,30 +20,25 @@ from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
 from pylon.dataset import eval_loader
 from pylon.device import make_accelerator
-from pylon.evaluation import EvaluationOptions, load_for
+from pylon.evaluation import ScoreOptions
+from pylon.images import open_cache
 from pylon.metrics import point_localization
 from pylon.results import print_table, table_of_seeds, write_csv
-from pylon.transforms import eval_transform
+from pylon.transforms import eval_transform, normalize
 
 
 @dataclass
-class Options(EvaluationOptions):
+class Options(ScoreOptions):
     """Point localization accuracy on the boxed test images."""
-
-    seeds: tuple[int, ...] = ()
-    """Seeds to score; every seed under save/NAME if none is named."""
-    batch_size: int = 64
-    """Images at a time, over all processes together."""
 
 
 def main(options: Options) -> None:
     name, checkpoints = options.choose_checkpoints(options.seeds)
-    accelerator = make_accelerator(
-        options.device, "fp32", options.batch_size
-    )  # coarser maps tie, and ties move the score
+    accelerator = make_accelerator(options.device, options.precision, options.batch_size)
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
     boxed = select_boxed(images, boxes, options.data)
+    cache = open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
 
     boxes.insert(1, "patient_id", boxes["image_id"].map(boxed.set_index("image_id")["patient_id"]))
     boxes_of = boxes.groupby("image_id").indices  # image -> rows of the table
@@ -53,22 +48,21 @@ def main(options: Options) -> None:
 
     rows = {}
     for seed, path in checkpoints.items():
-        model, card = load_for(images, path)
-        transform = eval_transform(card["image_size"], card["mean"], card["std"])
-        loader = accelerator.prepare(eval_loader(boxed, transform, options.batch_size, options.num_workers))
-        model.to(accelerator.device)
+        model, card = options.load(images, path, accelerator)
+        transform = eval_transform(card["image_size"])
+        loader = accelerator.prepare(eval_loader(boxed, transform, options.batch_size, options.num_workers, cache))
         found = []
         progress = tqdm(loader, desc=f"seed {seed}", unit="batch", disable=not accelerator.is_main_process)
         for batch in progress:
-            with torch.inference_mode():
-                output = model(batch["image"])
+            with torch.inference_mode(), accelerator.autocast():
+                output = model(normalize(batch["image"], card["mean"], card["std"]))
             ids = boxed["image_id"].iloc[batch["index"].tolist()]
             pairs = [(b, k) for b, image_id in enumerate(ids) for k in boxes_of[image_id]]
             b, k = map(list, zip(*pairs, strict=True))  # image of the batch, row of the boxes
             c = [class_of[row] for row in k]
             heatmaps = output.maps[b, c].sigmoid()
             probability = output.logits[b, c].sigmoid()
-            size = batch["height_width"][b]
+            size = batch["height_width"][b].cpu().numpy()
             hit, row, column = point_localization(heatmaps, bbox_xywh[k], size, batch["image"].shape[-2:])
             found += zip(k, probability.tolist(), row.tolist(), column.tolist(), hit.tolist(), strict=True)
 

@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
-from pylon.dataset import eval_loader, read_image
+from pylon.dataset import eval_loader
 from pylon.device import make_accelerator
-from pylon.evaluation import EvaluationOptions, load_for
+from pylon.evaluation import EvaluationOptions
 from pylon.files import write_atomically
 from pylon.heatmap import Row, draw_page
-from pylon.transforms import eval_transform
+from pylon.images import open_cache, read_image
+from pylon.transforms import eval_transform, normalize
 
 PICKED = (
     "00000032_037", "00000150_002", "00000211_041", "00000468_017", "00001075_024", "00008547_001",
@@ -44,13 +45,13 @@ class Options(EvaluationOptions):
 def main(options: Options) -> None:
     _, checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
     path = next(iter(checkpoints.values()))
-    accelerator = make_accelerator(options.device, "fp32")
+    accelerator = make_accelerator(options.device, options.precision)
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
     boxed = select_boxed(images, boxes, options.data).set_index("image_id", drop=False)
-    model, card = load_for(images, path)
-    model.to(accelerator.device)
-    transform = eval_transform(card["image_size"], card["mean"], card["std"])
+    cache = open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
+    model, card = options.load(images, path, accelerator)
+    transform = eval_transform(card["image_size"])
     class_of = {name: c for c, name in enumerate(class_names(images))}
     boxes = boxes.sort_values("pathology", key=lambda names: names.map(class_of), kind="stable")
 
@@ -58,14 +59,15 @@ def main(options: Options) -> None:
     def draw_pages(folder: Path, image_ids: list[str]) -> None:
         """Write the pages of some images, in their order, a row a box."""
         rows = pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
-        loader = eval_loader(boxed.loc[rows["image_id"]], transform, ROWS_A_PAGE, options.num_workers)
+        loader = eval_loader(boxed.loc[rows["image_id"]], transform, ROWS_A_PAGE, options.num_workers, cache)
         progress = tqdm(loader, desc=str(folder), unit="page", disable=not accelerator.is_main_process)
         for page, batch in enumerate(progress):
             if page % accelerator.num_processes != accelerator.process_index:
                 continue
             boxes_of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
             b, c = range(len(boxes_of_page)), boxes_of_page["pathology"].map(class_of).tolist()
-            output = model(batch["image"].to(accelerator.device))
+            with accelerator.autocast():
+                output = model(normalize(batch["image"].to(accelerator.device), card["mean"], card["std"]))
             heatmaps = output.maps[b, c].sigmoid().cpu().numpy()
             probabilities = output.logits[b, c].sigmoid().tolist()
             panels = [

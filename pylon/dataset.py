@@ -1,9 +1,9 @@
 """The `images` table and a transform -> torch Dataset and loaders."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 
 import albumentations as A
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -11,53 +11,53 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylon.chestxray14 import class_names
-from pylon.cli import UserError
+from pylon.images import ImageCache, one_thread, read_image
 
-
-def read_image(path: str) -> np.ndarray:
-    """Read any PNG or JPEG as grey, (H, W) uint8.
-
-    Raises:
-        UserError: it is missing, truncated or no image.
-    """
-    image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise UserError(f"{path} cannot be read as an image; copy it again from NIH's archive")
-    return image
+Transform = Callable[..., dict[str, Tensor]]
 
 
 class RadiographDataset(Dataset):
     """Radiographs with their labels.
 
-    An item is asked for as `index`, or as `(epoch, index)` where the transform is random: its random numbers are
+    An item is asked for as `index`, or as `(epoch, index)` where the transform is random: its random numbers are then
     a function of seed, epoch and index, so they do not depend on the number of workers nor on what was drawn before.
 
     Args:
         images: the table of `pylon.chestxray14.read_images`, or some of its rows.
         transform: one of `pylon.transforms`.
         seed: seed of the transform's random numbers.
+        cache: where the images are read from instead of their files; it holds all of the table.
 
-    Items are dicts: image (1, S, S) float32; label (C,) float32; index, the row; height_width (2,) of the file, pixels.
+    Items are dicts: image (1, S, S) uint8, for `pylon.transforms.normalize`; label (C,) float32; index, the row;
+    height_width (2,) of the file, pixels.
     """
 
-    def __init__(self, images: pd.DataFrame, transform: A.Compose, seed: int = 0):
+    def __init__(self, images: pd.DataFrame, transform: Transform, seed: int = 0, cache: ImageCache | None = None):
         self.paths = images["path"].to_numpy(dtype=str)
-        self.labels = images[class_names(images)].to_numpy(np.float32)
-        self.transform, self.seed = transform, seed
+        self.labels = torch.tensor(images[class_names(images)].to_numpy(np.float32))
+        self.transform, self.seed, self.cache = transform, seed, cache
+        self.rows = None if cache is None else cache.row_of[images["image_id"]].to_numpy()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image = read_image(self.paths[index])
-        # Deviation: not from the state of albumentations, which 2.0.8 makes the same in every worker and epoch.
-        self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
+        if self.cache is None:
+            image = read_image(self.paths[index])
+            height_width = image.shape
+        else:
+            image, height_width = self.cache.read(self.rows[index]), self.cache.height_width[self.rows[index]]
+        if isinstance(key, tuple):
+            # Deviation: not from the state of albumentations, which 2.0.8 makes the same in every worker and epoch. One
+            # state for all steps: its set_random_seed would start each with the same numbers, and all coins fall alike.
+            numbers = random.Random(f"{self.seed} {epoch} {index}")
+            self.transform.set_random_state(np.random.default_rng(numbers.getrandbits(64)), numbers)
         return {
             "image": self.transform(image=image)["image"],
-            "label": torch.tensor(self.labels[index]),
+            "label": self.labels[index],
             "index": torch.tensor(index),
-            "height_width": torch.tensor(image.shape),
+            "height_width": torch.tensor(height_width),
         }
 
 
@@ -80,19 +80,26 @@ class EpochSampler(Sampler):
 
 
 def train_loader(
-    images: pd.DataFrame, transform: A.Compose, batch_size: int, num_workers: int, seed: int
+    images: pd.DataFrame,
+    transform: A.Compose,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    cache: ImageCache | None = None,
 ) -> tuple[DataLoader, EpochSampler]:
     """Shuffled, augmented batches. Set the sampler's `epoch` before each one."""
     sampler = EpochSampler(len(images), seed)
     # Deviation: batch norm cannot train on one image; where one would be left over, each epoch leaves another one out.
     drop_last = len(images) % batch_size == 1
-    dataset = RadiographDataset(images, transform, seed)
+    dataset = RadiographDataset(images, transform, seed, cache)
     return make_loader(dataset, batch_size, num_workers, sampler=sampler, drop_last=drop_last), sampler
 
 
-def eval_loader(images: pd.DataFrame, transform: A.Compose, batch_size: int, num_workers: int) -> DataLoader:
+def eval_loader(
+    images: pd.DataFrame, transform: Transform, batch_size: int, num_workers: int, cache: ImageCache | None = None
+) -> DataLoader:
     """All images in the order of the table."""
-    return make_loader(RadiographDataset(images, transform), batch_size, num_workers)
+    return make_loader(RadiographDataset(images, transform, cache=cache), batch_size, num_workers)
 
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, **options) -> DataLoader:
@@ -102,10 +109,7 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, **options) 
         num_workers=num_workers,
         worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
         pin_memory=torch.cuda.is_available(),
         **options,
     )
-
-
-def one_thread(_worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism

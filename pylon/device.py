@@ -13,13 +13,17 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
-def make_accelerator(device: Device, precision: Precision, batch_size: int | None = None) -> Accelerator:
+def make_accelerator(
+    device: Device, precision: Precision, batch_size: int | None = None, training: bool = False
+) -> Accelerator:
     """The one object that knows the device, the precision and the other processes (`torchrun`).
 
     Args:
         device: "auto" takes CUDA, then Apple's MPS, then the CPU.
         precision: "auto" is fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32.
         batch_size: images a step over all processes, to be checked.
+        training: on a GPU, let fp32 multiply in TF32, and cuDNN try which of its convolutions is fastest. Scores shall
+            not move with the machine: an evaluation in fp32 is one in float32.
 
     Raises:
         UserError: the device is not there or cannot do the precision, or the batch cannot be shared evenly.
@@ -33,7 +37,9 @@ def make_accelerator(device: Device, precision: Precision, batch_size: int | Non
         precision = {"cuda": "fp16", "cpu": "bf16" if cpu_has_bf16() else "fp32", "mps": "fp32"}[chosen]
     if precision == "fp16" and chosen != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, not {chosen}; try --precision auto")
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # TF32 has the mantissa of fp16
+    torch.backends.cudnn.allow_tf32 = training or precision != "fp32"  # TF32 has the mantissa of fp16
+    torch.backends.cuda.matmul.allow_tf32 = training
+    torch.backends.cudnn.benchmark = training
     try:
         accelerator = Accelerator(
             cpu=chosen == "cpu",

@@ -3,15 +3,17 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+import torch
+from accelerate import Accelerator
 
 from pylon.checkpoint import find_checkpoints, load_pylon, read_card
 from pylon.chestxray14 import class_names
 from pylon.cli import UserError, check_name
 from pylon.device import Device
-from pylon.model import Pylon
+from pylon.model import STRIDE, Pylon
 
 
 @dataclass
@@ -25,13 +27,20 @@ class EvaluationOptions:
     name (save/pylon/0/best: csv/pylon-0)."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32: scores are the same on every machine. bf16: faster where the hardware has it, and they move a little."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read images."""
+    cache_size: int = 0
+    """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels, filled when first used;
+    1024 is exact for NIH's. 0: read the image files."""
 
     def choose_checkpoints(self, seeds: tuple[int, ...]) -> tuple[str, dict[str, Path]]:
         """The name of the experiment and its checkpoints by what the tables call them: a seed, or the file's name."""
         if self.num_workers < 0:
             raise UserError(f"--num-workers must be at least 0, not {self.num_workers}")
+        if self.cache_size != 0 and self.cache_size < STRIDE:
+            raise UserError(f"--cache-size must be 0 or at least {STRIDE}, not {self.cache_size}")
         if self.name is not None:
             check_name(self.name)
         if self.checkpoint is None:
@@ -42,15 +51,24 @@ class EvaluationOptions:
         label = "-".join(path.parts[-3:-1]) if path.name == "best" else path.name.removesuffix(".pkl")
         return self.name or label, {label: self.checkpoint}
 
+    def load(self, images: pd.DataFrame, path: Path, accelerator: Accelerator) -> tuple[Pylon, dict[str, Any]]:
+        """Network, on the device, and card of a checkpoint, which must be one for the classes of the table."""
+        model = load_pylon(path)
+        card = read_card(path, model)
+        if model.in_channels != 1:
+            raise UserError(f"{path} takes {model.in_channels} channels, but radiographs are read as one grey channel")
+        if card["class_names"] != class_names(images):
+            raise UserError(
+                f"{path} knows the classes {', '.join(card['class_names'])}, the data {', '.join(class_names(images))}"
+            )
+        if 0 < self.cache_size < card["image_size"]:
+            raise UserError(f"--cache-size {self.cache_size} is below the {card['image_size']} pixels that {path} sees")
+        return model.to(accelerator.device, memory_format=torch.channels_last), card
 
-def load_for(images: pd.DataFrame, path: Path) -> tuple[Pylon, dict[str, Any]]:
-    """Network and card of a checkpoint, which must be one for the classes of the table."""
-    model = load_pylon(path)
-    card = read_card(path, model)
-    if model.in_channels != 1:
-        raise UserError(f"{path} takes {model.in_channels} channels, but radiographs are read as one grey channel")
-    if card["class_names"] != class_names(images):
-        raise UserError(
-            f"{path} knows the classes {', '.join(card['class_names'])}, the data {', '.join(class_names(images))}"
-        )
-    return model, card
+
+@dataclass
+class ScoreOptions(EvaluationOptions):
+    seeds: tuple[int, ...] = ()
+    """Seeds to score; every seed under save/NAME if none is named."""
+    batch_size: int = 128
+    """Images at a time, over all processes together."""

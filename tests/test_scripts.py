@@ -87,6 +87,32 @@ def test_killed_run_goes_on_to_the_same_result(trained, phantom, tmp_path):
     assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
 
 
+def test_cache_changes_nothing_where_images_fit(trained, phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    options = ("--data", data, "--cache-size", 256)
+    done = run_script("train.py", *options, "--epochs", 2, *TRAIN, "--num-workers", 1, cwd=tmp_path)
+    assert f"images into {data}/cache/256" in done.stdout
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+    scores = {}
+    for cwd, chosen in ((tmp_path, options), (trained, ("--data", phantom))):
+        for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
+            run_script(script, *chosen, "--device", "cpu", "--num-workers", 0, "--seeds", 0, cwd=cwd)
+            scores.setdefault(name, []).append(pd.read_csv(cwd / "csv/pylon" / name))
+    for one, other in scores.values():
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_scoring_in_bf16(trained, phantom):
+    options = ("--data", phantom, "--device", "cpu", "--num-workers", 0, "--seeds", 0)
+    aurocs = []
+    for precision in ("fp32", "bf16"):
+        run_script("eval_auc.py", *options, "--precision", precision, cwd=trained)
+        aurocs.append(pd.read_csv(trained / "csv/pylon/auroc.csv", index_col="seed").loc["0"].dropna())
+    assert (aurocs[0] != aurocs[1]).any()  # it is another precision
+    assert (aurocs[0] - aurocs[1]).abs().mean() < 0.1
+
+
 def test_other_options_are_not_mixed(trained, phantom):
     done = run_script("train.py", "--data", phantom, "--epochs", 3, *TRAIN, "--lr", "5e-4", cwd=trained, code=2)
     assert "was trained with --lr 0.001 (now 0.0005); choose another --name" in sentence_of(done)
@@ -209,6 +235,7 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         (("--up-layers", "3"), "--up-layers must be 1 or 2, not 3"),
         (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
         (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
+        (("--cache-size", "128"), "--cache-size must be 0 or at least --image-size, 256"),
     ],
 )
 def test_bad_options(phantom, tmp_path, options, sentence):
@@ -228,6 +255,34 @@ def test_help_shows_the_papers_values(tmp_path):
     shown = run_script("train.py", "--help", cwd=tmp_path).stdout
     for default in ("256", "64", "0.0001", "1e-06", "0.2", "40", "resnet50", "imagenet"):
         assert default in shown
+
+
+def test_compiling_without_a_compiler(phantom, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    done = run_script("train.py", "--data", phantom, *TRAIN, "--compile", cwd=tmp_path, code=2)
+    assert "--compile needs a C++ compiler" in sentence_of(done)
+
+
+def test_cache_smaller_than_the_input(trained, phantom):
+    done = run_script("eval_auc.py", "--data", phantom, "--cache-size", 100, cwd=trained, code=2)
+    assert "--cache-size must be 0 or at least 256, not 100" in sentence_of(done)
+
+
+def test_two_processes_train_one_network(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ("--data", data, "--epochs", 2, *TRAIN, "--cache-size", 256)
+    command = [sys.executable, *torchrun, str(ROOT / "train.py"), *map(str, options)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("decoding") == 1
+    assert done.stdout.count("epoch  2") == 1
+    assert [path.name for path in (tmp_path / "csv/pylon").iterdir()] == ["0.csv"]
+    assert sorted(path.name for path in (tmp_path / "save/pylon/0").iterdir()) == ["best", "last"]
+    table = rows_of(tmp_path)
+    assert table["epoch"].tolist() == [1, 2]
+    assert read_json(tmp_path / "save/pylon/0/best/training.json")["val_loss"] == table["val_loss"].min()
 
 
 def test_two_processes_score_as_one(trained, phantom):

@@ -1,0 +1,210 @@
+"""Radiographs from the disk: image files, and a cache of decoded ones.
+
+DATA/cache/SIZE/images.uint8  a memory map (N, SIZE, SIZE), a row an image; the OS keeps in memory what it has room for
+                index.csv     a row an image, in the same order: image_id, height, width, bytes, modified_ns of its file
+                lock          held by the process that fills it
+"""
+
+import fcntl
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pylon.cli import UserError
+from pylon.files import write_atomically
+
+COLUMNS = ["image_id", "height", "width", "bytes", "modified_ns"]
+SECONDS_BETWEEN_COMMITS = 20  # what a killed process may have to decode again
+
+
+def read_image(path: str) -> np.ndarray:
+    """Read any PNG or JPEG as grey, (H, W) uint8.
+
+    Raises:
+        UserError: it is missing, truncated or no image.
+    """
+    image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise UserError(f"{path} cannot be read as an image; copy it again from NIH's archive")
+    return image
+
+
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """Reduce an image so that no side is above `size`, by averaging areas; one that fits stays as it is."""
+    height, width = image.shape
+    scale = size / max(height, width)
+    if scale >= 1:
+        return image
+    return cv2.resize(
+        image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
+    )
+
+
+class ImageCache:
+    """Grey images, no side above `size`, in one memory map. Processes that get a copy of this map the same file."""
+
+    def __init__(self, folder: Path, size: int):
+        self.path, self.size = folder / "images.uint8", size
+        index = read_index(folder, size)
+        self.height_width = index[["height", "width"]].to_numpy()
+        self.row_of = pd.Series(np.arange(len(index)), index=index["image_id"])
+        self.map = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "map": None}  # a memory map would be pickled with all that is in it
+
+    def read(self, row: int) -> np.ndarray:
+        """The image in a row, (h, w) uint8, no side above `size`; not copied. What is written to it stays here."""
+        if self.map is None:
+            self.map = open_map(self.path, self.size, "c")
+        height, width = self.height_width[row]
+        scale = min(1, self.size / max(height, width))
+        return self.map[row, : max(1, round(height * scale)), : max(1, round(width * scale))]
+
+
+def open_cache(
+    images: pd.DataFrame, data: Path, size: int, num_workers: int, say: Callable[[str], None] = print
+) -> ImageCache | None:
+    """Open the cache of `size`; decode into it the images that it lacks or whose files have changed since.
+
+    One process fills it, by `num_workers` others; whoever else asks for it waits. What a killed one leaves is used.
+
+    Args:
+        images: the table of `pylon.chestxray14.read_images`, or some of its rows.
+        data: folder with NIH's files; the cache is under DATA/cache.
+        size: side of a row, pixels. 0: there is no cache, and None is returned.
+        say: how to tell that another process is waited for.
+
+    Raises:
+        UserError: an image cannot be read, there is too little room, or the folder cannot be written.
+    """
+    if size == 0:
+        return None
+    folder = data / "cache" / str(size)
+    with locked(folder, say):
+        fill(folder, images.drop_duplicates("image_id"), size, num_workers)
+    return ImageCache(folder, size)
+
+
+def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> None:
+    index = read_index(folder, size)
+    files = [os.stat(path) for path in images["path"]]
+    wanted = pd.DataFrame({
+        "image_id": images["image_id"].to_numpy(), "path": images["path"].to_numpy(),
+        "bytes": [file.st_size for file in files], "modified_ns": [file.st_mtime_ns for file in files],
+    })  # fmt: skip
+    merged = wanted.merge(index.reset_index(names="row"), on="image_id", how="left", suffixes=("", "_then"))
+    stale = (merged["bytes"] != merged["bytes_then"]) | (merged["modified_ns"] != merged["modified_ns_then"])
+    todo = merged[stale].reset_index(drop=True)
+    if len(todo) == 0:
+        return
+    new = todo["row"].isna()
+    todo.loc[new, "row"] = np.arange(len(index), len(index) + new.sum())
+    todo["row"] = todo["row"].astype(int)
+
+    rows = len(index) + int(new.sum())
+    make_room(folder / "images.uint8", rows * size * size)
+    print(f"decoding {len(todo)} images into {folder}, {rows * size * size / 1e9:.1f} GB when it is whole")
+    loader = DataLoader(
+        Decoder(folder / "images.uint8", size, todo), 16, num_workers=num_workers, worker_init_fn=one_thread
+    )
+    # The rows reach the disk before the index names them, in the order of `todo`: its new rows are an unbroken tail.
+    store, done, committed = open_map(folder / "images.uint8", size, "r+"), [], time.monotonic()
+    for batch in tqdm(loader, desc="decoding", unit="batch", leave=False):
+        done += batch.tolist()
+        if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or len(done) == len(todo):
+            store.flush()
+            part = todo.iloc[: len(done)].copy()
+            part[["height", "width"]] = done
+            index = pd.concat([index, part.set_index("row")[COLUMNS]])
+            index = index[~index.index.duplicated(keep="last")].sort_index().astype(dict.fromkeys(COLUMNS[1:], "int64"))
+            write_atomically(folder / "index.csv", index.to_csv(index=False).encode())
+            committed = time.monotonic()
+
+
+class Decoder(Dataset):
+    """Item k: the image file of line k of `todo`, decoded into its row of the map; (height, width) of the file."""
+
+    def __init__(self, path: Path, size: int, todo: pd.DataFrame):
+        self.path, self.size = path, size
+        self.files, self.rows = todo["path"].to_numpy(dtype=str), todo["row"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        image = read_image(self.files[k])
+        small = shrink(image, self.size)
+        row = open_map(self.path, self.size, "r+")[self.rows[k]]
+        row[: small.shape[0], : small.shape[1]] = small
+        return np.array(image.shape)
+
+
+def open_map(path: Path, size: int, mode: str) -> np.memmap:
+    return np.memmap(path, np.uint8, mode).reshape(-1, size, size)
+
+
+def read_index(folder: Path, size: int) -> pd.DataFrame:
+    path, store = folder / "index.csv", folder / "images.uint8"
+    if not path.exists() or not store.exists():
+        return pd.DataFrame(columns=COLUMNS).astype(dict.fromkeys(COLUMNS[1:], "int64"))
+    try:
+        index = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=dict.fromkeys(COLUMNS[1:], "int64"))[COLUMNS]
+    except (ValueError, KeyError, pd.errors.ParserError) as error:
+        raise UserError(f"{path} is damaged; remove the folder {folder}, and it is made again") from error
+    return index[: store.stat().st_size // (size * size)]  # a copy may have been cut short
+
+
+def make_room(path: Path, length: int) -> None:
+    """Make a file `length` bytes long, for which there is room: to run out of it later would kill the process."""
+    lacking = length - (path.stat().st_size if path.exists() else 0)
+    free = shutil.disk_usage(path.parent).free
+    if lacking > free:
+        raise UserError(
+            f"{path} needs {lacking / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; make room, "
+            f"link {path.parent} to a larger disk, or choose a smaller --cache-size"
+        )
+    try:
+        with open(path, "ab") as file:
+            if lacking > 0 and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, length)
+            os.truncate(file.fileno(), length)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made {length / 1e9:.1f} GB long ({error.strerror}); make room, link {path.parent} to a "
+            "larger disk, or choose a smaller --cache-size"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes back from a process that dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); get leave to write, link it to another disk, or use "
+            "--cache-size 0"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that fills {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
