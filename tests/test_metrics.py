@@ -1,10 +1,13 @@
+import gzip
+
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from pylon.chestxray14 import read_boxes, read_images
-from pylon.metrics import auroc, mean_auroc, point_localization
+from pylon.metrics import auroc, in_box, mean_auroc, point_localization
 
 
 def test_auroc_by_hand():
@@ -100,12 +103,30 @@ def test_coarse_heatmaps_are_refused():
         point_localization(torch.zeros(1, 2, 2, dtype=torch.bfloat16), np.ones((1, 4)), np.ones((1, 2)), (2, 2))
 
 
-def test_published_heatmaps(shared, tmp_path):
-    import gzip
-
+@pytest.fixture
+def official_boxes(shared, tmp_path):
     for path in (shared / "nih14" / "official").glob("*.gz"):
         (tmp_path / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    boxes = read_boxes(tmp_path, read_images(tmp_path))
+    return read_boxes(tmp_path, read_images(tmp_path))
+
+
+def test_every_pixel_of_every_box_is_that_of_its_mask(official_boxes):
+    i, j = np.mgrid[:256, :256]
+    row, column = i * 1024 // 256, j * 1024 // 256
+    pixels = 0
+    for xywh in official_boxes[["x", "y", "w", "h"]].to_numpy():
+        x, y, w, h = xywh
+        mask = np.zeros((1024, 1024), np.uint8)
+        mask[y : y + h, x : x + w] = 1
+        nearest = cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST)
+        inside = in_box(row, column, xywh)
+        assert (inside == nearest).all()
+        pixels += inside.size
+    assert pixels == 984 * 256 * 256
+
+
+def test_published_heatmaps(shared, official_boxes):
+    boxes = official_boxes
     published = np.load(shared / "reference" / "published_heatmaps.npz")
     key = ["image_id", "pathology"]
     order = pd.DataFrame({name: published[name] for name in key}).reset_index(names="map")
