@@ -1,0 +1,288 @@
+"""Measure the plain pipeline of 2020 (plain.py) and ours, side by side in one process and in alternation.
+
+    python benchmarks/run.py --data DIR                  # DIR as for train.py, images of 1024 x 1024
+    python benchmarks/run.py --data DIR --device cuda
+
+Prints markdown tables: medians, and how many times the plain pipeline ours is. Fills DATA/cache/512 and .../1024.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import plain
+import torch
+from fed import measure_fed_training
+from tools import (
+    Step,
+    alternate,
+    flops_an_image,
+    fresh,
+    in_own_process,
+    machine,
+    matrix_rate,
+    our_accelerator,
+    our_trainer,
+    peak,
+    precisions,
+    seconds_of,
+    show,
+)  # fmt: skip
+from torch.utils.data import DataLoader
+
+from pylon.chestxray14 import class_names, read_images, require_files
+from pylon.cli import UserError, run
+from pylon.dataset import eval_loader, train_loader
+from pylon.device import Device, make_accelerator
+from pylon.heatmap import Row, draw_page
+from pylon.images import open_cache, read_image
+from pylon.metrics import point_localization
+from pylon.predict import predict_logits
+from pylon.transforms import eval_transform, normalize, train_transform
+
+BATCHES_FED = 15  # to the network by the loader
+LONGER = 8  # times as many images for a loader that reads a cache as for one that decodes: both take seconds
+
+
+@dataclass
+class Options:
+    """Measure the plain pipeline of 2020 and ours, side by side."""
+
+    data: Path = Path("data")
+    """Folder with NIH's files."""
+    device: Device = "cpu"
+    """Where the network is."""
+    encoder_name: str = "resnet50"
+    """Encoder of the network."""
+    batch_size: int | None = None
+    """Images a training step; 16 on a CPU, 64 on a GPU if none is given."""
+    num_workers: int = min(os.cpu_count() or 1, 8)
+    """Processes that read images."""
+    images: int = 640
+    """Images a measurement of a loader that decodes; eight times as many for one that reads a cache."""
+    steps: int = 3
+    """Training steps a measurement."""
+    rounds: int = 5
+    """Measurements of each; their median is shown."""
+    cache_sizes: tuple[int, ...] = (512, 1024)
+    """Caches to measure."""
+    precisions: tuple[Literal["fp32", "fp16", "bf16"], ...] = ()
+    """Precisions to measure; those that the device multiplies in hardware if none is named."""
+
+
+def main(options: Options) -> None:
+    images = read_images(options.data)
+    require_files(images, options.data)
+    caches = {size: open_cache(images, options.data, size, options.num_workers) for size in options.cache_sizes}
+    device = make_accelerator(options.device, "fp32").device
+    options.batch_size = options.batch_size or (16 if device.type == "cpu" else 64)
+    options.precisions = options.precisions or precisions(device)
+    print(f"{machine(device)}\n{options.encoder_name}, 256 x 256, batches of {options.batch_size}\n")
+    print("| | plain | ours | times plain |\n|---|---|---|---|")
+    for workers in sorted({0, options.num_workers}):
+        measure_loaders(options, images, caches, workers)
+    measure_training(options, device)
+    measure_evaluation(options, images, caches, device)
+    measure_metric(options)
+    measure_pages(options, images)
+    measure_memory(options, device)
+    batches = (options.batch_size,) if device.type == "cpu" else (64, 256)
+    longer = images.iloc[np.arange(max(batches) * BATCHES_FED) % len(images)]
+    measure_fed_training(options.encoder_name, longer, caches, options.num_workers, device, batches)
+
+
+# loaders
+
+
+def measure_loaders(options: Options, images: pd.DataFrame, caches: dict, workers: int) -> None:
+    few = images.iloc[np.arange(options.images) % len(images)]
+    many = images.iloc[np.arange(options.images * LONGER) % len(images)]
+    paths, labels = few["path"].tolist(), few[class_names(images)].to_numpy(np.float32)
+
+    def rate(loader: DataLoader, sampler=None) -> Callable[[int], float]:
+        def measure(k: int) -> float:
+            if sampler is not None:
+                sampler.epoch = k
+            start, seen = time.perf_counter(), 0
+            for batch in loader:
+                batch = normalize(batch["image"]) if isinstance(batch, dict) else batch[0]
+                seen += len(batch)
+            return seen / (time.perf_counter() - start)
+
+        return measure
+
+    training, evaluation = train_transform(256), eval_transform(256)
+    train = {
+        "plain": rate(plain.loader(paths, labels, plain.train_transform(), 64, workers, shuffle=True)),
+        "from the PNGs": rate(*train_loader(few, training, 64, workers, 0)),
+        **{f"{size} cache": rate(*train_loader(many, training, 64, workers, 0, c)) for size, c in caches.items()},
+    }
+    show(f"training loader, {workers} workers", "images/s", alternate(options.rounds, train))
+    evaluate = {
+        "plain": rate(plain.loader(paths, labels, plain.eval_transform(), 64, workers)),
+        "from the PNGs": rate(eval_loader(few, evaluation, 64, workers)),
+        **{f"{size} cache": rate(eval_loader(many, evaluation, 64, workers, c)) for size, c in caches.items()},
+    }
+    show(f"evaluation loader, {workers} workers", "images/s", alternate(options.rounds, evaluate))
+
+
+# the network
+
+
+def random_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (size, 1, 256, 256), dtype=torch.uint8, generator=generator)
+    return images.to(device), (torch.rand(size, 14, generator=generator) < 0.1).float().to(device)
+
+
+def measure_training(options: Options, device: torch.device) -> None:
+    images, labels = random_batch(options.batch_size, device)
+    net = fresh(options.encoder_name, device, torch.contiguous_format)
+    adam, floats = torch.optim.Adam(net.parameters(), lr=1e-4), normalize(images).contiguous()
+
+    def rate(step: Step) -> Callable[[int], float]:
+        def steps(floats_or_bytes: torch.Tensor) -> None:
+            for _ in range(options.steps):
+                step(floats_or_bytes, labels)
+
+        batch = floats if step is theirs else images
+        return lambda _: options.steps * options.batch_size / seconds_of(lambda: steps(batch), device)
+
+    def theirs(floats: torch.Tensor, labels: torch.Tensor) -> None:
+        plain.train_step(net, adam, floats, labels)
+
+    ours = {precision: our_trainer(options.encoder_name, device, precision)[1] for precision in options.precisions}
+    measured = alternate(options.rounds, {"plain": rate(theirs), **{name: rate(step) for name, step in ours.items()}})
+    show("training step", "images/s", measured)
+    flops = flops_an_image(options.encoder_name, device)
+    for precision in set(options.precisions) & set(precisions(device)):  # others are emulated: they have no limit
+        reached, limit = statistics.median(measured[precision]) * flops / 1e9, matrix_rate(device, precision) / 1e9
+        print(
+            f"| training step, {precision}, {flops / 1e9:.1f} GFLOP an image; matrix product: {limit:.0f} GFLOP/s "
+            f"| | {reached:.0f} GFLOP/s | {reached / limit:.0%} of it |"
+        )
+
+
+def measure_evaluation(options: Options, images: pd.DataFrame, caches: dict, device: torch.device) -> None:
+    some = images.iloc[np.arange(options.images // 5 if device.type == "cpu" else options.images) % len(images)]
+    paths, labels = some["path"].tolist(), some[class_names(images)].to_numpy(np.float32)
+    theirs = fresh(options.encoder_name, device, torch.contiguous_format).eval()
+    ours = fresh(options.encoder_name, device, torch.channels_last).eval()
+    plain_loader = plain.loader(paths, labels, plain.eval_transform(), 64, options.num_workers)
+
+    def rate(task: Callable[[], object]) -> Callable[[int], float]:
+        return lambda _: len(some) / seconds_of(task)
+
+    candidates = {"plain": rate(lambda: plain.predict(theirs, plain_loader, device))}
+    for precision in options.precisions:
+        for name, cache in {"from the PNGs": None, **{f"{size} cache": c for size, c in caches.items()}}.items():
+            accelerator = our_accelerator(device, precision)
+            loader = accelerator.prepare(eval_loader(some, eval_transform(256), 128, options.num_workers, cache))
+            candidates[f"{precision}, {name}"] = rate(
+                lambda loader=loader, accelerator=accelerator: predict_logits(ours, loader, accelerator, "")
+            )
+    show("evaluation", "images/s", alternate(max(1, options.rounds // 2), candidates))
+
+
+# metric and pages
+
+
+def measure_metric(options: Options) -> None:
+    rng, count = np.random.default_rng(0), 984
+    maps = torch.from_numpy(rng.random((880, 14, 64, 64), np.float32))
+    image = np.concatenate([np.arange(880), rng.choice(880, count - 880, replace=False)])
+    image.sort()
+    pathology = rng.permuted(np.tile(np.arange(14), (880, 1)), axis=1)[image, np.arange(count) % 14]
+    bbox = np.column_stack([rng.integers(0, 500, (count, 2)), rng.integers(50, 500, (count, 2))])
+    pairs = [[] for _ in range(880)]
+    for n, c, xywh in zip(image, pathology, bbox, strict=True):
+        pairs[n].append((c, xywh))
+    hits, size = {}, np.full((count, 2), 1024)
+
+    def theirs() -> None:
+        hits["plain"] = plain.point_localization(maps, pairs)
+
+    def ours() -> None:
+        hits["ours"], _, _ = point_localization(maps[image, pathology], bbox, size, (256, 256))
+
+    measured = alternate(
+        options.rounds, {"plain": lambda _: seconds_of(theirs), "coordinates": lambda _: seconds_of(ours)}
+    )
+    show(f"metric, {count} boxes", "s", measured, more_is_better=False)
+    if not (hits["plain"] == hits["ours"]).all():
+        raise UserError("the two ways of scoring differ; report it as a bug")
+
+
+def measure_pages(options: Options, images: pd.DataFrame) -> None:
+    rng = np.random.default_rng(0)
+    paths, maps = images["path"].iloc[:10].tolist(), rng.random((10, 64, 64), np.float32)
+    title, bbox = "Mass: 0.123", (20, 30, 60, 50)
+    file = options.data / "cache" / "page.png"
+
+    def theirs() -> None:
+        plain.draw_page(str(file), [(path, heatmap, title, bbox) for path, heatmap in zip(paths, maps, strict=True)])
+        file.unlink()
+
+    def ours() -> None:
+        draw_page([
+            Row(Path(path).name, read_image(path), heatmap, title, bbox)
+            for path, heatmap in zip(paths, maps, strict=True)
+        ])  # fmt: skip
+
+    measured = alternate(options.rounds, {"plain": lambda _: seconds_of(theirs), "ours": lambda _: seconds_of(ours)})
+    show("heatmap page of 20 panels, PNGs decoded", "s", measured, more_is_better=False)
+
+
+# memory: each in a process of its own, since a process remembers its peak
+
+
+def measure_memory(options: Options, device: torch.device) -> None:
+    size = min(options.cache_sizes, default=0)
+    plain_peak = in_own_process(training_peak, options, device, None, 0)
+    peaks = {
+        f"{precision}, {size} cache": [in_own_process(training_peak, options, device, precision, size)]
+        for precision in options.precisions
+    }
+    show("peak memory of the training process", "GB", {"plain": [plain_peak], **peaks}, more_is_better=False)
+    peaks = [in_own_process(evaluation_peak, options, device, size, share) for share in (1, 4)]
+    count = options.images // 5
+    print(f"| peak memory of evaluation, fp32 | {count} images: {peaks[0]:.2f} GB | {4 * count}: {peaks[1]:.2f} GB | |")
+
+
+def training_peak(options: Options, device: torch.device, precision: str | None, size: int) -> float:
+    images = read_images(options.data)[: options.batch_size * 4]
+    if precision is None:
+        net = fresh(options.encoder_name, device, torch.contiguous_format)
+        adam = torch.optim.Adam(net.parameters(), lr=1e-4)
+        paths, labels = images["path"].tolist(), images[class_names(images)].to_numpy(np.float32)
+        batches = plain.loader(paths, labels, plain.train_transform(), options.batch_size, options.num_workers, True)
+        for image, label in batches:
+            plain.train_step(net, adam, image.to(device), label.to(device))
+    else:
+        cache = open_cache(images, options.data, size, options.num_workers)
+        batches, sampler = train_loader(images, train_transform(256), options.batch_size, options.num_workers, 0, cache)
+        accelerator, step = our_trainer(options.encoder_name, device, precision)
+        sampler.epoch, batches = 1, accelerator.prepare(batches)
+        for batch in batches:
+            step(batch["image"], batch["label"])
+    return peak(device)
+
+
+def evaluation_peak(options: Options, device: torch.device, size: int, share: int) -> float:
+    images = read_images(options.data)
+    images = images.iloc[np.arange(options.images // 5 * share) % len(images)]
+    accelerator = our_accelerator(device, "fp32")
+    cache = open_cache(images, options.data, size, options.num_workers)
+    loader = accelerator.prepare(eval_loader(images, eval_transform(256), 64, options.num_workers, cache))
+    predict_logits(fresh(options.encoder_name, device, torch.channels_last), loader, accelerator, "")
+    return peak(device)
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,127 @@
+"""What run.py measures with: the clock, the limits of the machine, and train.py's step."""
+
+import multiprocessing
+import os
+import platform
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).parent.parent))  # the package, where it is not installed
+
+from pylon.device import cpu_has_bf16, make_accelerator
+from pylon.model import Pylon
+from pylon.transforms import normalize
+
+Step = Callable[[torch.Tensor, torch.Tensor], object]
+
+
+def show(what: str, unit: str, measured: dict[str, list[float]], more_is_better: bool = True) -> None:
+    """Print a row of the table for each of ours; the first of `measured` is the plain one."""
+    medians = {name: statistics.median(values) for name, values in measured.items()}
+    (_, base), *ours = medians.items()
+    for name, value in ours:
+        ratio = value / base if more_is_better else base / value
+        print(f"| {what}, {name} | {base:.3g} {unit} | {value:.3g} {unit} | {ratio:.2f} |", flush=True)
+
+
+def alternate(rounds: int, candidates: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
+    """Call each with the number of the round, in turn, once for warmth and then `rounds` times."""
+    results = {name: [] for name in candidates}
+    for k in tqdm(range(rounds + 1), leave=False):
+        for name, measure in candidates.items():
+            value = measure(k)
+            if k:
+                results[name].append(value)
+    return results
+
+
+def seconds_of(task: Callable[[], object], device: torch.device | None = None) -> float:
+    start = time.perf_counter()
+    task()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def fresh(encoder_name: str, device: torch.device, memory_format: torch.memory_format) -> Pylon:
+    torch.manual_seed(0)
+    return Pylon(encoder_name, None).to(device, memory_format=memory_format)
+
+
+def our_accelerator(device: torch.device, precision: str) -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # one a process is what it is made for
+    return make_accelerator(device.type, precision, training=True)
+
+
+def our_trainer(encoder_name: str, device: torch.device, precision: str) -> tuple[Accelerator, Step]:
+    """What train.py does in a step."""
+    accelerator = our_accelerator(device, precision)
+    net = fresh(encoder_name, device, torch.channels_last)
+    adam = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
+    model, optimizer = accelerator.prepare(net, adam)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        loss = F.binary_cross_entropy_with_logits(model(normalize(images)).logits, labels)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return accelerator, step
+
+
+def precisions(device: torch.device) -> tuple[str, ...]:
+    if device.type == "cpu":
+        return ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+    return ("fp32", "fp16", "bf16")
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product: as fast as the device can be asked to multiply."""
+    n = 2048 if device.type == "cpu" else 8192
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(8))
+
+
+def flops_an_image(encoder_name: str, device: torch.device) -> float:
+    """FLOP of a training step, forward and backward, for one image of 256 x 256."""
+    net, images = fresh(encoder_name, device, torch.channels_last), torch.zeros(2, 1, 256, 256, device=device)
+    with FlopCounterMode(display=False) as counter:
+        net(images).logits.sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def in_own_process(function: Callable, *arguments) -> float:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def peak(device: torch.device) -> float:
+    """GB: of the GPU, or of this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e9
+
+
+def machine(device: torch.device) -> str:
+    """Processor, cores, memory, GPU and versions, in a line."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "\nmodel name: unknown").group(1)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    gpu = f", {torch.cuda.get_device_name()}" if device.type == "cuda" else ""
+    bf16 = "with" if cpu_has_bf16() else "without"
+    return f"{cpu}, {os.cpu_count()} cores, {bf16} bfloat16, {memory:.0f} GB{gpu}; torch {torch.__version__}"
