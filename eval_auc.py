@@ -33,13 +33,13 @@ def main(options: Options) -> None:
     images = read_images(options.data)
     test = images[images["split"] == "test"]
     require_files(test, options.data)
-    cache = open_cache(test, options.data, options.cache_size, options.num_workers, accelerator.print)
 
-    rows = {}
+    rows, cache = {}, None
     for seed, path in checkpoints.items():
         model, card = options.load(images, path, accelerator)
-        transform = eval_transform(card["image_size"])
-        loader = accelerator.prepare(eval_loader(test, transform, options.batch_size, options.num_workers, cache))
+        cache = cache or open_cache(test, options.data, options.cache_size, options.num_workers, accelerator.print)
+        batch_size, transform = options.images_at_a_time(accelerator), eval_transform(card["image_size"])
+        loader = accelerator.prepare(eval_loader(test, transform, batch_size, options.num_workers, cache))
         logits, labels = predict_logits(model, loader, accelerator, f"seed {seed}", card["mean"], card["std"])
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)

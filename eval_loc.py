@@ -38,7 +38,6 @@ def main(options: Options) -> None:
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
     boxed = select_boxed(images, boxes, options.data)
-    cache = open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
 
     boxes.insert(1, "patient_id", boxes["image_id"].map(boxed.set_index("image_id")["patient_id"]))
     boxes_of = boxes.groupby("image_id").indices  # image -> rows of the table
@@ -46,11 +45,12 @@ def main(options: Options) -> None:
     bbox_xywh = boxes[["x", "y", "w", "h"]].to_numpy()
     pathologies = [name for name in class_names(images) if name in set(boxes["pathology"])]
 
-    rows = {}
+    rows, cache = {}, None
     for seed, path in checkpoints.items():
         model, card = options.load(images, path, accelerator)
-        transform = eval_transform(card["image_size"])
-        loader = accelerator.prepare(eval_loader(boxed, transform, options.batch_size, options.num_workers, cache))
+        cache = cache or open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
+        batch_size, transform = options.images_at_a_time(accelerator), eval_transform(card["image_size"])
+        loader = accelerator.prepare(eval_loader(boxed, transform, batch_size, options.num_workers, cache))
         found = []
         progress = tqdm(loader, desc=f"seed {seed}", unit="batch", disable=not accelerator.is_main_process)
         for batch in progress:

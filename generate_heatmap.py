@@ -49,8 +49,8 @@ def main(options: Options) -> None:
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
     boxed = select_boxed(images, boxes, options.data).set_index("image_id", drop=False)
-    cache = open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
     model, card = options.load(images, path, accelerator)
+    cache = open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
     transform = eval_transform(card["image_size"])
     class_of = {name: c for c, name in enumerate(class_names(images))}
     boxes = boxes.sort_values("pathology", key=lambda names: names.map(class_of), kind="stable")

@@ -68,7 +68,7 @@ class Options:
     up_layers: int = 1
     """Convolutions in an UP module: 1 (2020 code) or 2 (iScience paper)."""
     precision: Precision = "auto"
-    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32."""
+    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32 (on CUDA: TF32)."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     compile: bool = False
@@ -80,7 +80,7 @@ class Options:
     1024 is exact for NIH's and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
 
 
-MAY_CHANGE = {"data", "epochs", "num_workers", "device"}  # between a run and its resumption
+MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile"}  # between a run and its resumption
 
 
 def main(options: Options) -> None:
@@ -104,7 +104,7 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         require_writable(save, csv)
 
-    # what an earlier run left: resume, or find it finished; then loaders
+    # what an earlier run left: resume, or find it finished
     last = load_last(save / "last") if (save / "last").exists() else None
     hash_of_split = split_hash(images)
     if last:
@@ -113,13 +113,7 @@ def main(options: Options) -> None:
             say(f"{save} is finished: {last['epoch']} epochs, lowest validation loss {last['best_loss']:.4f}")
             return
 
-    cache = open_cache(pd.concat([train, val]), options.data, options.cache_size, options.num_workers, say)
-    train_batches, sampler = train_loader(
-        train, train_transform(options.image_size), options.batch_size, options.num_workers, options.seed, cache
-    )
-    val_batches = eval_loader(val, eval_transform(options.image_size), options.batch_size, options.num_workers, cache)
-
-    # network, optimizer, schedule
+    # network
     torch.manual_seed(options.seed)
     weights = None if last or options.encoder_weights.lower() == "none" else options.encoder_weights
     with accelerator.main_process_first():  # one process downloads
@@ -129,6 +123,13 @@ def main(options: Options) -> None:
     if last:
         net.load_state_dict(last["model"])
     net = net.to(accelerator.device, memory_format=torch.channels_last)
+
+    # loaders, optimizer, schedule
+    cache = open_cache(pd.concat([train, val]), options.data, options.cache_size, options.num_workers, say)
+    train_batches, sampler = train_loader(
+        train, train_transform(options.image_size), options.batch_size, options.num_workers, options.seed, cache
+    )
+    val_batches = eval_loader(val, eval_transform(options.image_size), options.batch_size, options.num_workers, cache)
     adam = torch.optim.Adam(net.parameters(), lr=options.lr, fused=accelerator.device.type != "mps")
     schedule = ReduceLROnPlateau(adam, factor=options.lr_factor, patience=options.patience)
     model, optimizer, train_batches, val_batches = accelerator.prepare(net, adam, train_batches, val_batches)
@@ -169,9 +170,9 @@ def main(options: Options) -> None:
                     rate = seen * accelerator.num_processes / (time.perf_counter() - start)
                     progress.set_postfix({"loss": f"{shown.item():.4f}", "lr": f"{lr:.1e}", "images/s": f"{rate:.0f}"})
                 shown.copy_(loss.detach(), non_blocking=True)
-        seconds = time.perf_counter() - start
         totals = accelerator.reduce(torch.stack([loss_sum, torch.full_like(loss_sum, seen)]), reduction="sum")
-        train_loss, images_per_second = (totals[0] / totals[1]).item(), totals[1].item() / seconds
+        train_loss, trained_on = (totals[0] / totals[1]).item(), totals[1].item()  # here the GPU is waited for
+        images_per_second = trained_on / (time.perf_counter() - start)
 
         # validate, step the schedule
         logits, labels = predict_logits(model, val_batches, accelerator, "validating")
@@ -235,7 +236,7 @@ def check(options: Options) -> None:
 def refuse_another_experiment(last: dict, options: Options, hash_of_split: str, save: Path) -> None:
     """Raise a UserError if what is in `save` was made with other options or other data."""
     before, now = last["options"], {**asdict(options), "data": str(options.data)}
-    differing = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
+    differing = [key for key in now if key not in MAY_CHANGE and before.get(key, now[key]) != now[key]]
     other = [f"--{key.replace('_', '-')} {before.get(key)} (now {now[key]})" for key in differing]
     if last["split_sha256"] != hash_of_split:
         other.append("other images, labels or split")

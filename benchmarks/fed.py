@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plain
 import torch
-from tools import Step, flops_an_image, fresh, matrix_rate, our_trainer, peak
+from tools import Step, flops_an_image, fresh, matrix_rate, our_trainer, peak, use_float32
 from torch.utils.data import DataLoader
 
 from pylon.chestxray14 import class_names
@@ -38,6 +38,7 @@ def measure_fed_training(
         def plain_step(image: torch.Tensor, label: torch.Tensor, net=net, adam=adam) -> None:
             plain.train_step(net, adam, image.to(device), label.to(device))
 
+        use_float32()
         loader = plain.loader(paths, labels, plain.train_transform(), batch_size, num_workers, True)
         feed(f"plain, fp32, batch {batch_size}", loader, plain_step, device, limit)
         for size, cache in caches.items():

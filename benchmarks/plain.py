@@ -4,6 +4,8 @@ Each PNG is decoded for each sample and rotated at full size; the network trains
 order, with Adam as it comes; boxes are drawn as masks; a page of heatmaps is a matplotlib figure with an axes a panel.
 """
 
+import io
+
 import albumentations as A
 import cv2
 import matplotlib
@@ -93,8 +95,8 @@ def point_localization(
     return np.array(hits)
 
 
-def draw_page(path: str, rows: list[tuple[str, np.ndarray, str, tuple[int, int, int, int]]]) -> None:
-    """Rows of (image file, heatmap, title, bbox_xywh) as a figure of two axes a row."""
+def draw_page(rows: list[tuple[str, np.ndarray, str, tuple[int, int, int, int]]]) -> bytes:
+    """Rows of (image file, heatmap, title, bbox_xywh) as a figure of two axes a row. Returns a JPEG file."""
     figure, axes = plt.subplots(len(rows), 2, figsize=(10, 5 * len(rows)))
     for (left, right), (file, heatmap, title, (x, y, w, h)) in zip(axes, rows, strict=True):
         image = cv2.imread(file, cv2.IMREAD_GRAYSCALE)
@@ -105,5 +107,7 @@ def draw_page(path: str, rows: list[tuple[str, np.ndarray, str, tuple[int, int, 
         right.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="lime"))
         right.set_title(title)
     figure.tight_layout()
-    figure.savefig(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpg")
     plt.close(figure)
+    return buffer.getvalue()

@@ -61,14 +61,24 @@ def fresh(encoder_name: str, device: torch.device, memory_format: torch.memory_f
     return Pylon(encoder_name, None).to(device, memory_format=memory_format)
 
 
-def our_accelerator(device: torch.device, precision: str) -> Accelerator:
+def our_accelerator(device: torch.device, precision: str, training: bool) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # one a process is what it is made for
-    return make_accelerator(device.type, precision, training=True)
+    return make_accelerator(device.type, precision, training=training)
+
+
+def allow_tf32(allowed: bool = True) -> None:
+    """What make_accelerator sets for training."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = allowed
+
+
+def use_float32() -> None:
+    """What there was in 2020: no TF32."""
+    allow_tf32(False)
 
 
 def our_trainer(encoder_name: str, device: torch.device, precision: str) -> tuple[Accelerator, Step]:
     """What train.py does in a step."""
-    accelerator = our_accelerator(device, precision)
+    accelerator = our_accelerator(device, precision, training=True)
     net = fresh(encoder_name, device, torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
     model, optimizer = accelerator.prepare(net, adam)

@@ -1,11 +1,12 @@
 """Device, precision and processes, by Accelerate."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
 
 from pylon.cli import UserError
 
@@ -44,6 +45,7 @@ def make_accelerator(
         accelerator = Accelerator(
             cpu=chosen == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],  # another node may fill its cache
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),  # --batch-size is global
         )
     except ValueError as error:  # a GPU without bfloat16

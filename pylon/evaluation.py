@@ -28,7 +28,8 @@ class EvaluationOptions:
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32: scores are the same on every machine. bf16: faster where the hardware has it, and they move a little."""
+    """fp32: scores are those of every machine but for rounding. bf16: faster where the hardware has it; scores move,
+    those of eval_loc.py too, since the maxima of coarser maps lie elsewhere or tie."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read images."""
     cache_size: int = 0
@@ -70,5 +71,9 @@ class EvaluationOptions:
 class ScoreOptions(EvaluationOptions):
     seeds: tuple[int, ...] = ()
     """Seeds to score; every seed under save/NAME if none is named."""
-    batch_size: int = 128
-    """Images at a time, over all processes together."""
+    batch_size: int | None = None
+    """Images at a time, over all processes together; if none is given, 128 a GPU, or 8 a process on a CPU."""
+
+    def images_at_a_time(self, accelerator: Accelerator) -> int:
+        # A CPU is half as fast again with few images, whose features it keeps in memory that it already has.
+        return self.batch_size or accelerator.num_processes * (8 if accelerator.device.type == "cpu" else 128)

@@ -60,4 +60,4 @@ def draw_page(rows: list[Row]) -> bytes:
         cv2.rectangle(panel, (round(x), round(y)), (round(x + w) - 1, round(y + h) - 1), BOX_COLOUR, 2)
         page[top : top + PANEL, left : left + PANEL] = image[..., None]
         page[top : top + PANEL, right : right + PANEL] = panel
-    return cv2.imencode(".jpg", page[..., ::-1])[1].tobytes()
+    return cv2.imencode(".jpg", page[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()

@@ -5,6 +5,7 @@ DATA/cache/SIZE/images.uint8  a memory map (N, SIZE, SIZE), a row an image; the 
                 lock          held by the process that fills it
 """
 
+import errno
 import fcntl
 import io
 import os
@@ -64,9 +65,9 @@ class ImageCache:
         return {**self.__dict__, "map": None}  # a memory map would be pickled with all that is in it
 
     def read(self, row: int) -> np.ndarray:
-        """The image in a row, (h, w) uint8, no side above `size`; not copied. What is written to it stays here."""
+        """The image in a row, (h, w) uint8, no side above `size`; not copied, so it cannot be written to."""
         if self.map is None:
-            self.map = open_map(self.path, self.size, "c")
+            self.map = open_map(self.path, self.size, "r")
         height, width = self.height_width[row]
         scale = min(1, self.size / max(height, width))
         return self.map[row, : max(1, round(height * scale)), : max(1, round(width * scale))]
@@ -91,40 +92,45 @@ def open_cache(
     if size == 0:
         return None
     folder = data / "cache" / str(size)
-    with locked(folder, say):
-        fill(folder, images.drop_duplicates("image_id"), size, num_workers)
+    if len(find_missing(folder, images, size)):  # one that is whole may be read-only, and is not locked
+        with locked(folder, say):
+            fill(folder, find_missing(folder, images, size), size, num_workers)
     return ImageCache(folder, size)
 
 
-def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> None:
+def find_missing(folder: Path, images: pd.DataFrame, size: int) -> pd.DataFrame:
+    """The images that are not in the index or whose files have changed, with the rows that they get."""
     index = read_index(folder, size)
+    images = images.drop_duplicates("image_id")
     files = [os.stat(path) for path in images["path"]]
     wanted = pd.DataFrame({
         "image_id": images["image_id"].to_numpy(), "path": images["path"].to_numpy(),
         "bytes": [file.st_size for file in files], "modified_ns": [file.st_mtime_ns for file in files],
     })  # fmt: skip
     merged = wanted.merge(index.reset_index(names="row"), on="image_id", how="left", suffixes=("", "_then"))
-    stale = (merged["bytes"] != merged["bytes_then"]) | (merged["modified_ns"] != merged["modified_ns_then"])
-    todo = merged[stale].reset_index(drop=True)
-    if len(todo) == 0:
-        return
-    new = todo["row"].isna()
-    todo.loc[new, "row"] = np.arange(len(index), len(index) + new.sum())
-    todo["row"] = todo["row"].astype(int)
+    changed = (merged["bytes"] != merged["bytes_then"]) | (merged["modified_ns"] != merged["modified_ns_then"])
+    missing = merged[changed].reset_index(drop=True)
+    new = missing["row"].isna()
+    missing.loc[new, "row"] = np.arange(len(index), len(index) + new.sum())
+    return missing.astype({"row": int})
 
-    rows = len(index) + int(new.sum())
+
+def fill(folder: Path, missing: pd.DataFrame, size: int, num_workers: int) -> None:
+    if len(missing) == 0:  # another process has filled it in the meantime
+        return
+    index = read_index(folder, size)
+    rows = max(len(index), missing["row"].max() + 1)
     make_room(folder / "images.uint8", rows * size * size)
-    print(f"decoding {len(todo)} images into {folder}, {rows * size * size / 1e9:.1f} GB when it is whole")
-    loader = DataLoader(
-        Decoder(folder / "images.uint8", size, todo), 16, num_workers=num_workers, worker_init_fn=one_thread
-    )
-    # The rows reach the disk before the index names them, in the order of `todo`: its new rows are an unbroken tail.
+    print(f"decoding {len(missing)} images into {folder}, {rows * size * size / 1e9:.1f} GB when it is whole")
+    decoder = Decoder(folder / "images.uint8", size, missing)
+    loader = DataLoader(decoder, 16, num_workers=num_workers, worker_init_fn=one_thread)
+    # The rows reach the disk before the index names them, in the order of the table: its new rows are an unbroken tail.
     store, done, committed = open_map(folder / "images.uint8", size, "r+"), [], time.monotonic()
     for batch in tqdm(loader, desc="decoding", unit="batch", leave=False):
         done += batch.tolist()
-        if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or len(done) == len(todo):
+        if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or len(done) == len(missing):
             store.flush()
-            part = todo.iloc[: len(done)].copy()
+            part = missing.iloc[: len(done)].copy()
             part[["height", "width"]] = done
             index = pd.concat([index, part.set_index("row")[COLUMNS]])
             index = index[~index.index.duplicated(keep="last")].sort_index().astype(dict.fromkeys(COLUMNS[1:], "int64"))
@@ -151,7 +157,7 @@ class Decoder(Dataset):
 
 
 def open_map(path: Path, size: int, mode: str) -> np.memmap:
-    return np.memmap(path, np.uint8, mode).reshape(-1, size, size)
+    return np.memmap(path, np.uint8, mode, shape=(path.stat().st_size // (size * size), size, size))
 
 
 def read_index(folder: Path, size: int) -> pd.DataFrame:
@@ -161,29 +167,29 @@ def read_index(folder: Path, size: int) -> pd.DataFrame:
     try:
         index = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=dict.fromkeys(COLUMNS[1:], "int64"))[COLUMNS]
     except (ValueError, KeyError, pd.errors.ParserError) as error:
-        raise UserError(f"{path} is damaged; remove the folder {folder}, and it is made again") from error
+        raise UserError(f"{path} is damaged; when no run uses {folder}, remove it, to have it made again") from error
     return index[: store.stat().st_size // (size * size)]  # a copy may have been cut short
 
 
 def make_room(path: Path, length: int) -> None:
-    """Make a file `length` bytes long, for which there is room: to run out of it later would kill the process."""
-    lacking = length - (path.stat().st_size if path.exists() else 0)
+    """Make a file `length` bytes long or longer, all on the disk: to run out of room later would kill the process."""
+    there = path.stat().st_size if path.exists() else 0
+    if there >= length:
+        return
+    cure = f"make room, link {path.parent} to a larger disk, or choose a smaller --cache-size"
     free = shutil.disk_usage(path.parent).free
-    if lacking > free:
-        raise UserError(
-            f"{path} needs {lacking / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; make room, "
-            f"link {path.parent} to a larger disk, or choose a smaller --cache-size"
-        )
+    if length - there > free:
+        raise UserError(f"{path} needs {(length - there) / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; {cure}")
     try:
-        with open(path, "ab") as file:
-            if lacking > 0 and hasattr(os, "posix_fallocate"):
+        with open(path, "r+b" if path.exists() else "w+b") as file:
+            try:
                 os.posix_fallocate(file.fileno(), 0, length)
-            os.truncate(file.fileno(), length)
+            except (AttributeError, OSError) as error:  # macOS, or a file system that cannot: the look above must do
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+            file.truncate(length)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be made {length / 1e9:.1f} GB long ({error.strerror}); make room, link {path.parent} to a "
-            "larger disk, or choose a smaller --cache-size"
-        ) from error
+        raise UserError(f"{path} cannot be made {length / 1e9:.1f} GB long ({error.strerror}); {cure}") from error
 
 
 @contextmanager
@@ -192,17 +198,17 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}); get leave to write, link it to another disk, or use "
-            "--cache-size 0"
-        ) from error
-    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"waiting for another process that fills {folder}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written and locked ({error.strerror}); get leave to write, link it to another disk, "
+            "or use --cache-size 0"
+        ) from error
+    with lock:
         yield
 
 

@@ -1,4 +1,4 @@
-import multiprocessing
+import errno
 import os
 import pickle
 import shutil
@@ -18,7 +18,7 @@ import pylon.images
 from pylon.chestxray14 import read_images
 from pylon.cli import UserError
 from pylon.dataset import RadiographDataset
-from pylon.images import ImageCache, open_cache, read_image
+from pylon.images import ImageCache, locked, open_cache, read_image
 from pylon.transforms import eval_transform, train_transform
 
 
@@ -97,10 +97,11 @@ def test_others_are_shrunk_by_area_and_keep_their_shape(tmp_path, images, data, 
     assert item["height_width"].tolist() == [100, 300]
 
 
-def test_what_is_read_can_be_changed_without_harm(images, data):
+def test_map_may_be_larger_than_the_memory(images, data):
     cache = open_cache(images[:2], data, 128, 0)
-    cache.read(1)[:] = 0
-    assert_holds(ImageCache(data / "cache/128", 128), images[:2])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.truncate(cache.path, 4 * memory // 128**2 * 128**2)  # a hole, not on the disk
+    assert_holds(cache, images[:2])
 
 
 def test_only_what_is_new_or_changed_is_decoded(images, data, capsys):
@@ -158,16 +159,40 @@ def test_killed_half_way(images, data, capsys):
     assert_holds(cache, images)
 
 
-def open_and_sum(data):
-    return int(open_cache(read_images(data), data, 128, 0).read(5).sum())
-
-
-def test_two_at_once(images, data, capfd):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        sums = pool.map(open_and_sum, [data, data], chunksize=1)
-    assert capfd.readouterr().out.count("decoding 90 images") == 1
-    assert sums == [int(read_image(images["path"][5]).sum())] * 2
+def test_two_at_once(images, data):
+    command = [sys.executable, "-u", "-c", FILL, data, ROOT]
+    with locked(data / "cache/128", print):
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        assert [process.stdout.readline()[:27] for process in processes] == ["waiting for another process"] * 2
+        assert not (data / "cache/128/index.csv").exists()
+    said = "".join(process.communicate()[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert said.count("decoding 90 images") == said.count("decoding") == 1
     assert_holds(ImageCache(data / "cache/128", 128), images)
+
+
+def test_whole_cache_needs_no_lock(images, data, capsys):
+    open_cache(images, data, 128, 0)
+    (data / "cache/128/lock").unlink()
+    (data / "cache/128/lock").mkdir()  # nobody can open it
+    assert_holds(open_cache(images, data, 128, 0), images[:2])
+    (data / "images" / images["image_id"][5]).touch()
+    with pytest.raises(UserError, match=r"cache/128 cannot be written and locked"):
+        open_cache(images, data, 128, 0)
+
+
+def test_file_systems_without_fallocate(images, data, monkeypatch):
+    def refuse(number):
+        def fallocate(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "posix_fallocate", fallocate, raising=False)
+
+    refuse(errno.ENOSPC)
+    with pytest.raises(UserError, match=r"images.uint8 cannot be made 0.0 GB long \(No space left on device\)"):
+        open_cache(images[:9], data, 128, 0)
+    refuse(errno.EOPNOTSUPP)
+    assert_holds(open_cache(images[:9], data, 128, 0), images[:9])
 
 
 def test_unreadable_image_is_named(images, data):
@@ -181,11 +206,12 @@ def test_what_was_removed_is_made_again(images, data, capsys):
     (data / "cache/128/images.uint8").unlink()
     assert_holds(open_cache(images[:8], data, 128, 0), images[:8])
     with open(data / "cache/128/images.uint8", "r+b") as file:  # copied in part
-        file.truncate(3 * 128 * 128)
+        file.truncate(3 * 128 * 128 + 5)
+    assert_holds(open_cache(images[:2], data, 128, 0), images[:2])
     assert_holds(open_cache(images[:8], data, 128, 0), images[:8])
     assert len(decoded(capsys)) == 3
     (data / "cache/128/index.csv").write_text("something,else\n1,2\n")
-    with pytest.raises(UserError, match=r"index.csv is damaged; remove the folder"):
+    with pytest.raises(UserError, match=r"index.csv is damaged; when no run uses"):
         open_cache(images[:8], data, 128, 0)
 
 
@@ -198,5 +224,5 @@ def test_too_little_room(images, data, monkeypatch):
 
 def test_folder_that_cannot_be_written(images, data):
     (data / "cache").touch()
-    with pytest.raises(UserError, match=r"cache/128 cannot be written .*--cache-size 0"):
+    with pytest.raises(UserError, match=r"cache/128 cannot be written and locked .*--cache-size 0"):
         open_cache(images, data, 128, 0)

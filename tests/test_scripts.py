@@ -14,7 +14,7 @@ import safetensors.torch
 from conftest import ROOT, run_script, sentence_of
 
 import pylon
-from pylon.checkpoint import load_last, read_json
+from pylon.checkpoint import load_last, read_json, save_last
 from pylon.chestxray14 import PATHOLOGIES
 
 TINY = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none", "--precision", "fp32", "--device", "cpu")
@@ -200,7 +200,9 @@ def test_picked_images_have_their_page(trained, phantom, tmp_path):
     for path in (*data.glob("*.csv"), *data.glob("*.txt")):
         path.write_text(path.read_text().replace(boxed, "00000032_037.png"))
     out = ("--out", tmp_path / "figs")
-    run_script("generate_heatmap.py", "--data", data, "--device", "cpu", "--num-workers", 0, *out, cwd=trained)
+    options = ("--data", data, "--device", "cpu", "--num-workers", 0, "--cache-size", 256, *out)
+    run_script("generate_heatmap.py", *options, cwd=trained)
+    assert (data / "cache/256/images.uint8").exists()
     assert [path.name for path in (tmp_path / "figs/picked").iterdir()] == ["1.jpg"]
 
 
@@ -255,6 +257,18 @@ def test_help_shows_the_papers_values(tmp_path):
     shown = run_script("train.py", "--help", cwd=tmp_path).stdout
     for default in ("256", "64", "0.0001", "1e-06", "0.2", "40", "resnet50", "imagenet"):
         assert default in shown
+
+
+def test_run_of_an_earlier_version_goes_on(trained, phantom):
+    path = trained / "save/pylon/0/last"
+    last = load_last(path)
+    try:
+        earlier = {key: value for key, value in last["options"].items() if key not in ("compile", "cache_size")}
+        save_last(path, {**last, "options": earlier})
+        done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=trained)
+        assert "is finished" in done.stdout
+    finally:
+        save_last(path, last)
 
 
 def test_compiling_without_a_compiler(phantom, tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ def test_one_warp_is_the_plain_chain(phantom):
     assert 0.3 < rotated.mean() < 0.7
     assert (means[~rotated] == 0).all()
     assert means.mean() <= MEAN_DIFFERENCE
+    assert means[rotated].mean() > 0  # they are not the same code
 
 
 @pytest.mark.parametrize("size", [512, 1024])
