@@ -49,8 +49,8 @@ from pylon.metrics import point_localization
 from pylon.predict import predict_logits
 from pylon.transforms import eval_transform, normalize, train_transform
 
-BATCHES_FED = 15  # to the network by the loader
-LONGER = 8  # times as many images for a loader that reads a cache as for one that decodes: both take seconds
+BATCHES_FED = 10  # to the network by the loader
+LONGER = 16  # times as many images for a loader that reads a cache as for one that decodes: both take seconds
 
 
 @dataclass
@@ -67,8 +67,8 @@ class Options:
     """Images a training step; 16 on a CPU, 64 on a GPU if none is given."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read images."""
-    images: int = 640
-    """Images a measurement of a loader that decodes; eight times as many for one that reads a cache."""
+    images: int = 320
+    """Images a measurement of a loader that decodes; sixteen times as many for one that reads a cache."""
     steps: int = 3
     """Training steps a measurement."""
     rounds: int = 5
