@@ -12,14 +12,11 @@ from pathlib import Path
 
 from pylon.chestxray14 import read_images, require_files
 from pylon.cli import run
-from pylon.dataset import eval_loader
 from pylon.device import make_accelerator
 from pylon.evaluation import ScoreOptions
-from pylon.images import open_cache
 from pylon.metrics import auroc, mean_auroc
 from pylon.predict import predict_logits
 from pylon.results import print_table, table_of_seeds, write_csv
-from pylon.transforms import eval_transform
 
 
 @dataclass
@@ -34,17 +31,12 @@ def main(options: Options) -> None:
     test = images[images["split"] == "test"]
     require_files(test, options.data)
 
-    rows, cache = {}, None
-    for seed, path in checkpoints.items():
-        model, card = options.load(images, path, accelerator)
-        cache = cache or open_cache(test, options.data, options.cache_size, options.num_workers, accelerator.print)
-        batch_size, transform = options.images_at_a_time(accelerator), eval_transform(card["image_size"])
-        loader = accelerator.prepare(eval_loader(test, transform, batch_size, options.num_workers, cache))
+    rows = {}
+    for seed, model, card, loader in options.networks(checkpoints, test, accelerator):
         logits, labels = predict_logits(model, loader, accelerator, f"seed {seed}", card["mean"], card["std"])
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)
         rows[seed] = {**dict(zip(card["class_names"], areas, strict=True)), "weighted": weighted, "macro": macro}
-        accelerator.free_memory()  # and the workers of this seed's loader
 
     table = table_of_seeds(rows)
     if accelerator.is_main_process:

@@ -18,13 +18,11 @@ from tqdm import tqdm
 
 from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
-from pylon.dataset import eval_loader
 from pylon.device import make_accelerator
 from pylon.evaluation import ScoreOptions
-from pylon.images import open_cache
 from pylon.metrics import point_localization
 from pylon.results import print_table, table_of_seeds, write_csv
-from pylon.transforms import eval_transform, normalize
+from pylon.transforms import normalize
 
 
 @dataclass
@@ -45,12 +43,8 @@ def main(options: Options) -> None:
     bbox_xywh = boxes[["x", "y", "w", "h"]].to_numpy()
     pathologies = [name for name in class_names(images) if name in set(boxes["pathology"])]
 
-    rows, cache = {}, None
-    for seed, path in checkpoints.items():
-        model, card = options.load(images, path, accelerator)
-        cache = cache or open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
-        batch_size, transform = options.images_at_a_time(accelerator), eval_transform(card["image_size"])
-        loader = accelerator.prepare(eval_loader(boxed, transform, batch_size, options.num_workers, cache))
+    rows = {}
+    for seed, model, card, loader in options.networks(checkpoints, boxed, accelerator):
         found = []
         progress = tqdm(loader, desc=f"seed {seed}", unit="batch", disable=not accelerator.is_main_process)
         for batch in progress:
@@ -75,7 +69,6 @@ def main(options: Options) -> None:
             write_csv(Path("csv") / name / f"{seed}_boxes.csv", per_box, index=False)
         accuracy = per_box.groupby("pathology")["hit"].mean()
         rows[seed] = {**accuracy[pathologies].to_dict(), "micro": per_box["hit"].mean()}  # micro: all boxes pooled
-        accelerator.free_memory()  # and the workers of this seed's loader
 
     table = table_of_seeds(rows)
     if accelerator.is_main_process:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plain
 import torch
-from tools import Step, flops_an_image, fresh, matrix_rate, our_trainer, peak, use_float32
+from tools import Step, allow_tf32, flops_an_image, fresh, matrix_rate, our_trainer, peak, wait_for
 from torch.utils.data import DataLoader
 
 from pylon.chestxray14 import class_names
@@ -38,7 +38,7 @@ def measure_fed_training(
         def plain_step(image: torch.Tensor, label: torch.Tensor, net=net, adam=adam) -> None:
             plain.train_step(net, adam, image.to(device), label.to(device))
 
-        use_float32()
+        allow_tf32(False)
         loader = plain.loader(paths, labels, plain.train_transform(), batch_size, num_workers, True)
         feed(f"plain, fp32, batch {batch_size}", loader, plain_step, device, limit)
         for size, cache in caches.items():
@@ -54,7 +54,7 @@ def feed(name: str, loader: DataLoader, step: Step, device: torch.device, limit:
     batches = iter(loader)
     for k in range(len(loader)):
         if k == WARM:
-            torch.cuda.synchronize() if device.type == "cuda" else None
+            wait_for(device)
             begin, seen, waited = time.perf_counter(), 0, 0.0
         start = time.perf_counter()
         batch = next(batches)
@@ -63,7 +63,7 @@ def feed(name: str, loader: DataLoader, step: Step, device: torch.device, limit:
         step(image, label)
         if k >= WARM:
             waited, seen = waited + got - start, seen + len(label)
-    torch.cuda.synchronize() if device.type == "cuda" else None
+    wait_for(device)
     seconds = time.perf_counter() - begin
     rate, memory = seen / seconds, peak(device)
     print(f"| {name} | {rate:.3g} | {waited / seconds:.1%} | {rate / limit:.1%} | {memory:.2f} GB |", flush=True)

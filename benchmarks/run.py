@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from fed import measure_fed_training
 from tools import (
-    Step,
     allow_tf32,
     alternate,
     flops_an_image,
@@ -35,14 +35,13 @@ from tools import (
     precisions,
     seconds_of,
     show,
-    use_float32,
 )
 from torch.utils.data import DataLoader
 
 from pylon.chestxray14 import class_names, read_images, require_files
 from pylon.cli import run
 from pylon.dataset import eval_loader, train_loader
-from pylon.device import Device, make_accelerator
+from pylon.device import Device
 from pylon.heatmap import Row, draw_page
 from pylon.images import open_cache, read_image
 from pylon.metrics import point_localization
@@ -83,7 +82,7 @@ def main(options: Options) -> None:
     images = read_images(options.data)
     require_files(images, options.data)
     caches = {size: open_cache(images, options.data, size, options.num_workers) for size in options.cache_sizes}
-    device = make_accelerator(options.device, "fp32").device
+    device = our_accelerator(options.device, "fp32", training=False).device
     options.batch_size = options.batch_size or (16 if device.type == "cpu" else 64)
     options.precisions = options.precisions or precisions(device)
     print(f"{machine(device)}\n{options.encoder_name}, 256 x 256, batches of {options.batch_size}\n")
@@ -149,23 +148,20 @@ def measure_training(options: Options, device: torch.device) -> None:
     net = fresh(options.encoder_name, device, torch.contiguous_format)
     adam, floats = torch.optim.Adam(net.parameters(), lr=1e-4), normalize(images).contiguous()
 
-    def rate(step: Step) -> Callable[[int], float]:
-        def steps(floats_or_bytes: torch.Tensor) -> None:
-            for _ in range(options.steps):
-                step(floats_or_bytes, labels)
-
+    def rate(step: Callable[[], object], tf32: bool) -> Callable[[int], float]:
         def measure(_: int) -> float:
-            use_float32() if step is theirs else allow_tf32()
-            batch = floats if step is theirs else images
-            return options.steps * options.batch_size / seconds_of(lambda: steps(batch), device)
+            allow_tf32(tf32)
+            return (
+                options.steps * options.batch_size / seconds_of(lambda: [step() for _ in range(options.steps)], device)
+            )
 
         return measure
 
-    def theirs(floats: torch.Tensor, labels: torch.Tensor) -> None:
-        plain.train_step(net, adam, floats, labels)
-
-    ours = {precision: our_trainer(options.encoder_name, device, precision)[1] for precision in options.precisions}
-    measured = alternate(options.rounds, {"plain": rate(theirs), **{name: rate(step) for name, step in ours.items()}})
+    candidates = {"plain": rate(partial(plain.train_step, net, adam, floats, labels), tf32=False)}
+    for precision in options.precisions:
+        _, step = our_trainer(options.encoder_name, device, precision)
+        candidates[precision] = rate(partial(step, images, labels), tf32=True)
+    measured = alternate(options.rounds, candidates)
     show("training step", "images/s", measured)
     flops = flops_an_image(options.encoder_name, device)
     for precision in set(options.precisions) & set(precisions(device)):  # others are emulated: they have no limit
@@ -183,25 +179,21 @@ def measure_evaluation(options: Options, images: pd.DataFrame, caches: dict, dev
     net = fresh(options.encoder_name, device, torch.channels_last).eval()
     plain_loader = plain.loader(paths, labels, plain.eval_transform(), 64, options.num_workers)
 
-    def rate(precision: str | None, task: Callable[[Accelerator | None], object]) -> Callable[[int], float]:
+    def rate(precision: str, task: Callable[[Accelerator], object]) -> Callable[[int], float]:
         def measure(_: int) -> float:
             # Accelerate keeps precision in a state of the process: the one that was made last rules.
-            accelerator = use_float32() if precision is None else our_accelerator(device, precision, training=False)
+            accelerator = our_accelerator(device.type, precision, training=False)
             return len(some) / seconds_of(lambda: task(accelerator), device)
 
         return measure
 
-    candidates = {"plain": rate(None, lambda _: plain.predict(theirs, plain_loader, device))}
+    candidates = {"plain": rate("fp32", lambda _: plain.predict(theirs, plain_loader, device))}
     batch_size = 8 if device.type == "cpu" else 128
     for precision in options.precisions:
         for name, cache in {"from the PNGs": None, **{f"{size} cache": c for size, c in caches.items()}}.items():
             loader = eval_loader(some, eval_transform(256), batch_size, options.num_workers, cache)
-            loader = our_accelerator(device, precision, training=False).prepare(loader)
-
-            def ours(accelerator: Accelerator, loader: DataLoader = loader) -> None:
-                predict_logits(net, loader, accelerator, "")
-
-            candidates[f"{precision}, {name}"] = rate(precision, ours)
+            loader = our_accelerator(device.type, precision, training=False).prepare(loader)
+            candidates[f"{precision}, {name}"] = rate(precision, partial(predict_logits, net, loader, title=""))
     show("evaluation", "images/s", alternate(max(1, options.rounds // 2), candidates))
 
 
@@ -289,7 +281,7 @@ def training_peak(options: Options, device: torch.device, precision: str | None,
 def evaluation_peak(options: Options, device: torch.device, size: int, share: int) -> float:
     images = read_images(options.data)
     images = images.iloc[np.arange(options.images // 5 * share) % len(images)]
-    accelerator = our_accelerator(device, "fp32", training=False)
+    accelerator = our_accelerator(device.type, "fp32", training=False)
     cache = open_cache(images, options.data, size, options.num_workers)
     loader = accelerator.prepare(eval_loader(images, eval_transform(256), 64, options.num_workers, cache))
     predict_logits(fresh(options.encoder_name, device, torch.channels_last), loader, accelerator, "")

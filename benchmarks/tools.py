@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parent.parent))  # the package, where it is not installed
 
-from pylon.device import cpu_has_bf16, make_accelerator
+from pylon.device import Device, cpu_has_bf16, make_accelerator
 from pylon.model import Pylon
 from pylon.transforms import normalize
 
@@ -51,9 +51,13 @@ def alternate(rounds: int, candidates: dict[str, Callable[[int], float]]) -> dic
 def seconds_of(task: Callable[[], object], device: torch.device | None = None) -> float:
     start = time.perf_counter()
     task()
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def wait_for(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def fresh(encoder_name: str, device: torch.device, memory_format: torch.memory_format) -> Pylon:
@@ -61,24 +65,19 @@ def fresh(encoder_name: str, device: torch.device, memory_format: torch.memory_f
     return Pylon(encoder_name, None).to(device, memory_format=memory_format)
 
 
-def our_accelerator(device: torch.device, precision: str, training: bool) -> Accelerator:
+def our_accelerator(device: Device, precision: str, training: bool) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # one a process is what it is made for
-    return make_accelerator(device.type, precision, training=training)
+    return make_accelerator(device, precision, training=training)
 
 
-def allow_tf32(allowed: bool = True) -> None:
-    """What make_accelerator sets for training."""
+def allow_tf32(allowed: bool) -> None:
+    """What make_accelerator allows in training, and what there was not in 2020."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = allowed
-
-
-def use_float32() -> None:
-    """What there was in 2020: no TF32."""
-    allow_tf32(False)
 
 
 def our_trainer(encoder_name: str, device: torch.device, precision: str) -> tuple[Accelerator, Step]:
     """What train.py does in a step."""
-    accelerator = our_accelerator(device, precision, training=True)
+    accelerator = our_accelerator(device.type, precision, training=True)
     net = fresh(encoder_name, device, torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
     model, optimizer = accelerator.prepare(net, adam)

@@ -1,6 +1,7 @@
 """What the three scripts that use a checkpoint ask for, and how they get it."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +9,16 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from pylon.checkpoint import find_checkpoints, load_pylon, read_card
 from pylon.chestxray14 import class_names
 from pylon.cli import UserError, check_name
+from pylon.dataset import eval_loader
 from pylon.device import Device
+from pylon.images import open_cache
 from pylon.model import STRIDE, Pylon
+from pylon.transforms import eval_transform
 
 
 @dataclass
@@ -74,6 +79,17 @@ class ScoreOptions(EvaluationOptions):
     batch_size: int | None = None
     """Images at a time, over all processes together; if none is given, 128 a GPU, or 8 a process on a CPU."""
 
-    def images_at_a_time(self, accelerator: Accelerator) -> int:
+    def networks(
+        self, checkpoints: dict[str, Path], images: pd.DataFrame, accelerator: Accelerator
+    ) -> Iterator[tuple[str, Pylon, dict[str, Any], DataLoader]]:
+        """Seed, network and card of each checkpoint, and the images as that network sees them."""
         # A CPU is half as fast again with few images, whose features it keeps in memory that it already has.
-        return self.batch_size or accelerator.num_processes * (8 if accelerator.device.type == "cpu" else 128)
+        few_or_many = accelerator.num_processes * (8 if accelerator.device.type == "cpu" else 128)
+        cache = None
+        for seed, path in checkpoints.items():
+            model, card = self.load(images, path, accelerator)  # its image size is needed before the cache is filled
+            cache = cache or open_cache(images, self.data, self.cache_size, self.num_workers, accelerator.print)
+            transform, batch_size = eval_transform(card["image_size"]), self.batch_size or few_or_many
+            loader = eval_loader(images, transform, batch_size, self.num_workers, cache)
+            yield seed, model, card, accelerator.prepare(loader)
+            accelerator.free_memory()  # and the workers of this seed's loader

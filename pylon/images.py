@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
@@ -42,13 +42,14 @@ def read_image(path: str) -> np.ndarray:
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
     """Reduce an image so that no side is above `size`, by averaging areas; one that fits stays as it is."""
-    height, width = image.shape
-    scale = size / max(height, width)
-    if scale >= 1:
-        return image
-    return cv2.resize(
-        image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
-    )
+    height, width = fitted(*image.shape, size)
+    return image if (height, width) == image.shape else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image once no side is above `size`, pixels."""
+    scale = min(1, size / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class ImageCache:
@@ -68,9 +69,8 @@ class ImageCache:
         """The image in a row, (h, w) uint8, no side above `size`; not copied, so it cannot be written to."""
         if self.map is None:
             self.map = open_map(self.path, self.size, "r")
-        height, width = self.height_width[row]
-        scale = min(1, self.size / max(height, width))
-        return self.map[row, : max(1, round(height * scale)), : max(1, round(width * scale))]
+        height, width = fitted(*self.height_width[row], self.size)
+        return self.map[row, :height, :width]
 
 
 def open_cache(
@@ -92,15 +92,14 @@ def open_cache(
     if size == 0:
         return None
     folder = data / "cache" / str(size)
-    if len(find_missing(folder, images, size)):  # one that is whole may be read-only, and is not locked
+    if len(find_missing(read_index(folder, size), images)):  # one that is whole may be read-only, and is not locked
         with locked(folder, say):
-            fill(folder, find_missing(folder, images, size), size, num_workers)
+            fill(folder, images, size, num_workers)
     return ImageCache(folder, size)
 
 
-def find_missing(folder: Path, images: pd.DataFrame, size: int) -> pd.DataFrame:
+def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """The images that are not in the index or whose files have changed, with the rows that they get."""
-    index = read_index(folder, size)
     images = images.drop_duplicates("image_id")
     files = [os.stat(path) for path in images["path"]]
     wanted = pd.DataFrame({
@@ -115,10 +114,11 @@ def find_missing(folder: Path, images: pd.DataFrame, size: int) -> pd.DataFrame:
     return missing.astype({"row": int})
 
 
-def fill(folder: Path, missing: pd.DataFrame, size: int, num_workers: int) -> None:
+def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> None:
+    index = read_index(folder, size)
+    missing = find_missing(index, images)
     if len(missing) == 0:  # another process has filled it in the meantime
         return
-    index = read_index(folder, size)
     rows = max(len(index), missing["row"].max() + 1)
     make_room(folder / "images.uint8", rows * size * size)
     print(f"decoding {len(missing)} images into {folder}, {rows * size * size / 1e9:.1f} GB when it is whole")
@@ -195,20 +195,20 @@ def make_room(path: Path, length: int) -> None:
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the folder's lock, which the system takes back from a process that dies."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that fills {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written and locked ({error.strerror}); get leave to write, link it to another disk, "
-            "or use --cache-size 0"
-        ) from error
-    with lock:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / "lock", "w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another process that fills {folder}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written and locked ({error.strerror}); get leave to write, link it to another "
+                "disk, or use --cache-size 0"
+            ) from error
         yield
 
 
