@@ -72,7 +72,8 @@ class Options:
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     compile: bool = False
-    """Compile the network (torch.compile): minutes at the start, faster steps after it. Needs a C++ compiler."""
+    """Compile the network (torch.compile): minutes at the start, faster steps after it. Needs a GPU and a C++
+    compiler."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read and augment images."""
     cache_size: int = 0
@@ -86,6 +87,9 @@ MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile"}  # between a
 def main(options: Options) -> None:
     check(options)
     accelerator = make_accelerator(options.device, options.precision, options.batch_size, training=True)
+    if options.compile and accelerator.device.type == "cpu":
+        # its gradient of bilinear upsampling: pytorch/pytorch#160391 (an assertion), #191837 (writes out of bounds)
+        raise UserError("--compile needs a GPU: torch 2.12 cannot compile this network for a CPU; leave --compile out")
     say = accelerator.print
     save = Path("save") / options.name / str(options.seed)
 

@@ -3,7 +3,6 @@
 import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or albumentations asks the network for news when imported
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for large tensors: a CPU trains faster
 
 from pylon.checkpoint import load_pylon
 from pylon.model import Pylon, PylonOutput

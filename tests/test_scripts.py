@@ -276,6 +276,12 @@ def test_compiling_without_a_compiler(phantom, tmp_path, monkeypatch):
     assert "--compile needs a C++ compiler" in sentence_of(done)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiling_for_a_cpu(phantom, tmp_path):
+    done = run_script("train.py", "--data", phantom, *TRAIN, "--compile", cwd=tmp_path, code=2)
+    assert "--compile needs a GPU" in sentence_of(done)
+
+
 def test_cache_smaller_than_the_input(trained, phantom):
     done = run_script("eval_auc.py", "--data", phantom, "--cache-size", 100, cwd=trained, code=2)
     assert "--cache-size must be 0 or at least 256, not 100" in sentence_of(done)
