@@ -88,8 +88,8 @@ def main(options: Options) -> None:
     check(options)
     accelerator = make_accelerator(options.device, options.precision, options.batch_size, training=True)
     if options.compile and accelerator.device.type == "cpu":
-        # its gradient of bilinear upsampling: pytorch/pytorch#160391 (an assertion), #191837 (writes out of bounds)
-        raise UserError("--compile needs a GPU: torch 2.12 cannot compile this network for a CPU; leave --compile out")
+        # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds: pytorch#160391, #191837.
+        raise UserError("--compile needs a GPU: torch cannot compile this network for a CPU; leave --compile out")
     say = accelerator.print
     save = Path("save") / options.name / str(options.seed)
 
@@ -233,7 +233,7 @@ def check(options: Options) -> None:
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
     if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise UserError("--compile needs a C++ compiler and there is none; install g++, or leave --compile out")
+        raise UserError("--compile needs a GPU and a C++ compiler; install g++, or leave --compile out")
     check_name(options.name)
 
 

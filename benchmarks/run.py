@@ -33,22 +33,22 @@ from tools import (
     our_trainer,
     peak,
     precisions,
+    repeat,
     seconds_of,
     show,
 )
 from torch.utils.data import DataLoader
 
 from pylon.chestxray14 import class_names, read_images, require_files
-from pylon.cli import run
+from pylon.cli import UserError, run
 from pylon.dataset import eval_loader, train_loader
-from pylon.device import Device
 from pylon.heatmap import Row, draw_page
 from pylon.images import open_cache, read_image
 from pylon.metrics import point_localization
+from pylon.model import STRIDE
 from pylon.predict import predict_logits
 from pylon.transforms import eval_transform, normalize, train_transform
 
-BATCHES_FED = 10  # to the network by the loader
 LONGER = 16  # times as many images for a loader that reads a cache as for one that decodes: both take seconds
 
 
@@ -58,7 +58,7 @@ class Options:
 
     data: Path = Path("data")
     """Folder with NIH's files."""
-    device: Device = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """Where the network is."""
     encoder_name: str = "resnet50"
     """Encoder of the network."""
@@ -79,12 +79,15 @@ class Options:
 
 
 def main(options: Options) -> None:
+    check(options)
     images = read_images(options.data)
     require_files(images, options.data)
-    caches = {size: open_cache(images, options.data, size, options.num_workers) for size in options.cache_sizes}
-    device = our_accelerator(options.device, "fp32", training=False).device
+    device = torch.device(options.device)
     options.batch_size = options.batch_size or (16 if device.type == "cpu" else 64)
     options.precisions = options.precisions or precisions(device)
+    for precision in options.precisions:
+        our_accelerator(options.device, precision, training=True)  # or a UserError
+    caches = {size: open_cache(images, options.data, size, options.num_workers) for size in options.cache_sizes}
     print(f"{machine(device)}\n{options.encoder_name}, 256 x 256, batches of {options.batch_size}\n")
     print("| | plain | ours | times plain |\n|---|---|---|---|")
     for workers in sorted({0, options.num_workers}):
@@ -93,18 +96,27 @@ def main(options: Options) -> None:
     measure_evaluation(options, images, caches, device)
     measure_metric(options)
     measure_pages(options, images)
-    measure_memory(options, device)
-    batches = (options.batch_size,) if device.type == "cpu" else (64, 256)
-    longer = images.iloc[np.arange(max(batches) * BATCHES_FED) % len(images)]
-    measure_fed_training(options.encoder_name, longer, caches, options.num_workers, device, batches)
+    batch_sizes = (options.batch_size,) if device.type == "cpu" else (64, 256)
+    for batch_size in batch_sizes:
+        measure_training_memory(options, device, batch_size)
+    measure_evaluation_memory(options, device)
+    measure_fed_training(options.encoder_name, images, caches, options.num_workers, device, batch_sizes)
+
+
+def check(options: Options) -> None:
+    for name, low in (("batch_size", 2), ("num_workers", 0), ("images", 5), ("steps", 1), ("rounds", 1)):
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
+    if min(options.cache_sizes, default=STRIDE) < STRIDE:
+        raise UserError(f"--cache-sizes must be at least {STRIDE} each")
 
 
 # loaders
 
 
 def measure_loaders(options: Options, images: pd.DataFrame, caches: dict, workers: int) -> None:
-    few = images.iloc[np.arange(options.images) % len(images)]
-    many = images.iloc[np.arange(options.images * LONGER) % len(images)]
+    few, many = repeat(images, options.images, workers), repeat(images, options.images * LONGER, workers)
     paths, labels = few["path"].tolist(), few[class_names(images)].to_numpy(np.float32)
 
     def rate(loader: DataLoader, sampler=None) -> Callable[[int], float]:
@@ -164,7 +176,7 @@ def measure_training(options: Options, device: torch.device) -> None:
     measured = alternate(options.rounds, candidates)
     show("training step", "images/s", measured)
     flops = flops_an_image(options.encoder_name, device)
-    for precision in set(options.precisions) & set(precisions(device)):  # others are emulated: they have no limit
+    for precision in [p for p in options.precisions if p in precisions(device)]:  # others are emulated: no limit
         reached, limit = statistics.median(measured[precision]) * flops / 1e9, matrix_rate(device, precision) / 1e9
         print(
             f"| training step, {precision}, {flops / 1e9:.1f} GFLOP an image; matrix product: {limit:.0f} GFLOP/s "
@@ -173,7 +185,8 @@ def measure_training(options: Options, device: torch.device) -> None:
 
 
 def measure_evaluation(options: Options, images: pd.DataFrame, caches: dict, device: torch.device) -> None:
-    some = images.iloc[np.arange(options.images // 5 if device.type == "cpu" else options.images) % len(images)]
+    count = options.images // 5 if device.type == "cpu" else options.images * LONGER
+    some = repeat(images, count, options.num_workers)
     paths, labels = some["path"].tolist(), some[class_names(images)].to_numpy(np.float32)
     theirs = fresh(options.encoder_name, device, torch.contiguous_format).eval()
     net = fresh(options.encoder_name, device, torch.channels_last).eval()
@@ -246,31 +259,35 @@ def measure_pages(options: Options, images: pd.DataFrame) -> None:
 # memory: each in a process of its own, since a process remembers its peak
 
 
-def measure_memory(options: Options, device: torch.device) -> None:
+def measure_training_memory(options: Options, device: torch.device, batch_size: int) -> None:
     size = min(options.cache_sizes, default=0)
-    plain_peak = in_own_process(training_peak, options, device, None, 0)
+    plain_peak = in_own_process(training_peak, options, device, batch_size, None, 0)
     peaks = {
-        f"{precision}, {size} cache": [in_own_process(training_peak, options, device, precision, size)]
+        f"{precision}, {size} cache": [in_own_process(training_peak, options, device, batch_size, precision, size)]
         for precision in options.precisions
     }
-    show("peak memory of the training process", "GB", {"plain": [plain_peak], **peaks}, more_is_better=False)
+    show(f"peak memory of training, batch {batch_size}", "GB", {"plain": [plain_peak], **peaks}, more_is_better=False)
+
+
+def measure_evaluation_memory(options: Options, device: torch.device) -> None:
+    size = min(options.cache_sizes, default=0)
     peaks = [in_own_process(evaluation_peak, options, device, size, share) for share in (1, 4)]
     count = options.images // 5
     print(f"| peak memory of evaluation, fp32 | {count} images: {peaks[0]:.2f} GB | {4 * count}: {peaks[1]:.2f} GB | |")
 
 
-def training_peak(options: Options, device: torch.device, precision: str | None, size: int) -> float:
-    images = read_images(options.data)[: options.batch_size * 4]
+def training_peak(options: Options, device: torch.device, batch_size: int, precision: str | None, size: int) -> float:
+    images = read_images(options.data)[: batch_size * 4]
     if precision is None:
         net = fresh(options.encoder_name, device, torch.contiguous_format)
         adam = torch.optim.Adam(net.parameters(), lr=1e-4)
         paths, labels = images["path"].tolist(), images[class_names(images)].to_numpy(np.float32)
-        batches = plain.loader(paths, labels, plain.train_transform(), options.batch_size, options.num_workers, True)
+        batches = plain.loader(paths, labels, plain.train_transform(), batch_size, options.num_workers, True)
         for image, label in batches:
             plain.train_step(net, adam, image.to(device), label.to(device))
     else:
         cache = open_cache(images, options.data, size, options.num_workers)
-        batches, sampler = train_loader(images, train_transform(256), options.batch_size, options.num_workers, 0, cache)
+        batches, sampler = train_loader(images, train_transform(256), batch_size, options.num_workers, 0, cache)
         accelerator, step = our_trainer(options.encoder_name, device, precision)
         sampler.epoch, batches = 1, accelerator.prepare(batches)
         for batch in batches:

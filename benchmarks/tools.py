@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -72,7 +74,14 @@ def our_accelerator(device: Device, precision: str, training: bool) -> Accelerat
 
 def allow_tf32(allowed: bool) -> None:
     """What make_accelerator allows in training, and what there was not in 2020."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = allowed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.benchmark = True  # there was
+
+
+def repeat(images: pd.DataFrame, count: int, num_workers: int) -> pd.DataFrame:
+    """At least `count` images, the table over and over: whole batches of 64, and as many for each worker."""
+    whole = 64 * max(1, num_workers)
+    return images.iloc[np.arange(-(-count // whole) * whole) % len(images)]
 
 
 def our_trainer(encoder_name: str, device: torch.device, precision: str) -> tuple[Accelerator, Step]:

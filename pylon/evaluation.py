@@ -92,4 +92,4 @@ class ScoreOptions(EvaluationOptions):
             transform, batch_size = eval_transform(card["image_size"]), self.batch_size or few_or_many
             loader = eval_loader(images, transform, batch_size, self.num_workers, cache)
             yield seed, model, card, accelerator.prepare(loader)
-            accelerator.free_memory()  # and the workers of this seed's loader
+            accelerator.free_memory()  # it would keep every seed's loader, and those their workers

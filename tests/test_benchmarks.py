@@ -15,7 +15,7 @@ def test_benchmark_measures_everything(phantom, tmp_path):
         "training loader, 0 workers, 256 cache", "evaluation loader, 0 workers, from the PNGs", "training step, fp32",
         "evaluation, fp32, 256 cache", "metric, 984 boxes, coordinates",
         "heatmap page of 20 panels, PNGs decoded, ours",
-        "peak memory of the training process, fp32, 256 cache", "peak memory of evaluation, fp32",
+        "peak memory of training, batch 2, fp32, 256 cache", "peak memory of evaluation, fp32",
         "plain, fp32, batch 2", "256 cache, fp32, batch 2",
     ):  # fmt: skip
         assert what in rows

@@ -273,13 +273,13 @@ def test_compiling_without_a_compiler(phantom, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     done = run_script("train.py", "--data", phantom, *TRAIN, "--compile", cwd=tmp_path, code=2)
-    assert "--compile needs a C++ compiler" in sentence_of(done)
+    assert "--compile needs a GPU and a C++ compiler; install g++" in sentence_of(done)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiling_for_a_cpu(phantom, tmp_path):
     done = run_script("train.py", "--data", phantom, *TRAIN, "--compile", cwd=tmp_path, code=2)
-    assert "--compile needs a GPU" in sentence_of(done)
+    assert "--compile needs a GPU: torch cannot" in sentence_of(done)
 
 
 def test_cache_smaller_than_the_input(trained, phantom):
