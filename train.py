@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pylon.checkpoint import load_last, make_card, save_best, save_last
 from pylon.chestxray14 import class_names, read_images, require_files, shared_patients, split_hash
-from pylon.cli import UserError, check_name, run
+from pylon.cli import UserError, check_name, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
 from pylon.device import Device, Precision, make_accelerator
 from pylon.files import require_writable
@@ -219,9 +219,7 @@ def main(options: Options) -> None:
 
 def check(options: Options) -> None:
     """Raise a UserError that names the first option out of range."""
-    for name, low in (("epochs", 1), ("batch_size", 2), ("patience", 0), ("num_workers", 0), ("seed", 0)):
-        if getattr(options, name) < low:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(options, name)}")
+    require_at_least(options, epochs=1, batch_size=2, patience=0, num_workers=0, seed=0)
     if options.seed >= 2**32:
         raise UserError(f"--seed must be below 2**32, not {options.seed}")
     if not 0 < options.lr < math.inf or not 0 <= options.min_lr < options.lr:

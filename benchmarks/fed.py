@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 import plain
 import torch
-from tools import Step, allow_tf32, flops_an_image, fresh, matrix_rate, our_trainer, precisions, wait_for
+from tools import (
+    Step,
+    allow_tf32,
+    flops_an_image,
+    matrix_rate,
+    our_trainer,
+    plain_trainer,
+    precisions,
+    repeat,
+    wait_for,
+)
 from torch.utils.data import DataLoader
 
 from pylon.chestxray14 import class_names
@@ -31,14 +41,9 @@ def measure_fed_training(
     # The workers are up to four batches ahead each when the clock starts; on a CPU they are so in any case.
     warm = 2 if device.type == "cpu" else 4 * max(1, num_workers)
     for batch_size in batch_sizes:
-        table = images.iloc[np.arange(batch_size * warm * 4) % len(images)]
+        table = repeat(images, batch_size * warm * 4)
         paths, labels = table["path"].tolist(), table[class_names(images)].to_numpy(np.float32)
-        net = fresh(encoder_name, device, torch.contiguous_format)
-        adam = torch.optim.Adam(net.parameters(), lr=1e-4)
-
-        def plain_step(image: torch.Tensor, label: torch.Tensor, net=net, adam=adam) -> None:
-            plain.train_step(net, adam, image.to(device), label.to(device))
-
+        plain_step = plain_trainer(encoder_name, device)
         allow_tf32(False)
         loader = plain.loader(paths, labels, plain.train_transform(), batch_size, num_workers, True)
         feed(f"plain, fp32, batch {batch_size}", loader, plain_step, device, limit, warm)

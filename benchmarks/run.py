@@ -21,27 +21,30 @@ import plain
 import torch
 from accelerate import Accelerator
 from fed import measure_fed_training
+from memory import measure_evaluation_memory, measure_training_memory
 from tools import (
+    Step,
     allow_tf32,
     alternate,
     flops_an_image,
     fresh,
-    in_own_process,
     machine,
     matrix_rate,
     our_accelerator,
     our_trainer,
-    peak,
+    plain_trainer,
     precisions,
     repeat,
     seconds_of,
     show,
+    whole_batches,
 )
 from torch.utils.data import DataLoader
 
 from pylon.chestxray14 import class_names, read_images, require_files
-from pylon.cli import UserError, run
+from pylon.cli import UserError, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
+from pylon.evaluation import images_at_a_time
 from pylon.heatmap import Row, draw_page
 from pylon.images import open_cache, read_image
 from pylon.metrics import point_localization
@@ -104,10 +107,7 @@ def main(options: Options) -> None:
 
 
 def check(options: Options) -> None:
-    for name, low in (("batch_size", 2), ("num_workers", 0), ("images", 5), ("steps", 1), ("rounds", 1)):
-        value = getattr(options, name)
-        if value is not None and value < low:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
+    require_at_least(options, batch_size=2, num_workers=0, images=5, steps=1, rounds=1)
     if min(options.cache_sizes, default=STRIDE) < STRIDE:
         raise UserError(f"--cache-sizes must be at least {STRIDE} each")
 
@@ -116,7 +116,7 @@ def check(options: Options) -> None:
 
 
 def measure_loaders(options: Options, images: pd.DataFrame, caches: dict, workers: int) -> None:
-    few, many = repeat(images, options.images, workers), repeat(images, options.images * LONGER, workers)
+    few, many = (repeat(images, whole_batches(options.images * times, workers)) for times in (1, LONGER))
     paths, labels = few["path"].tolist(), few[class_names(images)].to_numpy(np.float32)
 
     def rate(loader: DataLoader, sampler=None) -> Callable[[int], float]:
@@ -157,22 +157,20 @@ def random_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 def measure_training(options: Options, device: torch.device) -> None:
     images, labels = random_batch(options.batch_size, device)
-    net = fresh(options.encoder_name, device, torch.contiguous_format)
-    adam, floats = torch.optim.Adam(net.parameters(), lr=1e-4), normalize(images).contiguous()
 
-    def rate(step: Callable[[], object], tf32: bool) -> Callable[[int], float]:
+    def rate(step: Step, batch: torch.Tensor, tf32: bool) -> Callable[[int], float]:
         def measure(_: int) -> float:
             allow_tf32(tf32)
-            return (
-                options.steps * options.batch_size / seconds_of(lambda: [step() for _ in range(options.steps)], device)
-            )
+            seconds = seconds_of(lambda: [step(batch, labels) for _ in range(options.steps)], device)
+            return options.steps * options.batch_size / seconds
 
         return measure
 
-    candidates = {"plain": rate(partial(plain.train_step, net, adam, floats, labels), tf32=False)}
+    theirs, floats = plain_trainer(options.encoder_name, device), normalize(images).contiguous()
+    candidates = {"plain": rate(theirs, floats, tf32=False)}
     for precision in options.precisions:
         _, step = our_trainer(options.encoder_name, device, precision)
-        candidates[precision] = rate(partial(step, images, labels), tf32=True)
+        candidates[precision] = rate(step, images, tf32=True)
     measured = alternate(options.rounds, candidates)
     show("training step", "images/s", measured)
     flops = flops_an_image(options.encoder_name, device)
@@ -186,7 +184,7 @@ def measure_training(options: Options, device: torch.device) -> None:
 
 def measure_evaluation(options: Options, images: pd.DataFrame, caches: dict, device: torch.device) -> None:
     count = options.images // 5 if device.type == "cpu" else options.images * LONGER
-    some = repeat(images, count, options.num_workers)
+    some = repeat(images, whole_batches(count, options.num_workers))
     paths, labels = some["path"].tolist(), some[class_names(images)].to_numpy(np.float32)
     theirs = fresh(options.encoder_name, device, torch.contiguous_format).eval()
     net = fresh(options.encoder_name, device, torch.channels_last).eval()
@@ -201,12 +199,13 @@ def measure_evaluation(options: Options, images: pd.DataFrame, caches: dict, dev
         return measure
 
     candidates = {"plain": rate("fp32", lambda _: plain.predict(theirs, plain_loader, device))}
-    batch_size = 8 if device.type == "cpu" else 128
     for precision in options.precisions:
         for name, cache in {"from the PNGs": None, **{f"{size} cache": c for size, c in caches.items()}}.items():
+            accelerator = our_accelerator(device.type, precision, training=False)
+            batch_size = images_at_a_time(accelerator)
             loader = eval_loader(some, eval_transform(256), batch_size, options.num_workers, cache)
-            loader = our_accelerator(device.type, precision, training=False).prepare(loader)
-            candidates[f"{precision}, {name}"] = rate(precision, partial(predict_logits, net, loader, title=""))
+            task = partial(predict_logits, net, accelerator.prepare(loader), title="")
+            candidates[f"{precision}, {name}"] = rate(precision, task)
     show("evaluation", "images/s", alternate(max(1, options.rounds // 2), candidates))
 
 
@@ -254,55 +253,6 @@ def measure_pages(options: Options, images: pd.DataFrame) -> None:
 
     measured = alternate(options.rounds, {"plain": lambda _: seconds_of(theirs), "ours": lambda _: seconds_of(ours)})
     show("heatmap page of 20 panels, PNGs decoded", "s", measured, more_is_better=False)
-
-
-# memory: each in a process of its own, since a process remembers its peak
-
-
-def measure_training_memory(options: Options, device: torch.device, batch_size: int) -> None:
-    size = min(options.cache_sizes, default=0)
-    plain_peak = in_own_process(training_peak, options, device, batch_size, None, 0)
-    peaks = {
-        f"{precision}, {size} cache": [in_own_process(training_peak, options, device, batch_size, precision, size)]
-        for precision in options.precisions
-    }
-    show(f"peak memory of training, batch {batch_size}", "GB", {"plain": [plain_peak], **peaks}, more_is_better=False)
-
-
-def measure_evaluation_memory(options: Options, device: torch.device) -> None:
-    size = min(options.cache_sizes, default=0)
-    peaks = [in_own_process(evaluation_peak, options, device, size, share) for share in (1, 4)]
-    count = options.images // 5
-    print(f"| peak memory of evaluation, fp32 | {count} images: {peaks[0]:.2f} GB | {4 * count}: {peaks[1]:.2f} GB | |")
-
-
-def training_peak(options: Options, device: torch.device, batch_size: int, precision: str | None, size: int) -> float:
-    images = read_images(options.data)[: batch_size * 4]
-    if precision is None:
-        net = fresh(options.encoder_name, device, torch.contiguous_format)
-        adam = torch.optim.Adam(net.parameters(), lr=1e-4)
-        paths, labels = images["path"].tolist(), images[class_names(images)].to_numpy(np.float32)
-        batches = plain.loader(paths, labels, plain.train_transform(), batch_size, options.num_workers, True)
-        for image, label in batches:
-            plain.train_step(net, adam, image.to(device), label.to(device))
-    else:
-        cache = open_cache(images, options.data, size, options.num_workers)
-        batches, sampler = train_loader(images, train_transform(256), batch_size, options.num_workers, 0, cache)
-        accelerator, step = our_trainer(options.encoder_name, device, precision)
-        sampler.epoch, batches = 1, accelerator.prepare(batches)
-        for batch in batches:
-            step(batch["image"], batch["label"])
-    return peak(device)
-
-
-def evaluation_peak(options: Options, device: torch.device, size: int, share: int) -> float:
-    images = read_images(options.data)
-    images = images.iloc[np.arange(options.images // 5 * share) % len(images)]
-    accelerator = our_accelerator(device.type, "fp32", training=False)
-    cache = open_cache(images, options.data, size, options.num_workers)
-    loader = accelerator.prepare(eval_loader(images, eval_transform(256), 64, options.num_workers, cache))
-    predict_logits(fresh(options.encoder_name, device, torch.channels_last), loader, accelerator, "")
-    return peak(device)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """What run.py measures with: the clock, the limits of the machine, and train.py's step."""
 
-import multiprocessing
 import os
 import platform
 import re
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plain
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -78,10 +76,22 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.benchmark = True  # there was
 
 
-def repeat(images: pd.DataFrame, count: int, num_workers: int) -> pd.DataFrame:
-    """At least `count` images, the table over and over: whole batches of 64, and as many for each worker."""
+def repeat(images: pd.DataFrame, count: int) -> pd.DataFrame:
+    """`count` images, the table over and over."""
+    return images.iloc[np.arange(count) % len(images)]
+
+
+def whole_batches(count: int, num_workers: int) -> int:
+    """`count` or a few more: whole batches of 64, and as many for each worker."""
     whole = 64 * max(1, num_workers)
-    return images.iloc[np.arange(-(-count // whole) * whole) % len(images)]
+    return -(-count // whole) * whole
+
+
+def plain_trainer(encoder_name: str, device: torch.device) -> Step:
+    """What was done in a step in 2020."""
+    net = fresh(encoder_name, device, torch.contiguous_format)
+    adam = torch.optim.Adam(net.parameters(), lr=1e-4)
+    return lambda images, labels: plain.train_step(net, adam, images.to(device), labels.to(device))
 
 
 def our_trainer(encoder_name: str, device: torch.device, precision: str) -> tuple[Accelerator, Step]:
@@ -120,21 +130,6 @@ def flops_an_image(encoder_name: str, device: torch.device) -> float:
     with FlopCounterMode(display=False) as counter:
         net(images).logits.sum().backward()
     return counter.get_total_flops() / 2
-
-
-def in_own_process(function: Callable, *arguments) -> float:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(function, *arguments).result()
-
-
-def peak(device: torch.device) -> float:
-    """GB: of the GPU, or of this process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss begins with the peak of the parent
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1)) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def machine(device: torch.device) -> str:

@@ -33,6 +33,14 @@ def run(main: Callable[[Any], None], options: type) -> None:
         sys.exit(130)
 
 
+def require_at_least(options: Any, **lows: int) -> None:
+    """Raise a UserError that names the first option below its bound; one that is None has not been given."""
+    for name, low in lows.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
+
+
 def check_name(name: str) -> None:
     """Raise a UserError if the name of an experiment is not the plain name of a folder."""
     if name in ("", "..") or Path(name).name != name:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from pylon.checkpoint import find_checkpoints, load_pylon, read_card
 from pylon.chestxray14 import class_names
-from pylon.cli import UserError, check_name
+from pylon.cli import UserError, check_name, require_at_least
 from pylon.dataset import eval_loader
 from pylon.device import Device
 from pylon.images import open_cache
@@ -43,8 +43,7 @@ class EvaluationOptions:
 
     def choose_checkpoints(self, seeds: tuple[int, ...]) -> tuple[str, dict[str, Path]]:
         """The name of the experiment and its checkpoints by what the tables call them: a seed, or the file's name."""
-        if self.num_workers < 0:
-            raise UserError(f"--num-workers must be at least 0, not {self.num_workers}")
+        require_at_least(self, num_workers=0)
         if self.cache_size != 0 and self.cache_size < STRIDE:
             raise UserError(f"--cache-size must be 0 or at least {STRIDE}, not {self.cache_size}")
         if self.name is not None:
@@ -83,13 +82,15 @@ class ScoreOptions(EvaluationOptions):
         self, checkpoints: dict[str, Path], images: pd.DataFrame, accelerator: Accelerator
     ) -> Iterator[tuple[str, Pylon, dict[str, Any], DataLoader]]:
         """Seed, network and card of each checkpoint, and the images as that network sees them."""
-        # A CPU is half as fast again with few images, whose features it keeps in memory that it already has.
-        few_or_many = accelerator.num_processes * (8 if accelerator.device.type == "cpu" else 128)
-        cache = None
+        cache, batch_size = None, self.batch_size or images_at_a_time(accelerator)
         for seed, path in checkpoints.items():
             model, card = self.load(images, path, accelerator)  # its image size is needed before the cache is filled
             cache = cache or open_cache(images, self.data, self.cache_size, self.num_workers, accelerator.print)
-            transform, batch_size = eval_transform(card["image_size"]), self.batch_size or few_or_many
-            loader = eval_loader(images, transform, batch_size, self.num_workers, cache)
+            loader = eval_loader(images, eval_transform(card["image_size"]), batch_size, self.num_workers, cache)
             yield seed, model, card, accelerator.prepare(loader)
             accelerator.free_memory()  # it would keep every seed's loader, and those their workers
+
+
+def images_at_a_time(accelerator: Accelerator) -> int:
+    # A CPU is half as fast again with few images, whose features it keeps in memory that it already has.
+    return accelerator.num_processes * (8 if accelerator.device.type == "cpu" else 128)

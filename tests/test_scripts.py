@@ -94,11 +94,13 @@ def test_cache_changes_nothing_where_images_fit(trained, phantom, tmp_path):
     assert f"images into {data}/cache/256" in done.stdout
     pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
     assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
-    boxes = []
+    scores = {}
     for cwd, chosen in ((tmp_path, options), (trained, ("--data", phantom))):
-        run_script("eval_loc.py", *chosen, "--device", "cpu", "--num-workers", 0, "--seeds", 0, cwd=cwd)
-        boxes.append(pd.read_csv(cwd / "csv/pylon/0_boxes.csv"))  # with probabilities and maxima
-    pd.testing.assert_frame_equal(*boxes)
+        for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
+            run_script(script, *chosen, "--device", "cpu", "--num-workers", 0, "--seeds", 0, cwd=cwd)
+            scores.setdefault(name, []).append(pd.read_csv(cwd / "csv/pylon" / name))
+    for one, other in scores.values():
+        pd.testing.assert_frame_equal(one, other)
 
 
 def test_scoring_in_bf16(trained, phantom):
