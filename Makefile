@@ -27,7 +27,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 5 --cov
 
 # A change of the requirements makes a new .venv. The versions are those of requirements.lock.
 .venv/ready: requirements.txt requirements-dev.txt requirements.lock

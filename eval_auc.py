@@ -10,7 +10,7 @@ Writes csv/NAME/auroc.csv: a row a seed, then mean and standard deviation.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylon.chestxray14 import read_images, require_files
+from pylon.chestxray14 import class_names, read_images, require_files
 from pylon.cli import run
 from pylon.device import make_accelerator
 from pylon.evaluation import ScoreOptions
@@ -43,7 +43,7 @@ def main(options: Options) -> None:
         path = Path("csv") / name / "auroc.csv"
         write_csv(path, table)
         print_table(table.rename(columns={"weighted": "weighted (micro)"}))  # "micro" is the published word
-        for pathology in table.columns[table.iloc[0].isna()]:
+        for pathology in (name for name in class_names(images) if table[name].isna().iloc[0]):
             print(f"note: {pathology} lacks positive or negative test images: it is blank and left out of the means")
         print(f"{len(test)} test images; table written to {path}")
     accelerator.end_training()

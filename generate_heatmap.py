@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from pylon.cache import open_cache
 from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
 from pylon.dataset import eval_loader
@@ -21,7 +22,7 @@ from pylon.device import make_accelerator
 from pylon.evaluation import EvaluationOptions
 from pylon.files import write_atomically
 from pylon.heatmap import Row, draw_page
-from pylon.images import open_cache, read_image
+from pylon.images import read_image
 from pylon.transforms import eval_transform, normalize
 
 PICKED = (

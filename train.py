@@ -19,21 +19,23 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from pylon.checkpoint import load_last, make_card, save_best, save_last
-from pylon.chestxray14 import class_names, read_images, require_files, shared_patients, split_hash
+from pylon.cache import open_cache, unreadable_images
+from pylon.checkpoint import make_card, save_best, save_last
+from pylon.chestxray14 import class_names, list_hashes, read_images, require_files, shared_patients, split_hash
 from pylon.cli import UserError, check_name, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
 from pylon.device import Device, Precision, make_accelerator
-from pylon.files import require_writable
-from pylon.images import open_cache
 from pylon.metrics import auroc, mean_auroc
 from pylon.model import STRIDE, Pylon
 from pylon.predict import predict_logits
 from pylon.results import write_csv
+from pylon.runs import close_run, find_last, open_run
 from pylon.transforms import eval_transform, normalize, train_transform
 
 
@@ -79,42 +81,53 @@ class Options:
     cache_size: int = 0
     """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels, filled when first used;
     1024 is exact for NIH's and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
+    skip_unreadable: bool = False
+    """Leave out, after naming them, images that cannot be read; without it, one such image stops the run before it
+    starts."""
+    overwrite: bool = False
+    """Start afresh where an earlier run is: in save/NAME/SEED.new, which takes that run's place when it is finished."""
+    deterministic: bool = False
+    """The same result each time on a GPU, too (torch.use_deterministic_algorithms); slower. A CPU's always is."""
 
 
-MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile"}  # between a run and its resumption
+# between a run and its resumption
+MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile", "skip_unreadable", "overwrite"}
 
 
 def main(options: Options) -> None:
     check(options)
-    accelerator = make_accelerator(options.device, options.precision, options.batch_size, training=True)
+    accelerator = make_accelerator(
+        options.device, options.precision, options.batch_size, training=True, deterministic=options.deterministic
+    )
     if options.compile and accelerator.device.type == "cpu":
         # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds: pytorch#160391, #191837.
         raise UserError("--compile needs a GPU: torch cannot compile this network for a CPU; leave --compile out")
     say = accelerator.print
-    save = Path("save") / options.name / str(options.seed)
 
     # tables, split
-    images = read_images(options.data)
+    images = leave_out_unreadable(read_images(options.data), options, accelerator)
     train, val = (images[images["split"] == split] for split in ("train", "val"))
-    require_files(pd.concat([train, val]), options.data)
     if len(train) < 2 or len(val) == 0:
         raise UserError(f"{options.data} has {len(train)} training and {len(val)} validation images; it takes 2 and 1")
     names = class_names(images)
-    shared, val_patients = shared_patients(images)
     say(f"{options.data}: {len(train)} images to train on, {len(val)} to validate on")
-    if shared:
-        say(f"note: {shared} of the {val_patients} validation patients are also in training (original_split_*.csv)")
-    csv = Path("csv") / options.name
-    if accelerator.is_main_process:
-        require_writable(save, csv)
+    for split in ("val", "test"):
+        shared, of = shared_patients(images, split)
+        if shared:
+            say(f"note: {shared} of the {of} patients of the {split} split are also in training")
 
     # what an earlier run left: resume, or find it finished
-    last = load_last(save / "last") if (save / "last").exists() else None
-    hash_of_split = split_hash(images)
+    save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
+    card = make_card(
+        names, {**asdict(options), "data": str(options.data)}, split_hash(images), list_hashes(options.data)
+    )
+    last = find_last(save, card, MAY_CHANGE, options.overwrite, accelerator)
     if last:
-        refuse_another_experiment(last, options, hash_of_split, save)
+        if accelerator.is_main_process:
+            write_csv(csv, pd.DataFrame(last["rows"]), index=False)  # a killed process may not have come so far
         if last["epoch"] >= options.epochs or last["lr"] <= options.min_lr:
-            say(f"{save} is finished: {last['epoch']} epochs, lowest validation loss {last['best_loss']:.4f}")
+            place = close_run(save, csv) if accelerator.is_main_process else save
+            say(f"{place} is finished: {last['epoch']} epochs, lowest validation loss {last['best_loss']:.4f}")
             return
 
     # network
@@ -147,7 +160,7 @@ def main(options: Options) -> None:
             accelerator.scaler.load_state_dict(last["scaler"])
         rows, best_loss, first = last["rows"], last["best_loss"], last["epoch"] + 1
         say(f"resuming {save} at epoch {first}")
-    card = make_card(names, {**asdict(options), "data": str(options.data)}, hash_of_split)
+    every = 1 if accelerator.device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU waits
 
     for epoch in range(first, options.epochs + 1):
         start, lr = time.perf_counter(), adam.param_groups[0]["lr"]
@@ -156,6 +169,7 @@ def main(options: Options) -> None:
 
         # train: forward under autocast, loss in float32, backward, step
         model.train()
+        losses = torch.zeros(len(train_batches), device=accelerator.device)
         loss_sum, seen = torch.zeros((), device=accelerator.device), 0
         shown = torch.zeros((), pin_memory=accelerator.device.type == "cuda")
         progress = tqdm(
@@ -167,24 +181,25 @@ def main(options: Options) -> None:
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
+            losses[step] = loss.detach()
             loss_sum += loss.detach() * len(batch["label"])
             seen += len(batch["label"])
-            if step % 10 == 0:
-                if step:  # `shown` is the loss ten steps ago: it has come from the GPU without being waited for
+            if step % every == 0:
+                if step:  # `shown` is the mean loss of one look ago: it has come from the GPU without being waited for
+                    require_finite(shown.item(), losses, epoch, save)
                     rate = seen * accelerator.num_processes / (time.perf_counter() - start)
-                    progress.set_postfix({"loss": f"{shown.item():.4f}", "lr": f"{lr:.1e}", "images/s": f"{rate:.0f}"})
-                shown.copy_(loss.detach(), non_blocking=True)
+                    figures = {"loss": f"{shown.item():.4f}", "lr": f"{lr:.1e}", "images/s": f"{rate:.0f}"}
+                    progress.set_postfix(figures, refresh=False)
+                shown.copy_(loss_sum / seen, non_blocking=True)
         totals = accelerator.reduce(torch.stack([loss_sum, torch.full_like(loss_sum, seen)]), reduction="sum")
         train_loss, trained_on = (totals[0] / totals[1]).item(), totals[1].item()  # here the GPU is waited for
+        require_finite(train_loss, losses, epoch, save)
         images_per_second = trained_on / (time.perf_counter() - start)
 
         # validate, step the schedule
         logits, labels = predict_logits(model, val_batches, accelerator, "validating")
         val_loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            raise UserError(
-                f"epoch {epoch}: the loss is not finite; lower --lr, or try --precision fp32. {save} is kept"
-            )
+        require_finite(val_loss, None, epoch, save)
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)
         schedule.step(val_loss)
@@ -200,12 +215,12 @@ def main(options: Options) -> None:
         if accelerator.is_main_process:
             if improved:
                 save_best(save / "best", net, {**card, "epoch": epoch, "val_loss": val_loss})
-            write_csv(csv / f"{options.seed}.csv", pd.DataFrame(rows), index=False)
+            write_csv(csv, pd.DataFrame(rows), index=False)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             save_last(save / "last", {
                 "epoch": epoch, "lr": lr, "best_loss": best_loss, "rows": rows, "model": net.state_dict(),
                 "optimizer": adam.state_dict(), "schedule": schedule.state_dict(), "scaler": scaler,
-                "options": card["options"], "split_sha256": hash_of_split,
+                "options": card["options"], "split_sha256": card["split_sha256"],
             })  # fmt: skip
         say(
             f"epoch {epoch:2d}  train loss {train_loss:.4f}  validation loss {val_loss:.4f}{'*' if improved else ' '}"
@@ -213,7 +228,8 @@ def main(options: Options) -> None:
         )
         if lr <= options.min_lr:
             break
-    say(f"finished: {save / 'best'} has the lowest validation loss, {best_loss:.4f}")
+    place = close_run(save, csv) if accelerator.is_main_process else save
+    say(f"finished: {place / 'best'} has the lowest validation loss, {best_loss:.4f}")
     accelerator.end_training()
 
 
@@ -235,16 +251,33 @@ def check(options: Options) -> None:
     check_name(options.name)
 
 
-def refuse_another_experiment(last: dict, options: Options, hash_of_split: str, save: Path) -> None:
-    """Raise a UserError if what is in `save` was made with other options or other data."""
-    before, now = last["options"], {**asdict(options), "data": str(options.data)}
-    differing = [key for key in now if key not in MAY_CHANGE and before.get(key, now[key]) != now[key]]
-    other = [f"--{key.replace('_', '-')} {before.get(key)} (now {now[key]})" for key in differing]
-    if last["split_sha256"] != hash_of_split:
-        other.append("other images, labels or split")
-    if other:
-        raise UserError(f"{save} was trained with {', '.join(other)}; choose another --name, or remove that folder")
+def leave_out_unreadable(images: pd.DataFrame, options: Options, accelerator: Accelerator) -> pd.DataFrame:
+    """The images that can be read; raise a UserError if that is not all and --skip-unreadable was not given."""
+    used = images[images["split"] != "test"]
+    require_files(used, options.data)
+    faults = [None]
+    if accelerator.is_main_process:
+        faults = [unreadable_images(used, options.data, options.cache_size, options.num_workers)]
+    (faults,) = broadcast_object_list(faults)
+    if faults and not options.skip_unreadable:
+        raise UserError(
+            f"{next(iter(faults.values()))} ({len(faults)} of {len(used)} images cannot be read: python data/check.py "
+            "names them all, --skip-unreadable trains without them)"
+        )
+    for fault in faults.values():
+        accelerator.print(f"skipped: {fault}")
+    if faults:
+        accelerator.print(f"skipped {len(faults)} of {len(used)} images, which cannot be read")
+    return images[~images["image_id"].isin(faults)]
+
+
+def require_finite(loss: float, losses: Tensor | None, epoch: int, save: Path) -> None:
+    """Raise a UserError that names the epoch and, given the losses of its steps, the step; what is saved stays."""
+    if not math.isfinite(loss):
+        broken = [] if losses is None else (~losses.isfinite()).nonzero().flatten().tolist()
+        where = f"epoch {epoch}" + (f", step {broken[0] + 1}" if broken else "")
+        raise UserError(f"{where}: the loss is not finite; lower --lr, or try --precision fp32. {save} is as it was")
 
 
 if __name__ == "__main__":
-    run(main, Options)
+    run(main, Options, after_stop="the same command goes on from the last finished epoch")

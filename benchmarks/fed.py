@@ -19,9 +19,9 @@ from tools import (
 )
 from torch.utils.data import DataLoader
 
+from pylon.cache import ImageCache
 from pylon.chestxray14 import class_names
 from pylon.dataset import train_loader
-from pylon.images import ImageCache
 from pylon.transforms import train_transform
 
 

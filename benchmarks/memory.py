@@ -13,9 +13,9 @@ import plain
 import torch
 from tools import fresh, our_accelerator, our_trainer, plain_trainer, repeat, show
 
+from pylon.cache import open_cache
 from pylon.chestxray14 import class_names, read_images
 from pylon.dataset import eval_loader, train_loader
-from pylon.images import open_cache
 from pylon.predict import predict_logits
 from pylon.transforms import eval_transform, train_transform
 

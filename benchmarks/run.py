@@ -41,12 +41,13 @@ from tools import (
 )
 from torch.utils.data import DataLoader
 
+from pylon.cache import open_cache
 from pylon.chestxray14 import class_names, read_images, require_files
 from pylon.cli import UserError, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
 from pylon.evaluation import images_at_a_time
 from pylon.heatmap import Row, draw_page
-from pylon.images import open_cache, read_image
+from pylon.images import read_image
 from pylon.metrics import point_localization
 from pylon.model import STRIDE
 from pylon.predict import predict_logits

@@ -3,30 +3,35 @@
 Deviation: the original pickled its checkpoints; here they are safetensors, json and, for resuming, tensors alone.
 
 save/<name>/<seed>/best/config.json        arguments that rebuild the network
-                        model.safetensors  its weights
-                        training.json      class names, normalisation, options, versions, hash of the split
+                        model.safetensors  its weights, and their hash
+                        training.json      class names, normalisation, options, versions, hashes of the data and its own
 save/<name>/<seed>/last                    network, optimizer, schedule, scaler, rows of the csv
 """
 
+import hashlib
 import io
 import json
 import platform
 import warnings
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 
 from pylon.chestxray14 import PATHOLOGIES
 from pylon.cli import UserError
-from pylon.files import write_atomically
+from pylon.files import write_atomically, write_together
 from pylon.model import Pylon
 from pylon.transforms import MEAN, STD
 
 RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152")
+RESUMED = {
+    "epoch", "lr", "best_loss", "rows", "model", "optimizer", "schedule", "scaler", "options", "split_sha256"
+}  # fmt: skip
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "accelerate", "numpy")
 
 
@@ -55,10 +60,15 @@ def load_folder(path: Path) -> Pylon:
             raise UserError(f"{path} is no checkpoint: it has no {name}; name a folder such as save/pylon/0/best")
     config = read_json(path / "config.json")
     try:
+        with safetensors.safe_open(path / "model.safetensors", "pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
+            written = (file.metadata() or {}).get("sha256")
         model = Pylon(**{**config, "encoder_weights": None})
-        model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
-    except (TypeError, RuntimeError, SafetensorError) as error:
+        model.load_state_dict(weights)
+    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
         raise UserError(f"{path} does not hold the network of its config.json: {first_line(error)}") from error
+    if written is not None and written != hash_of_weights(weights):
+        raise UserError(f"{path / 'model.safetensors'} is damaged: it is not what was saved; copy it again")
     return model
 
 
@@ -89,8 +99,12 @@ def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
 
 
 def load_safely(path: Path) -> Any:
-    """torch.load that refuses everything but tensors and plain containers."""
+    """torch.load that refuses all but tensors and plain containers, after a look at the checksums, which it omits."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise ValueError("a checksum differs")
         with warnings.catch_warnings():  # of an odd pickle: it is answered below
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -111,6 +125,8 @@ def read_card(path: str | Path, model: Pylon) -> dict[str, Any]:
         lacking = [key for key in ("class_names", "mean", "std", "image_size") if key not in card]
         if lacking:
             raise UserError(f"{card_path} lacks {', '.join(lacking)}; copy the whole folder of the checkpoint again")
+        if "sha256" in card and card.pop("sha256") != hash_of_card(card):
+            raise UserError(f"{card_path} is damaged: it is not what was saved; copy it again")
         return card
     classes = model.segmentation_head[0].out_channels
     if classes != len(PATHOLOGIES):
@@ -118,7 +134,9 @@ def read_card(path: str | Path, model: Pylon) -> dict[str, Any]:
     return {"class_names": list(PATHOLOGIES), "mean": MEAN, "std": STD, "image_size": 256}
 
 
-def make_card(class_names: list[str], options: dict[str, Any], split_hash: str) -> dict[str, Any]:
+def make_card(
+    class_names: list[str], options: dict[str, Any], split_hash: str, list_hashes: dict[str, str]
+) -> dict[str, Any]:
     """The contents of training.json, less epoch and validation loss."""
     return {
         "class_names": class_names,
@@ -127,17 +145,35 @@ def make_card(class_names: list[str], options: dict[str, Any], split_hash: str) 
         "image_size": options["image_size"],
         "options": options,
         "split_sha256": split_hash,
+        "list_sha256": list_hashes,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
 
 def save_best(folder: Path, model: Pylon, card: dict[str, Any]) -> None:
-    """Write the folder that `load_pylon` opens, file by file: it opens at every moment."""
+    """Write the folder that `load_pylon` opens; it opens at every moment, and a full disk leaves the one before."""
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = {**model._hub_mixin_config, "encoder_weights": None}
-    write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True).encode())
-    write_atomically(folder / "training.json", json.dumps(card, indent=2).encode())
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(weights, metadata={"format": "pt"}))
+    write_together({
+        folder / "config.json": json.dumps(config, indent=2, sort_keys=True).encode(),
+        folder / "model.safetensors": safetensors.torch.save(
+            weights, metadata={"format": "pt", "sha256": hash_of_weights(weights)}
+        ),
+        folder / "training.json": json.dumps({**card, "sha256": hash_of_card(card)}, indent=2).encode(),
+    })  # fmt: skip
+
+
+def hash_of_weights(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and numbers: neither safetensors nor torch notices a flipped bit."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_of_card(card: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:
@@ -148,8 +184,8 @@ def save_last(path: Path, state: dict[str, Any]) -> None:
 
 def load_last(path: Path) -> dict[str, Any]:
     state = load_safely(path)
-    if not isinstance(state, dict) or not {"model", "optimizer", "epoch", "rows", "options"} <= state.keys():
-        raise UserError(f"{path} is not a file that train.py wrote for resuming; move it away to start anew")
+    if not isinstance(state, dict) or not state.keys() >= RESUMED:
+        raise UserError(f"{path} is not a file that train.py wrote for resuming; --overwrite starts afresh")
     return state
 
 
@@ -173,9 +209,12 @@ def find_checkpoints(name: str, seeds: tuple[int, ...] = ()) -> dict[str, Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        contents = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+        raise UserError(f"{path} is damaged ({error}); copy it again") from error
+    if not isinstance(contents, dict):
+        raise UserError(f"{path} is damaged: it holds no names and values; copy it again")
+    return contents
 
 
 def first_line(error: Exception) -> str:

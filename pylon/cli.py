@@ -1,5 +1,7 @@
-"""What the four scripts share at their edge: options in, one clear sentence out when something is wrong."""
+"""What the scripts share at their edge: options in, one clear sentence out when something is wrong."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,18 @@ class UserError(ValueError):
     """A mistake that a user can mend: one sentence that names the file or the option, and the cure."""
 
 
-def run(main: Callable[[Any], None], options: type) -> None:
-    """Parse the command line into `options` and run `main` on it; a user's mistake exits with code 2."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def run(main: Callable[[Any], None], options: type, after_stop: str = "the same command starts anew") -> None:
+    """Parse the command line into `options` and run `main` on it; a user's mistake exits with code 2.
+
+    Ctrl-C and SIGTERM exit with 130 and 143, after a line with what `after_stop` says.
+    """
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # for downloaded weights, which other libraries open
     parsed = tyro.cli(options)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main(parsed)
     except UserError as error:
@@ -28,9 +39,19 @@ def run(main: Callable[[Any], None], options: type) -> None:
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last finished epoch or starts anew", file=sys.stderr)
-        sys.exit(130)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        fail("a process that reads images was killed, maybe for want of (shared) memory; lower --num-workers")
+    except KeyboardInterrupt as error:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # what is left takes moments; a second Ctrl-C would show its insides
+        print(f"\nstopped; {after_stop}", file=sys.stderr)
+        sys.exit(143 if isinstance(error, Terminated) else 130)
+
+
+def terminate(_number: int, _frame: Any) -> None:
+    raise Terminated
 
 
 def require_at_least(options: Any, **lows: int) -> None:
@@ -45,6 +66,10 @@ def check_name(name: str) -> None:
     """Raise a UserError if the name of an experiment is not the plain name of a folder."""
     if name in ("", "..") or Path(name).name != name:
         raise UserError(f"--name {name!r} must be the plain name of a folder")
+
+
+def refuse(sentence: str) -> None:
+    raise UserError(sentence)
 
 
 def fail(sentence: str) -> None:

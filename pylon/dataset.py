@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pylon.cache import ImageCache
 from pylon.chestxray14 import class_names
-from pylon.images import ImageCache, one_thread, read_image
+from pylon.images import read_image, start_worker
 
 Transform = Callable[..., dict[str, Tensor]]
 
@@ -107,7 +108,7 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, **options) 
         dataset,
         batch_size,
         num_workers=num_workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
         pin_memory=torch.cuda.is_available(),

@@ -1,5 +1,6 @@
 """Device, precision and processes, by Accelerate."""
 
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,11 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 def make_accelerator(
-    device: Device, precision: Precision, batch_size: int | None = None, training: bool = False
+    device: Device,
+    precision: Precision,
+    batch_size: int | None = None,
+    training: bool = False,
+    deterministic: bool = False,
 ) -> Accelerator:
     """The one object that knows the device, the precision and the other processes (`torchrun`).
 
@@ -25,6 +30,7 @@ def make_accelerator(
         batch_size: images a step over all processes, to be checked.
         training: on a GPU, let fp32 multiply in TF32, and cuDNN try which of its convolutions is fastest. Scores shall
             not move with the machine: an evaluation in fp32 is one in float32.
+        deterministic: let torch use only operations that give the same result each time, and fail where it has none.
 
     Raises:
         UserError: the device is not there or cannot do the precision, or the batch cannot be shared evenly.
@@ -40,7 +46,10 @@ def make_accelerator(
         raise UserError(f"--precision fp16 needs a CUDA device, not {chosen}; try --precision auto")
     torch.backends.cudnn.allow_tf32 = training or precision != "fp32"  # TF32 has the mantissa of fp16
     torch.backends.cuda.matmul.allow_tf32 = training
-    torch.backends.cudnn.benchmark = training
+    torch.backends.cudnn.benchmark = training and not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch; read when CUDA starts
+        torch.use_deterministic_algorithms(True)
     try:
         accelerator = Accelerator(
             cpu=chosen == "cpu",

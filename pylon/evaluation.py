@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from pylon.cache import open_cache
 from pylon.checkpoint import find_checkpoints, load_pylon, read_card
-from pylon.chestxray14 import class_names
+from pylon.chestxray14 import class_names, list_hashes
 from pylon.cli import UserError, check_name, require_at_least
 from pylon.dataset import eval_loader
 from pylon.device import Device
-from pylon.images import open_cache
 from pylon.model import STRIDE, Pylon
 from pylon.transforms import eval_transform
 
@@ -68,6 +68,10 @@ class EvaluationOptions:
             )
         if 0 < self.cache_size < card["image_size"]:
             raise UserError(f"--cache-size {self.cache_size} is below the {card['image_size']} pixels that {path} sees")
+        now = list_hashes(self.data)
+        others = [name for name, digest in card.get("list_sha256", {}).items() if now.get(name) != digest]
+        if others:
+            accelerator.print(f"note: {path} was trained with another {', another '.join(others)} than {self.data} has")
         return model.to(accelerator.device, memory_format=torch.channels_last), card
 
 

@@ -1,5 +1,7 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and a lock that no dead process holds."""
 
+import errno
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,21 +15,44 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         UserError: it could not be written; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    write_together({path: data})
+
+
+def write_together(files: dict[Path, bytes]) -> None:
+    """Write the files of one folder: all under temporary names before the first is renamed, so a full disk harms none.
+
+    Raises:
+        UserError: one could not be written; what was there before is untouched.
+    """
+    temporary = {path: path.with_name(f".{path.name}.partial") for path in files}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            os.replace(temporary[path], path)
+        flush_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):  # where the folder itself cannot be written, the first error says so
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror}); what was there before is untouched. "
             "Make room or get leave to write, then run the same command again"
         ) from error
+    finally:
+        for partial in temporary.values():
+            with suppress(OSError):  # where the folder itself cannot be written, the first error says so
+                partial.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the renames in a folder to the disk, in their order to those in others: the power may fail."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def require_writable(*folders: Path) -> None:
@@ -35,3 +60,15 @@ def require_writable(*folders: Path) -> None:
     for folder in folders:
         write_atomically(folder / ".writable", b"")
         (folder / ".writable").unlink()
+
+
+def hold_lock(path: Path, sentence: str) -> None:
+    """Lock a file until this process ends, however it ends; raise a UserError with the sentence if another holds it."""
+    # A record lock, since flock would pass to the loaders' workers, which outlive a killed process by seconds.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(sentence) from error
+        # else a file system that knows no locks, and the user has to know what runs

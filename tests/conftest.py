@@ -1,24 +1,87 @@
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import coverage
 import numpy as np
+import pandas as pd
 import pytest
+import safetensors.torch
 
 ROOT = Path(__file__).parent.parent
+TINY = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none", "--precision", "fp32", "--device", "cpu")
+TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
 SHARED = ROOT.parent / "shared"  # reference material that is not part of the project: its tests skip without it
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in several processes
 
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "data", ROOT / "tests")))
 
-def run_script(*arguments, cwd: Path, code: int = 0) -> subprocess.CompletedProcess:
-    """Run `python ARGUMENTS` as a user would, in `cwd`, and check the exit code."""
+# Scripts run in processes of their own, forked from one that has imported torch and the rest: that takes seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["preloaded"])
+
+
+def start_script(
+    *arguments, cwd: Path, out: Path, sabotage: Callable[[], None] | None = None
+) -> multiprocessing.process.BaseProcess:
+    """Start `python ARGUMENTS` in `cwd`, sabotaged first if asked; it prints to out/stdout and out/stderr."""
+    measured = coverage.Coverage.current() is not None
+    arguments = list(map(str, arguments))
+    process = FORKS.Process(target=be_script, args=(arguments, cwd, out, dict(os.environ), sabotage, measured))
+    process.start()
+    return process
+
+
+def be_script(
+    arguments: list[str],
+    cwd: Path,
+    out: Path,
+    environment: dict[str, str],
+    sabotage: Callable[[], None] | None,
+    measured: bool,
+) -> None:
+    coverage_of_this = coverage.Coverage(ROOT / ".coverage", True, config_file=ROOT / "pyproject.toml")
+    if measured:
+        coverage_of_this.start()
+    os.setpgrp()  # so that it can be killed with its workers
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    del os.environ["PYTHONPATH"]
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        descriptor = os.open(out / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, stream.fileno())
     script, *rest = arguments
-    command = [sys.executable, str(ROOT / script), *map(str, rest)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done
+    sys.argv = [str(ROOT / script), *rest]
+    sys.path.insert(0, str((ROOT / script).parent))
+    if sabotage is not None:
+        sabotage()
+    multiprocessing.set_start_method(None, force=True)  # the system's own, not the one that has led here
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        if measured:
+            coverage_of_this.stop()
+            coverage_of_this.save()
+
+
+def run_script(
+    *arguments, cwd: Path, code: int | None = 0, sabotage: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess:
+    """Run `python ARGUMENTS` as a user would, in `cwd`, and check the exit code, if it is foreseen."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        process = start_script(*arguments, cwd=cwd, out=out, sabotage=sabotage)
+        process.join(300)
+        stdout, stderr = ((out / name).read_text() for name in ("stdout", "stderr"))
+    assert code in (None, process.exitcode), f"{arguments}\n{stdout}\n{stderr}"
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
 def sentence_of(done: subprocess.CompletedProcess) -> str:
@@ -35,6 +98,26 @@ def phantom(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("phantom") / "data"
     run_script("data/make_phantom.py", "--out", folder, "--images", 90, "--size", 128, "--seed", 3, cwd=folder.parent)
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(phantom, tmp_path_factory) -> Path:
+    """A folder in which two epochs were trained on the phantom."""
+    cwd = tmp_path_factory.mktemp("trained")
+    done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=cwd)
+    assert "Traceback" not in done.stderr
+    return cwd
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two runs, by their folders, have the same best network, bit for bit."""
+    a, b = (safetensors.torch.load_file(folder / "best/model.safetensors") for folder in (a, b))
+    return a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
+
+
+def rows_of(cwd: Path, seed: int = 0) -> pd.DataFrame:
+    """The csv of a run, less what depends on the clock."""
+    return pd.read_csv(cwd / f"csv/pylon/{seed}.csv").drop(columns=["images_per_second", "seconds"])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def equal(a: Pylon, b: Pylon) -> bool:
 
 def test_best_round_trip(model, tmp_path):
     options = {"image_size": 512, "lr": 1e-4}
-    card = checkpoint.make_card(["one", "two"], options, "abc")
+    card = checkpoint.make_card(["one", "two"], options, "abc", {})
     model = model.to(memory_format=torch.channels_last)
     checkpoint.save_best(tmp_path / "best", model, card)
     assert sorted(os.listdir(tmp_path / "best")) == ["config.json", "model.safetensors", "training.json"]
@@ -84,7 +84,7 @@ def test_bad_checkpoints(model, tmp_path):
     with pytest.raises(UserError, match=r"has no config.json"):
         pylon.load_pylon(tmp_path)
     best = tmp_path / "best"
-    checkpoint.save_best(best, model, checkpoint.make_card(["a"], {"image_size": 256}, ""))
+    checkpoint.save_best(best, model, checkpoint.make_card(["a"], {"image_size": 256}, "", {}))
     whole = (best / "model.safetensors").read_bytes()
     torch.save(model.state_dict(), tmp_path / "cut.pkl")
     (tmp_path / "cut.pkl").write_bytes((tmp_path / "cut.pkl").read_bytes()[:10_000])

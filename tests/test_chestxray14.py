@@ -78,8 +78,8 @@ def test_windows_line_ends_and_byte_order_mark(data):
     [
         ("Data_Entry_2017.csv", "Finding Labels", "Findings", "has no column 'Finding Labels'"),
         ("Data_Entry_2017.csv", "Hernia", "Hernie", "'Hernie' is none of the findings"),
-        ("Data_Entry_2017.csv", "Hernia", "", "row 4 has no finding"),
-        ("Data_Entry_2017.csv", "00000002_000", "00000001_000", "two rows of 00000001_000.png"),
+        ("Data_Entry_2017.csv", "Hernia", "", "00000002_000.png is without a finding"),
+        ("Data_Entry_2017.csv", "00000002_000", "00000001_000", "00000001_000.png is in more than one row"),
         ("Data_Entry_2017.csv", "00000002_000", "00000009_000", "00000002_000.png is in the lists .* no row of it"),
         ("Data_Entry_2017.csv", "0,2\n", "0,\n", "whole number as 'Patient ID'"),
         ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h],,,\n", "", "must be NIH's header"),
@@ -88,7 +88,7 @@ def test_windows_line_ends_and_byte_order_mark(data):
             "train_val_list.txt",
             "00000002_000.png",
             "00000001_000.png",
-            "names 00000001_000.png twice",
+            "00000001_000.png is named more than once",
         ),
         ("BBox_List_2017.csv", "Infiltrate", "Infiltrat", "'Infiltrat' is none of the findings"),
         ("BBox_List_2017.csv", "30.99", "-30", "box of 00000003_000.png, Infiltration"),
@@ -133,7 +133,7 @@ def test_original_split_rules(data):
     assert images["patient_id"].tolist() == [1, 2, 1, 4, 3]
     assert images["Mass"].all()
     assert not images["Hernia"].any()
-    assert shared_patients(images) == (1, 2)
+    assert shared_patients(images, "val") == (1, 2)
     write("test", ["00000001_000.png"])
     with pytest.raises(UserError, match=r"00000001_000.png is in two of"):
         read_images(data)
@@ -152,7 +152,7 @@ def test_box_beyond_its_image(phantom, tmp_path):
 
 def test_validation_is_disjoint_and_always_the_same(phantom):
     images = read_images(phantom)
-    assert shared_patients(images)[0] == 0
+    assert shared_patients(images, "val")[0] == 0
     patients = images.groupby("split")["patient_id"].agg(set)
     assert not patients["train"] & patients["test"]
     share = len(patients["val"]) / len(patients["val"] | patients["train"])
@@ -175,7 +175,7 @@ def test_official_files(shared, tmp_path):
     assert (images["split"] != "test").sum() == 86_524
     assert images["patient_id"].nunique() == 30_805
     assert images.loc[images["split"] == "test", "patient_id"].nunique() == 2_797
-    assert shared_patients(images)[0] == 0
+    assert shared_patients(images, "val")[0] == 0
     assert len(boxes) == 984
     assert boxes["image_id"].nunique() == 880
     assert boxes["pathology"].nunique() == 8

@@ -1,228 +1,62 @@
-import errno
-import os
-import pickle
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import namedtuple
-
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
-from conftest import ROOT
 
-import pylon.images
-from pylon.chestxray14 import read_images
 from pylon.cli import UserError
-from pylon.dataset import RadiographDataset
-from pylon.images import ImageCache, locked, open_cache, read_image
-from pylon.transforms import eval_transform, train_transform
+from pylon.images import fault_of, look_at, read_image, require_readable
 
-
-@pytest.fixture
-def data(phantom, tmp_path):
-    return shutil.copytree(phantom, tmp_path / "data")
-
-
-@pytest.fixture
-def images(data):
-    return read_images(data)
-
-
-def decoded(capsys) -> list[str]:
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("decoding")]
-
-
-def assert_holds(cache: ImageCache, images: pd.DataFrame) -> None:
-    for image in images.itertuples():
-        row = cache.row_of[image.image_id]
-        expected = read_image(image.path)
-        np.testing.assert_array_equal(cache.read(row), expected)
-        assert cache.height_width[row].tolist() == list(expected.shape)
+SIZE = (128, 120)
 
 
 def test_read_image_makes_everything_grey(tmp_path, rng):
-    grey = rng.integers(0, 256, (40, 30), dtype=np.uint8)
+    grey = rng.integers(0, 256, SIZE, dtype=np.uint8)
     colour = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
     alpha = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA)
-    for name, pixels in {"grey": grey, "colour": colour, "alpha": alpha, "deep": grey.astype(np.uint16) * 257}.items():
+    for name, pixels in {"grey": grey, "colour": colour, "alpha": alpha}.items():
         path = str(tmp_path / f"{name}.png")
         cv2.imwrite(path, pixels)
         read = read_image(path)
         assert read.dtype == np.uint8
         np.testing.assert_array_equal(read, grey)
+        assert fault_of(path) == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"this is a letter, not a radiograph"])
-def test_bad_images(tmp_path, content):
+def encoded(kind: str, pixels: np.ndarray) -> bytes:
+    return cv2.imencode(kind, pixels)[1].tobytes()
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
+BAD = {
+    "empty": (b"", "cannot be read as an image; copy it again"),
+    "letter": (b"this is a letter, not a radiograph", "cannot be read as an image; copy it again"),
+    "cut png": (encoded(".png", NOISE)[:-300], "cannot be read as an image; copy it again"),
+    "png without its end": (encoded(".png", NOISE)[:-14], "cannot be read as an image; copy it again"),
+    "flipped bit": (bytes(b ^ (k == 500) for k, b in enumerate(encoded(".png", NOISE))), "cannot be read as an image"),
+    "cut jpg": (encoded(".jpg", NOISE)[:-300], "cannot be read as an image; copy it again"),
+    "16 bits": (encoded(".png", NOISE.astype(np.uint16) * 257), "has 16 bits a pixel; convert it to 8 bits"),
+    "one pixel wide": (encoded(".png", NOISE[:, :1]), "is 1 x 128 pixels, which is no radiograph"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_images(tmp_path, name):
+    content, sentence = BAD[name]
     path = tmp_path / "00000001_000.png"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"00000001_000.png cannot be read"):
-        read_image(str(path))
+    for read in (read_image, require_readable):
+        with pytest.raises(UserError, match=f"00000001_000.png {sentence}"):
+            read(str(path))
+    assert sentence in fault_of(str(path))
 
 
-def test_no_cache_is_none(images, data):
-    assert open_cache(images, data, 0, 0) is None
-    assert not (data / "cache").exists()
+def test_no_file(tmp_path):
+    assert "nowhere.png cannot be read as an image" in fault_of(str(tmp_path / "nowhere.png"), read_image)
+    assert "nowhere.png: No such file" in fault_of(str(tmp_path / "nowhere.png"))
+    assert "Is a directory" in fault_of(str(tmp_path))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_that_fit_are_exact(images, data, workers, capsys):
-    cache = open_cache(images[:20], data, 128, workers)
-    assert decoded(capsys) == [f"decoding 20 images into {data}/cache/128, 0.0 GB when it is whole"]
-    assert (data / "cache/128/images.uint8").stat().st_size == 20 * 128 * 128
-    assert_holds(cache, images[:20])
-    for transform, keys in ((train_transform(256), [(3, 1), (4, 7)]), (eval_transform(256), [1, 7])):
-        plain, cached = (
-            RadiographDataset(images[:20], transform),
-            RadiographDataset(images[:20], transform, cache=cache),
-        )
-        for key in keys:
-            for name, value in plain[key].items():
-                assert (value == cached[key][name]).all()
-
-
-def test_others_are_shrunk_by_area_and_keep_their_shape(tmp_path, images, data, rng):
-    pixels = rng.integers(0, 256, (100, 300), dtype=np.uint8)
-    path = data / "images" / images["image_id"][0]
-    cv2.imwrite(str(path), pixels)
-    cache = open_cache(images[:2], data, 64, 0)
-    expected = cv2.resize(pixels, (64, 21), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(cache.read(0), expected)
-    assert cache.read(1).shape == (64, 64)
-    item = RadiographDataset(images[:2], eval_transform(256), cache=cache)[0]
-    assert item["height_width"].tolist() == [100, 300]
-
-
-def test_map_may_be_larger_than_the_memory(images, data):
-    cache = open_cache(images[:2], data, 128, 0)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    os.truncate(cache.path, 4 * memory // 128**2 * 128**2)  # a hole, not on the disk
-    assert_holds(cache, images[:2])
-
-
-def test_only_what_is_new_or_changed_is_decoded(images, data, capsys):
-    open_cache(images[:10], data, 128, 0)
-    open_cache(images[4:12], data, 128, 0)
-    open_cache(images[:12], data, 128, 0)
-    assert [line[:18] for line in decoded(capsys)] == ["decoding 10 images", "decoding 2 images "]
-    shutil.copy(images["path"][20], images["path"][3])
-    (data / "images" / images["image_id"][5]).touch()
-    cache = open_cache(images[:13], data, 128, 0)
-    assert [line[:18] for line in decoded(capsys)] == ["decoding 3 images "]
-    assert_holds(cache, images[:13])
-    np.testing.assert_array_equal(cache.read(3), read_image(images["path"][20]))
-    open_cache(images[:13], data, 64, 0)  # another size is another cache
-    assert [line[:18] for line in decoded(capsys)] == ["decoding 13 images"]
-
-
-def test_processes_share_the_map(images, data):
-    cache = open_cache(images, data, 128, 0)
-    cache.read(0)
-    sent = pickle.dumps(cache)
-    assert len(sent) < 10 * 128 * 128  # 90 images are nine times as many
-    again = pickle.loads(sent)
-    assert_holds(again, images[:3])
-
-
-FILL = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-import pylon.images as module
-from pylon.chestxray14 import read_images
-read = module.read_image
-module.read_image = lambda path: (time.sleep(0.02), read(path))[1]
-module.SECONDS_BETWEEN_COMMITS = 0
-data = Path(sys.argv[1])
-module.open_cache(read_images(data), data, 128, 2)
-"""
-
-
-def test_killed_half_way(images, data, capsys):
-    process = subprocess.Popen(
-        [sys.executable, "-c", FILL, data, ROOT], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    index = data / "cache/128/index.csv"
-    while not index.exists() and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    there = len(pd.read_csv(index))
-    assert 0 < there < 90
-    cache = open_cache(images, data, 128, 0)
-    assert decoded(capsys)[0].startswith(f"decoding {90 - there} images")
-    assert_holds(cache, images)
-
-
-def test_two_at_once(images, data):
-    command = [sys.executable, "-u", "-c", FILL, data, ROOT]
-    with locked(data / "cache/128", print):
-        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        assert [process.stdout.readline()[:27] for process in processes] == ["waiting for another process"] * 2
-        assert not (data / "cache/128/index.csv").exists()
-    said = "".join(process.communicate()[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
-    assert said.count("decoding 90 images") == said.count("decoding") == 1
-    assert_holds(ImageCache(data / "cache/128", 128), images)
-
-
-def test_whole_cache_needs_no_lock(images, data, capsys):
-    open_cache(images, data, 128, 0)
-    (data / "cache/128/lock").unlink()
-    (data / "cache/128/lock").mkdir()  # nobody can open it
-    assert_holds(open_cache(images, data, 128, 0), images[:2])
-    (data / "images" / images["image_id"][5]).touch()
-    with pytest.raises(UserError, match=r"cache/128 cannot be written and locked"):
-        open_cache(images, data, 128, 0)
-
-
-def test_file_systems_without_fallocate(images, data, monkeypatch):
-    def refuse(number):
-        def fallocate(*_):
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(os, "posix_fallocate", fallocate, raising=False)
-
-    refuse(errno.ENOSPC)
-    with pytest.raises(UserError, match=r"images.uint8 cannot be made 0.0 GB long \(No space left on device\)"):
-        open_cache(images[:9], data, 128, 0)
-    refuse(errno.EOPNOTSUPP)
-    assert_holds(open_cache(images[:9], data, 128, 0), images[:9])
-
-
-def test_unreadable_image_is_named(images, data):
-    (data / "images" / images["image_id"][4]).write_bytes(b"")
-    with pytest.raises(UserError, match=f"{images['image_id'][4]} cannot be read as an image"):
-        open_cache(images[:8], data, 128, 1)
-
-
-def test_what_was_removed_is_made_again(images, data, capsys):
-    open_cache(images[:8], data, 128, 0)
-    (data / "cache/128/images.uint8").unlink()
-    assert_holds(open_cache(images[:8], data, 128, 0), images[:8])
-    with open(data / "cache/128/images.uint8", "r+b") as file:  # copied in part
-        file.truncate(3 * 128 * 128 + 5)
-    assert_holds(open_cache(images[:2], data, 128, 0), images[:2])
-    assert_holds(open_cache(images[:8], data, 128, 0), images[:8])
-    assert len(decoded(capsys)) == 3
-    (data / "cache/128/index.csv").write_text("something,else\n1,2\n")
-    with pytest.raises(UserError, match=r"index.csv is damaged; when no run uses"):
-        open_cache(images[:8], data, 128, 0)
-
-
-def test_too_little_room(images, data, monkeypatch):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(pylon.images.shutil, "disk_usage", lambda _: usage(10**6))
-    with pytest.raises(UserError, match=r"images.uint8 needs 0.0 GB more, and 0.0 GB are free; make room"):
-        open_cache(images, data, 128, 0)
-
-
-def test_folder_that_cannot_be_written(images, data):
-    (data / "cache").touch()
-    with pytest.raises(UserError, match=r"cache/128 cannot be written and locked .*--cache-size 0"):
-        open_cache(images, data, 128, 0)
+def test_look_at_keeps_the_order(workers):
+    paths = [str(number) for number in range(70)]
+    assert look_at(paths, float, workers, "counting") == list(map(float, paths))
+    assert look_at([], float, workers, "counting") == []

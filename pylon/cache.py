@@ -1,0 +1,209 @@
+"""A cache of decoded radiographs.
+
+DATA/cache/SIZE/images.uint8  a memory map (N, SIZE, SIZE), a row an image; the OS keeps in memory what it has room for
+                index.csv     a row an image, in the same order: image_id, height, width, bytes, modified_ns of its file
+                lock          held by the process that fills it
+"""
+
+import errno
+import fcntl
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pylon.cli import UserError
+from pylon.files import write_atomically
+from pylon.images import fault_of, look_at, read_image, start_worker
+
+COLUMNS = ["image_id", "height", "width", "bytes", "modified_ns"]
+SECONDS_BETWEEN_COMMITS = 20  # what a killed process may have to decode again
+
+
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """Reduce an image so that no side is above `size`, by averaging areas; one that fits stays as it is."""
+    height, width = fitted(*image.shape, size)
+    return image if (height, width) == image.shape else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image once no side is above `size`, pixels."""
+    scale = min(1, size / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+class ImageCache:
+    """Grey images, no side above `size`, in one memory map. Processes that get a copy of this map the same file."""
+
+    def __init__(self, folder: Path, size: int):
+        self.path, self.size = folder / "images.uint8", size
+        index = read_index(folder, size)
+        self.height_width = index[["height", "width"]].to_numpy()
+        self.row_of = pd.Series(np.arange(len(index)), index=index["image_id"])
+        self.map = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "map": None}  # a memory map would be pickled with all that is in it
+
+    def read(self, row: int) -> np.ndarray:
+        """The image in a row, (h, w) uint8, no side above `size`; not copied, so it cannot be written to."""
+        if self.map is None:
+            self.map = open_map(self.path, self.size, "r")
+        height, width = fitted(*self.height_width[row], self.size)
+        return self.map[row, :height, :width]
+
+
+def open_cache(
+    images: pd.DataFrame, data: Path, size: int, num_workers: int, say: Callable[[str], None] = print
+) -> ImageCache | None:
+    """Open the cache of `size`; decode into it the images that it lacks or whose files have changed since.
+
+    One process fills it, by `num_workers` others; whoever else asks for it waits. What a killed one leaves is used.
+
+    Args:
+        images: the table of `pylon.chestxray14.read_images`, or some of its rows.
+        data: folder with NIH's files; the cache is under DATA/cache.
+        size: side of a row, pixels. 0: there is no cache, and None is returned.
+        say: how to tell that another process is waited for.
+
+    Raises:
+        UserError: an image cannot be read, there is too little room, or the folder cannot be written.
+    """
+    if size == 0:
+        return None
+    folder = data / "cache" / str(size)
+    if len(find_missing(read_index(folder, size), images)):  # one that is whole may be read-only, and is not locked
+        with locked(folder, say):
+            fill(folder, images, size, num_workers)
+    return ImageCache(folder, size)
+
+
+def unreadable_images(images: pd.DataFrame, data: Path, cache_size: int, num_workers: int) -> dict[str, str]:
+    """What is wrong with each image that cannot be read, by image_id; those in the cache of that size can."""
+    if cache_size:
+        images = find_missing(read_index(data / "cache" / str(cache_size), cache_size), images)
+    faults = look_at(images["path"], fault_of, num_workers, "looking at the images")
+    return {name: fault for name, fault in zip(images["image_id"], faults, strict=True) if fault}
+
+
+def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """The images that are not in the index or whose files have changed, with the rows that they get."""
+    images = images.drop_duplicates("image_id")
+    files = [os.stat(path) for path in images["path"]]
+    wanted = pd.DataFrame({
+        "image_id": images["image_id"].to_numpy(), "path": images["path"].to_numpy(),
+        "bytes": [file.st_size for file in files], "modified_ns": [file.st_mtime_ns for file in files],
+    })  # fmt: skip
+    merged = wanted.merge(index.reset_index(names="row"), on="image_id", how="left", suffixes=("", "_then"))
+    changed = (merged["bytes"] != merged["bytes_then"]) | (merged["modified_ns"] != merged["modified_ns_then"])
+    missing = merged[changed].reset_index(drop=True)
+    new = missing["row"].isna()
+    missing.loc[new, "row"] = np.arange(len(index), len(index) + new.sum())
+    return missing.astype({"row": int})
+
+
+def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> None:
+    index = read_index(folder, size)
+    missing = find_missing(index, images)
+    if len(missing) == 0:  # another process has filled it in the meantime
+        return
+    rows = max(len(index), missing["row"].max() + 1)
+    make_room(folder / "images.uint8", rows * size * size)
+    print(f"decoding {len(missing)} images into {folder}, {rows * size * size / 1e9:.1f} GB when it is whole")
+    decoder = Decoder(folder / "images.uint8", size, missing)
+    loader = DataLoader(decoder, 16, num_workers=num_workers, worker_init_fn=start_worker)
+    # The rows reach the disk before the index names them, in the order of the table: its new rows are an unbroken tail.
+    store, done, committed = open_map(folder / "images.uint8", size, "r+"), [], time.monotonic()
+    for batch in tqdm(loader, desc="decoding", unit="batch", leave=False):
+        done += batch.tolist()
+        if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or len(done) == len(missing):
+            store.flush()
+            part = missing.iloc[: len(done)].copy()
+            part[["height", "width"]] = done
+            index = pd.concat([index, part.set_index("row")[COLUMNS]])
+            index = index[~index.index.duplicated(keep="last")].sort_index().astype(dict.fromkeys(COLUMNS[1:], "int64"))
+            write_atomically(folder / "index.csv", index.to_csv(index=False).encode())
+            committed = time.monotonic()
+
+
+class Decoder(Dataset):
+    """Item k: the image file of line k of `todo`, decoded into its row of the map; (height, width) of the file."""
+
+    def __init__(self, path: Path, size: int, todo: pd.DataFrame):
+        self.path, self.size = path, size
+        self.files, self.rows = todo["path"].to_numpy(dtype=str), todo["row"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        image = read_image(self.files[k])
+        small = shrink(image, self.size)
+        row = open_map(self.path, self.size, "r+")[self.rows[k]]
+        row[: small.shape[0], : small.shape[1]] = small
+        return np.array(image.shape)
+
+
+def open_map(path: Path, size: int, mode: str) -> np.memmap:
+    return np.memmap(path, np.uint8, mode, shape=(path.stat().st_size // (size * size), size, size))
+
+
+def read_index(folder: Path, size: int) -> pd.DataFrame:
+    path, store = folder / "index.csv", folder / "images.uint8"
+    if not path.exists() or not store.exists():
+        return pd.DataFrame(columns=COLUMNS).astype(dict.fromkeys(COLUMNS[1:], "int64"))
+    try:
+        index = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=dict.fromkeys(COLUMNS[1:], "int64"))[COLUMNS]
+    except (ValueError, KeyError, pd.errors.ParserError) as error:
+        raise UserError(f"{path} is damaged; when no run uses {folder}, remove it, to have it made again") from error
+    return index[: store.stat().st_size // (size * size)]  # a copy may have been cut short
+
+
+def make_room(path: Path, length: int) -> None:
+    """Make a file `length` bytes long or longer, all on the disk: to run out of room later would kill the process."""
+    there = path.stat().st_size if path.exists() else 0
+    if there >= length:
+        return
+    cure = f"make room, link {path.parent} to a larger disk, or choose a smaller --cache-size"
+    free = shutil.disk_usage(path.parent).free
+    if length - there > free:
+        raise UserError(f"{path} needs {(length - there) / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; {cure}")
+    try:
+        with open(path, "r+b" if path.exists() else "w+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, length)
+            except (AttributeError, OSError) as error:  # macOS, or a file system that cannot: the look above must do
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+            file.truncate(length)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made {length / 1e9:.1f} GB long ({error.strerror}); {cure}") from error
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes back from a process that dies."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / "lock", "w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another process that fills {folder}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written and locked ({error.strerror}); get leave to write, link it to another "
+                "disk, or use --cache-size 0"
+            ) from error
+        yield

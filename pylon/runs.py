@@ -1,0 +1,97 @@
+"""Where a training run keeps its files, whose they are, and how one run takes the place of another."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from pylon.checkpoint import load_last, read_json
+from pylon.cli import UserError
+from pylon.files import flush_folder, hold_lock, require_writable
+
+
+def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) -> tuple[Path, Path]:
+    """The folder and the csv file of a run, locked for this process and writable; every process calls it.
+
+    They are save/NAME/SEED and csv/NAME/SEED.csv, or, to overwrite these, SEED.new and SEED.new.csv beside them until
+    `close_run`.
+
+    Raises:
+        UserError: another process has the run, or a folder cannot be written.
+    """
+    place, csv = Path("save") / name / str(seed), Path("csv") / name / f"{seed}.csv"
+    killed = aside(place).exists()  # in the middle of `close_run`
+    accelerator.wait_for_everyone()
+    new = overwrite and not killed
+    save = replacement(place) if new else place
+    if accelerator.is_main_process:
+        require_writable(place.parent, csv.parent)
+        hold_lock(
+            place.with_name(f"{seed}.lock"), f"another process trains {place}; wait for it, or choose another --name"
+        )
+        if killed:
+            replace(place)
+        require_writable(save)
+    accelerator.wait_for_everyone()
+    return save, replacement(csv) if new else csv
+
+
+def find_last(
+    save: Path, card: dict[str, Any], may_change: set[str], overwrite: bool, accelerator: Accelerator
+) -> dict[str, Any] | None:
+    """What an earlier run left for resuming, if anything; every process calls it.
+
+    Args:
+        save: the run's folder.
+        card: what the run that now begins would write beside its network (`make_card`).
+        may_change: options that may differ from that run's.
+        overwrite: whether what was made with others is to be ignored.
+
+    Raises:
+        UserError: it was made with other options or data; the sentence says which.
+    """
+    last = load_last(save / "last") if (save / "last").exists() else None
+    best = read_json(save / "best/training.json") if (save / "best/training.json").exists() else {}
+    accelerator.wait_for_everyone()  # before one of them writes there
+    if last is None:
+        if best.get("epoch", 0) > 1 and not overwrite:  # of epoch 1 is what a kill before `last` leaves
+            raise UserError(f"{save}/best is of a run whose {save}/last is gone; choose another --name, or --overwrite")
+        return None
+    before, now = last["options"], card["options"]
+    differing = [key for key in now if key not in may_change and before.get(key, now[key]) != now[key]]
+    other = [f"--{key.replace('_', '-')} {before.get(key)} (now {now[key]})" for key in differing]
+    if last["split_sha256"] != card["split_sha256"]:
+        other.append("other images, labels or split")
+    if other and not overwrite:
+        raise UserError(f"{save} was trained with {', '.join(other)}; choose another --name, or --overwrite it")
+    return None if other else last
+
+
+def close_run(save: Path, csv: Path) -> Path:
+    """Put a finished run in the place of the one that it overwrites, if it does; returns where it then is."""
+    if not save.name.endswith(".new"):
+        return save
+    csv.rename(csv.with_name(csv.name.replace(".new", "")))
+    place = save.with_name(save.name.removesuffix(".new"))
+    if place.exists():
+        place.rename(aside(place))
+    replace(place)
+    return place
+
+
+def replace(place: Path) -> None:
+    """The second half of the exchange, which goes on wherever it was killed."""
+    if not place.exists():
+        replacement(place).rename(place)
+        flush_folder(place.parent)
+    if aside(place).exists():
+        shutil.rmtree(aside(place))
+
+
+def replacement(place: Path) -> Path:
+    return place.with_name(f"{place.stem}.new{place.suffix}")
+
+
+def aside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.old")

@@ -1,0 +1,8 @@
+"""What the scripts import, for the process that the tests fork them from."""
+
+import eval_auc
+import eval_loc
+import generate_heatmap
+import train
+
+__all__ = ["eval_auc", "eval_loc", "generate_heatmap", "train"]

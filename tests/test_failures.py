@@ -1,0 +1,252 @@
+"""Runs that are killed, stopped, out of disk or out of their depth. PYLON_KILLS=20 kills more often."""
+
+import contextlib
+import itertools
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+from functools import partial
+
+import pandas as pd
+import pytest
+from accelerate import Accelerator
+from conftest import TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
+
+import pylon.runs
+from pylon.checkpoint import load_last, read_json
+from pylon.cli import UserError
+from pylon.files import hold_lock, write_together
+
+KILLS = int(os.environ.get("PYLON_KILLS", "4"))
+WRITES = 13  # in two epochs: three looks whether it can be done, best's three files, the csv and last, twice
+
+
+def wait_until(condition, process):
+    while not condition():
+        assert process.is_alive()
+        process.join(0.02)
+
+
+def text(path):
+    return path.read_text() if path.exists() else ""
+
+
+class Fatal:
+    """A file in the middle of whose write the process is killed."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_write(number):
+    import pylon.files
+
+    count = itertools.count(1)
+    pylon.files.open = lambda *args: Fatal(open(*args)) if next(count) == number else open(*args)  # noqa: SIM115
+
+
+def die_before_rename(number):
+    count, replace = itertools.count(1), os.replace
+    os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL) if next(count) == number else replace(*paths)
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_run_ends_as_if_it_never_was(trained, phantom, tmp_path, number):
+    numbers = random.Random(number)
+    sabotage = None
+    if number % 2:
+        sabotage = partial(numbers.choice([die_in_write, die_before_rename]), numbers.randint(4, WRITES))
+    arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
+    process = start_script(*arguments, cwd=tmp_path, out=tmp_path, sabotage=sabotage)
+    process.join(300 if sabotage else numbers.uniform(0.5, 8))
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    print("killed in", "write" if sabotage else "whatever it did", "leaving", left)
+    if sabotage and process.exitcode == -signal.SIGKILL:
+        assert any(name.endswith(".partial") for name in left)
+    run_script(*arguments, cwd=tmp_path)
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+    assert same_card(tmp_path, trained)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def same_card(a, b):
+    a, b = (read_json(folder / "save/pylon/0/best/training.json") for folder in (a, b))
+    return (a["epoch"], a["val_loss"]) == (b["epoch"], b["val_loss"])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_stopped_run_says_how_to_go_on(trained, phantom, tmp_path, name):
+    arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN[:-1], 1)
+    process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
+    wait_until(lambda: (tmp_path / "save/pylon/0/last").exists(), process)
+    if name == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
+    else:
+        os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == {"SIGTERM": 143, "SIGINT": 130}[name]
+    said = (tmp_path / "stderr").read_text()
+    assert said.endswith("stopped; the same command goes on from the last finished epoch\n")
+    assert "Traceback" not in said
+    done = run_script(*arguments, cwd=tmp_path)
+    assert "resuming save/pylon/0 at epoch 2" in done.stdout
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+
+
+def test_second_run_of_one_name_and_seed(phantom, tmp_path):
+    arguments = ("train.py", "--data", phantom, "--epochs", 50, *TRAIN[:-1], 1)
+    process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
+    wait_until(lambda: (tmp_path / "save/pylon/0/best").exists(), process)
+    done = run_script(*arguments, cwd=tmp_path, code=2)
+    assert "another process trains save/pylon/0; wait for it, or choose another --name" in sentence_of(done)
+    os.kill(process.pid, signal.SIGKILL)  # not its worker, which lives on for a moment
+    process.join()
+    hold_lock(tmp_path / "save/pylon/0.lock", "still held")
+
+
+def test_overwriting(trained, phantom, tmp_path):
+    shutil.copytree(trained / "save", tmp_path / "save")
+    shutil.copytree(trained / "csv", tmp_path / "csv")
+    other = ("train.py", "--data", phantom, *TRAIN, "--lr", "5e-4", "--epochs", 2)
+    sentence = sentence_of(run_script(*other, cwd=tmp_path, code=2))
+    assert "was trained with --lr 0.001 (now 0.0005); choose another --name, or --overwrite it" in sentence
+    process = start_script(*other, "--overwrite", cwd=tmp_path, out=tmp_path)
+    wait_until(lambda: (tmp_path / "save/pylon/0.new/last").exists(), process)
+    process.kill()
+    process.join()
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    done = run_script(*other, "--overwrite", cwd=tmp_path)
+    assert "resuming save/pylon/0.new at epoch 2" in done.stdout
+    assert "finished: save/pylon/0/best" in done.stdout
+    assert (rows_of(tmp_path)["lr"] == 5e-4).all()
+    assert sorted(os.listdir(tmp_path / "save/pylon")) == ["0", "0.lock"]
+    assert os.listdir(tmp_path / "csv/pylon") == ["0.csv"]
+    assert "is finished: 2 epochs" in run_script(*other, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_killed_while_one_run_takes_the_place_of_another(tmp_path, monkeypatch, step):
+    monkeypatch.chdir(tmp_path)
+    accelerator = Accelerator(cpu=True)
+    for name, content in (("0", "old"), ("0.new", "new")):
+        write_together({tmp_path / f"save/a/{name}/last": content.encode()})
+        write_together({tmp_path / f"csv/a/{name}.csv": content.encode()})
+    save, csv = pylon.runs.open_run("a", 0, True, accelerator)
+    count = itertools.count()
+
+    def dying(function):
+        def call(*args, **kwargs):
+            if next(count) == step:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pylon.runs.Path, "rename", dying(pylon.runs.Path.rename))
+        patch.setattr(pylon.runs.shutil, "rmtree", dying(shutil.rmtree))
+        with contextlib.suppress(KeyboardInterrupt):
+            pylon.runs.close_run(save, csv)
+    save, csv = pylon.runs.open_run("a", 0, True, accelerator)
+    assert (save / "last").read_text() == "new"
+    if save.name == "0.new":  # killed before the exchange began: it is as if it had just finished
+        assert (tmp_path / "save/a/0/last").read_text() == "old"
+    else:
+        assert sorted(os.listdir("save/a")) == ["0", "0.lock"]
+        assert os.listdir("csv/a") == ["0.csv"]
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("way", ["full disk", "limit"])
+def test_full_disk_leaves_the_previous_checkpoint(trained, phantom, tmp_path, way):
+    arguments = ("train.py", "--data", phantom, *TRAIN)
+    with contextlib.ExitStack() as stack:
+        cwd = tmp_path / "disk"
+        cwd.mkdir()
+        if way == "full disk":
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", cwd], capture_output=True).returncode:
+                pytest.skip("may not mount a file system")
+            stack.callback(subprocess.run, ["umount", cwd], check=True)
+        run_script(*arguments, "--epochs", 1, cwd=cwd)
+        saved = {path: path.read_bytes() for path in (cwd / "save/pylon/0").rglob("*") if path.is_file()}
+        if way == "full disk":
+            free = shutil.disk_usage(cwd).free
+            (cwd / "filler").write_bytes(bytes(free - 1_000_000))
+        sabotage = partial(limit_files, 1_000_000) if way == "limit" else None
+        done = run_script(*arguments, "--epochs", 2, cwd=cwd, code=2, sabotage=sabotage)
+        assert "cannot be written" in sentence_of(done)
+        assert "No space left on device" in sentence_of(done) or way == "limit"
+        assert saved == {path: path.read_bytes() for path in (cwd / "save/pylon/0").rglob("*") if path.is_file()}
+        (cwd / "filler").unlink(missing_ok=True)
+        run_script(*arguments, "--epochs", 2, cwd=cwd)
+        pd.testing.assert_frame_equal(rows_of(cwd), rows_of(trained))
+        assert same_weights(cwd / "save/pylon/0", trained / "save/pylon/0")
+
+
+def test_loss_that_is_not_finite(trained, phantom, tmp_path):
+    done = run_script("train.py", "--data", phantom, *TINY, "--batch-size", 8, "--lr", 1e20, cwd=tmp_path, code=2)
+    assert "epoch 1, step 2: the loss is not finite; lower --lr" in sentence_of(done)
+    assert not (tmp_path / "save/pylon/0/last").exists()
+    shutil.copytree(trained / "save", tmp_path / "save", dirs_exist_ok=True)
+    before = (tmp_path / "save/pylon/0/best/model.safetensors").read_bytes()
+    done = run_script("train.py", "--data", phantom, *TRAIN, "--epochs", 4, cwd=tmp_path, code=2, sabotage=spoil)
+    assert "epoch 3, step 4: the loss is not finite" in sentence_of(done)
+    assert (tmp_path / "save/pylon/0/best/model.safetensors").read_bytes() == before
+    assert load_last(tmp_path / "save/pylon/0/last")["epoch"] == 2
+
+
+def spoil():
+    """Make the loss of the fourth step not a number."""
+    import torch.nn.functional as F
+
+    loss, count = F.binary_cross_entropy_with_logits, itertools.count(1)
+    F.binary_cross_entropy_with_logits = lambda *args: loss(*args) * (float("nan") if next(count) == 4 else 1)
+
+
+def test_network_without_the_file_for_resuming(trained, phantom, tmp_path):
+    shutil.copytree(trained / "save", tmp_path / "save")
+    (tmp_path / "save/pylon/0/last").unlink()
+    card = tmp_path / "save/pylon/0/best/training.json"
+    card.write_text(card.read_text().replace('"epoch": 1,', '"epoch": 2,'))
+    done = run_script("train.py", "--data", phantom, *TRAIN, cwd=tmp_path, code=2)
+    assert "whose save/pylon/0/last is gone; choose another --name, or --overwrite" in sentence_of(done)
+
+
+def test_lock(tmp_path):
+    hold_lock(tmp_path / "lock", "held")
+    child = os.fork()
+    if child == 0:
+        try:
+            hold_lock(tmp_path / "lock", "held")
+        except UserError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_deterministic(trained, phantom, tmp_path):
+    run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, "--deterministic", cwd=tmp_path)
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
