@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
@@ -30,7 +29,7 @@ from pylon.checkpoint import make_card, save_best, save_last
 from pylon.chestxray14 import class_names, list_hashes, read_images, require_files, shared_patients, split_hash
 from pylon.cli import UserError, check_name, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
-from pylon.device import Device, Precision, make_accelerator
+from pylon.device import Device, Precision, make_accelerator, on_main_process
 from pylon.metrics import auroc, mean_auroc
 from pylon.model import STRIDE, Pylon
 from pylon.predict import predict_logits
@@ -244,6 +243,8 @@ def check(options: Options) -> None:
         raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
     if options.image_size < STRIDE or options.image_size % STRIDE:
         raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
+    if options.image_size > 4096:
+        raise UserError(f"--image-size must be at most 4096, which no radiograph exceeds, not {options.image_size}")
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
     if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
@@ -255,10 +256,9 @@ def leave_out_unreadable(images: pd.DataFrame, options: Options, accelerator: Ac
     """The images that can be read; raise a UserError if that is not all and --skip-unreadable was not given."""
     used = images[images["split"] != "test"]
     require_files(used, options.data)
-    faults = [None]
-    if accelerator.is_main_process:
-        faults = [unreadable_images(used, options.data, options.cache_size, options.num_workers)]
-    (faults,) = broadcast_object_list(faults)
+    faults = on_main_process(
+        accelerator, lambda: unreadable_images(used, options.data, options.cache_size, options.num_workers)
+    )
     if faults and not options.skip_unreadable:
         raise UserError(
             f"{next(iter(faults.values()))} ({len(faults)} of {len(used)} images cannot be read: python data/check.py "

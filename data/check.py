@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # beside which the packag
 from pylon.chestxray14 import (
     WHERE,
     find_files,
+    image_size,
     list_hashes,
     read_boxes,
     read_images,
@@ -131,7 +132,7 @@ def main(options: Options) -> None:
 
 def look(path: str) -> tuple[str, str, int]:
     """What is wrong with an image file; if nothing is, its size and channels."""
-    fault = fault_of(path, read_image)
+    fault = fault_of(path, read_image) or fault_of(path, image_size)
     if fault:
         return fault, "", 0
     with Image.open(path) as image:

@@ -98,7 +98,7 @@ def unreadable_images(images: pd.DataFrame, data: Path, cache_size: int, num_wor
 def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """The images that are not in the index or whose files have changed, with the rows that they get."""
     images = images.drop_duplicates("image_id")
-    files = [os.stat(path) for path in images["path"]]
+    files = [os.stat(path, follow_symlinks=os.path.exists(path)) for path in images["path"]]  # a link may lead nowhere
     wanted = pd.DataFrame({
         "image_id": images["image_id"].to_numpy(), "path": images["path"].to_numpy(),
         "bytes": [file.st_size for file in files], "modified_ns": [file.st_mtime_ns for file in files],

@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.model_selection import GroupShuffleSplit
 
 from pylon.cli import UserError, refuse
+from pylon.images import unreadable
 
 PATHOLOGIES = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -68,6 +69,8 @@ def read_official_split(data: Path, complain: Complain) -> pd.DataFrame:
             f"{data} lacks {', '.join(lacking)}: get ChestX-ray14 from {WHERE} and put it there "
             "(README, 'NIH step by step'), or name another folder with --data"
         )
+    if len(entries) > 1:
+        complain(f"{data} has {' and '.join(path.name for path in entries)}; keep the one that shall give the labels")
     table = read_csv(entries[0], ["Image Index", "Finding Labels", "Patient ID"], complain)
     train_val, test = (read_list(path, complain) for path in lists.values())
     both = sorted(set(train_val) & set(test))
@@ -82,7 +85,8 @@ def read_official_split(data: Path, complain: Complain) -> pd.DataFrame:
     table = table[table["Image Index"].isin(split.index)].reset_index(drop=True)  # the lists may be a selection
     if not pd.api.types.is_integer_dtype(table["Patient ID"]):
         complain(f"{entries[0]}: every row must have a whole number as 'Patient ID'; correct it")
-        table["Patient ID"] = pd.to_numeric(table["Patient ID"], errors="coerce").fillna(-1).astype("int64")
+        numbers = pd.to_numeric(table["Patient ID"], errors="coerce")
+        table["Patient ID"] = numbers.where(numbers.abs() < 2**53, -1).astype("int64")
     labels = parse_findings(table, entries[0], complain)
     images = pd.DataFrame({
         "image_id": table["Image Index"],
@@ -210,7 +214,7 @@ def image_size(path: str) -> tuple[int, int]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
-        raise UserError(f"{path} cannot be read as an image; copy it again from NIH's archive") from error
+        raise UserError(unreadable(path)) from error
 
 
 def class_names(images: pd.DataFrame) -> list[str]:

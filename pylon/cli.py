@@ -1,11 +1,13 @@
 """What the scripts share at their edge: options in, one clear sentence out when something is wrong."""
 
+import errno
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import tyro
@@ -35,19 +37,32 @@ def run(main: Callable[[Any], None], options: type, after_stop: str = "the same 
         fail(sentence)
     except torch.OutOfMemoryError:
         fail("the GPU has too little memory for this; lower --batch-size")
+    except BrokenPipeError:  # whoever read what is printed has had enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            fail("too many files are open; lower --num-workers, or raise the limit (ulimit -n)")
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}")
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        if str(error).endswith("Terminated. "):  # SIGTERM to all processes, as by `timeout`, and a worker was quicker
+            stop(143, after_stop)
         fail("a process that reads images was killed, maybe for want of (shared) memory; lower --num-workers")
     except KeyboardInterrupt as error:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # what is left takes moments; a second Ctrl-C would show its insides
-        print(f"\nstopped; {after_stop}", file=sys.stderr)
-        sys.exit(143 if isinstance(error, Terminated) else 130)
+        stop(143 if isinstance(error, Terminated) else 130, after_stop)
+
+
+def stop(code: int, after_stop: str) -> NoReturn:
+    """Say how to go on and end at once: files are whole at every moment, and the loaders' clean-up would only show."""
+    print(f"\nstopped; {after_stop}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)
 
 
 def terminate(_number: int, _frame: Any) -> None:

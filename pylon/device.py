@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
 from pylon.cli import UserError
 
@@ -63,6 +65,20 @@ def make_accelerator(
     if batch_size is not None and (batch_size < 1 or batch_size % processes):
         raise UserError(f"--batch-size must be a positive multiple of the number of processes, {processes}")
     return accelerator
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """What a function returns that the first process alone calls, on every process; likewise its UserError."""
+    answer, fault = None, None
+    if accelerator.is_main_process:
+        try:
+            answer = function()
+        except UserError as error:
+            fault = str(error)
+    answer, fault = broadcast_object_list([answer, fault])
+    if fault is not None:
+        raise UserError(fault)
+    return answer
 
 
 def cpu_has_bf16() -> bool:

@@ -69,7 +69,7 @@ class EvaluationOptions:
         if 0 < self.cache_size < card["image_size"]:
             raise UserError(f"--cache-size {self.cache_size} is below the {card['image_size']} pixels that {path} sees")
         now = list_hashes(self.data)
-        others = [name for name, digest in card.get("list_sha256", {}).items() if now.get(name) != digest]
+        others = [name for name, digest in card.get("list_sha256", {}).items() if now.get(name, digest) != digest]
         if others:
             accelerator.print(f"note: {path} was trained with another {', another '.join(others)} than {self.data} has")
         return model.to(accelerator.device, memory_format=torch.channels_last), card

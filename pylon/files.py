@@ -58,8 +58,9 @@ def flush_folder(folder: Path) -> None:
 def require_writable(*folders: Path) -> None:
     """Raise a UserError if a file cannot be written into one of the folders, before hours are spent on its contents."""
     for folder in folders:
-        write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
+        probe = folder / f".writable-{os.getpid()}"  # other seeds look at the same time
+        write_atomically(probe, b"")
+        probe.unlink()
 
 
 def hold_lock(path: Path, sentence: str) -> None:

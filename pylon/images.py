@@ -1,6 +1,5 @@
 """Radiographs from the disk: a file is read, or said why it cannot be."""
 
-import os
 import signal
 import zlib
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from pylon.cli import UserError
 
 SMALLEST_SIDE = 16  # pixels; what is narrower is no radiograph
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd9"  # how files begin and end
 
 
 def read_image(path: str) -> np.ndarray:
@@ -24,39 +23,43 @@ def read_image(path: str) -> np.ndarray:
     Raises:
         UserError: it is missing, truncated, no image, narrower than 16 pixels, or deeper than 8 bits.
     """
+    return decode(path, read_file(path))
+
+
+def read_file(path: str) -> bytes:
     try:
-        image = cv2.imread(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:  # sides beyond all reason
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy it again, or get leave to read it") from error
+
+
+def decode(path: str, data: bytes) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:  # nothing in it, or sides beyond all reason
         image = None
-    if image is None or is_cut_jpeg(path):
+    # Of a PNG, OpenCV asks for every byte; a JPEG that has lost its end it would fill with grey.
+    cut = data.startswith(JPEG) and JPEG_END not in data.rstrip(b"\0")[-1024:]
+    if image is None or cut:
         raise UserError(unreadable(path))
     require_fit(path, *image.shape, bits=8 * image.itemsize)
     return image
 
 
-def is_cut_jpeg(path: str) -> bool:
-    """Whether a JPEG has lost its end, which OpenCV would fill with grey; of a PNG it asks for every byte itself."""
-    with open(path, "rb") as file:
-        if file.read(2) != b"\xff\xd8":
-            return False
-        file.seek(max(0, os.stat(path).st_size - 1024))
-        return b"\xff\xd9" not in file.read()
-
-
 def require_readable(path: str) -> None:
-    """Raise the UserError that `read_image` would raise; a PNG is not decoded for it, its checksums are compared."""
-    data = memoryview(Path(path).read_bytes())
-    if data[:8] != PNG:
-        read_image(path)
+    """Raise a UserError if `read_image` would; a PNG is not decoded for it, its checksums are compared instead."""
+    data = read_file(path)
+    if not data.startswith(PNG):
+        decode(path, data)
         return
-    at, kind = len(PNG), b""
+    at, kind, view = len(PNG), b"", memoryview(data)
     while kind != b"IEND":  # a chunk: length of its contents, kind, contents, checksum of kind and contents
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        kind = data[at + 4 : at + 8]
-        if end + 4 > len(data) or zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
+        kind = view[at + 4 : at + 8]
+        if end + 4 > len(view) or zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise UserError(unreadable(path))
         at = end + 4
-    require_fit(path, int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"), bits=data[24])
+    require_fit(path, int.from_bytes(view[20:24], "big"), int.from_bytes(view[16:20], "big"), bits=view[24])
 
 
 def require_fit(path: str, height: int, width: int, bits: int) -> None:
@@ -76,8 +79,6 @@ def fault_of(path: str, read: Callable[[str], Any] = require_readable) -> str:
         read(path)
     except UserError as error:
         return str(error)
-    except OSError as error:
-        return f"{path}: {error.strerror}; copy it again, or get leave to read it"
     return ""
 
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from pylon.checkpoint import load_last, read_json
 from pylon.cli import UserError
+from pylon.device import on_main_process
 from pylon.files import flush_folder, hold_lock, require_writable
 
 
@@ -21,20 +22,19 @@ def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) ->
         UserError: another process has the run, or a folder cannot be written.
     """
     place, csv = Path("save") / name / str(seed), Path("csv") / name / f"{seed}.csv"
-    killed = aside(place).exists()  # in the middle of `close_run`
-    accelerator.wait_for_everyone()
-    new = overwrite and not killed
-    save = replacement(place) if new else place
-    if accelerator.is_main_process:
+    save = replacement(place) if overwrite else place
+
+    def claim() -> None:
         require_writable(place.parent, csv.parent)
         hold_lock(
             place.with_name(f"{seed}.lock"), f"another process trains {place}; wait for it, or choose another --name"
         )
-        if killed:
+        if aside(place).exists():  # killed in the middle of `close_run`
             replace(place)
         require_writable(save)
-    accelerator.wait_for_everyone()
-    return save, replacement(csv) if new else csv
+
+    on_main_process(accelerator, claim)
+    return save, replacement(csv) if overwrite else csv
 
 
 def find_last(
@@ -49,14 +49,22 @@ def find_last(
         overwrite: whether what was made with others is to be ignored.
 
     Raises:
-        UserError: it was made with other options or data; the sentence says which.
+        UserError: it was made with other options or data, and the sentence says which; or a part of it is gone.
     """
-    last = load_last(save / "last") if (save / "last").exists() else None
-    best = read_json(save / "best/training.json") if (save / "best/training.json").exists() else {}
+    try:
+        last = load_last(save / "last") if (save / "last").exists() else None
+    except UserError as error:
+        if not overwrite:
+            raise UserError(f"{error}; copy it again, choose another --name, or --overwrite") from error
+        last = None
+    whole = (save / "best/model.safetensors").exists()
+    card_of_best = save / "best/training.json"
+    trained = read_json(card_of_best).get("epoch", 0) if last is None and whole and card_of_best.exists() else 0
     accelerator.wait_for_everyone()  # before one of them writes there
-    if last is None:
-        if best.get("epoch", 0) > 1 and not overwrite:  # of epoch 1 is what a kill before `last` leaves
-            raise UserError(f"{save}/best is of a run whose {save}/last is gone; choose another --name, or --overwrite")
+    lost = "best" if last is not None and not whole else "last" if trained > 1 else ""  # 1: killed before `last`
+    if lost and not overwrite:
+        raise UserError(f"{save}/{lost} is gone: the run cannot go on; choose another --name, or --overwrite")
+    if lost or last is None:
         return None
     before, now = last["options"], card["options"]
     differing = [key for key in now if key not in may_change and before.get(key, now[key]) != now[key]]
@@ -65,6 +73,8 @@ def find_last(
         other.append("other images, labels or split")
     if other and not overwrite:
         raise UserError(f"{save} was trained with {', '.join(other)}; choose another --name, or --overwrite it")
+    if other and accelerator.is_main_process:
+        (save / "last").unlink()  # or its run might one day go on beside the best network of this one
     return None if other else last
 
 

@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from conftest import TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
 
 import pylon.runs
-from pylon.checkpoint import load_last, read_json
+from pylon.checkpoint import RESUMED, load_last, read_json, save_last
 from pylon.cli import UserError
 from pylon.files import hold_lock, write_together
 
 KILLS = int(os.environ.get("PYLON_KILLS", "4"))
-WRITES = 13  # in two epochs: three looks whether it can be done, best's three files, the csv and last, twice
+WRITES = 10  # at least, of two epochs: three to see if it can be done; best's three files, csv, last; csv, last
 
 
 def wait_until(condition, process):
@@ -67,19 +67,25 @@ def die_before_rename(number):
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_run_ends_as_if_it_never_was(trained, phantom, tmp_path, number):
     numbers = random.Random(number)
-    sabotage = None
+    arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
     if number % 2:
         sabotage = partial(numbers.choice([die_in_write, die_before_rename]), numbers.randint(4, WRITES))
-    arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
-    process = start_script(*arguments, cwd=tmp_path, out=tmp_path, sabotage=sabotage)
-    process.join(300 if sabotage else numbers.uniform(0.5, 8))
-    if process.is_alive():
+        process = start_script(*arguments, cwd=tmp_path, out=tmp_path, sabotage=sabotage)
+        process.join()
+    else:
+        process, moment = None, numbers.uniform(0.3, 8)  # seconds
+        while process is None or process.exitcode is not None:  # it has finished before the moment
+            for folder in ("save", "csv"):
+                shutil.rmtree(tmp_path / folder, ignore_errors=True)
+            process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
+            process.join(moment)
+            moment /= 2
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
+    assert process.exitcode == -signal.SIGKILL
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    print("killed in", "write" if sabotage else "whatever it did", "leaving", left)
-    if sabotage and process.exitcode == -signal.SIGKILL:
-        assert any(name.endswith(".partial") for name in left)
+    print("killed in a write" if number % 2 else "killed in whatever it did", "leaving", *left)
+    assert number % 2 == 0 or any(name.endswith(".partial") for name in left)
     run_script(*arguments, cwd=tmp_path)
     pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
     assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
@@ -97,10 +103,7 @@ def test_stopped_run_says_how_to_go_on(trained, phantom, tmp_path, name):
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN[:-1], 1)
     process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
     wait_until(lambda: (tmp_path / "save/pylon/0/last").exists(), process)
-    if name == "SIGINT":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
-    else:
-        os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, getattr(signal, name))  # as a terminal and `timeout` do: the workers get it, too
     process.join(60)
     assert process.exitcode == {"SIGTERM": 143, "SIGINT": 130}[name]
     said = (tmp_path / "stderr").read_text()
@@ -168,12 +171,10 @@ def test_killed_while_one_run_takes_the_place_of_another(tmp_path, monkeypatch, 
         with contextlib.suppress(KeyboardInterrupt):
             pylon.runs.close_run(save, csv)
     save, csv = pylon.runs.open_run("a", 0, True, accelerator)
-    assert (save / "last").read_text() == "new"
-    if save.name == "0.new":  # killed before the exchange began: it is as if it had just finished
-        assert (tmp_path / "save/a/0/last").read_text() == "old"
-    else:
-        assert sorted(os.listdir("save/a")) == ["0", "0.lock"]
-        assert os.listdir("csv/a") == ["0.csv"]
+    exchanged = step > 1  # by the next run, where it was not done
+    assert (tmp_path / "save/a/0/last").read_text() == ("new" if exchanged else "old")
+    assert (save / "last").exists() != exchanged
+    assert sorted(os.listdir("save/a")) == ["0", "0.lock", "0.new"]
 
 
 def limit_files(size):
@@ -232,7 +233,34 @@ def test_network_without_the_file_for_resuming(trained, phantom, tmp_path):
     card = tmp_path / "save/pylon/0/best/training.json"
     card.write_text(card.read_text().replace('"epoch": 1,', '"epoch": 2,'))
     done = run_script("train.py", "--data", phantom, *TRAIN, cwd=tmp_path, code=2)
-    assert "whose save/pylon/0/last is gone; choose another --name, or --overwrite" in sentence_of(done)
+    assert "save/pylon/0/last is gone: the run cannot go on; choose another --name" in sentence_of(done)
+
+
+def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
+    shutil.copytree(trained / "save", tmp_path / "save")
+    run = tmp_path / "save/pylon/0"
+    arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
+    (run / "best/training.json").write_text("{")  # nothing is read from it
+    assert "is finished" in run_script(*arguments, cwd=tmp_path).stdout
+    shutil.rmtree(run / "best")
+    assert "save/pylon/0/best is gone" in sentence_of(run_script(*arguments, cwd=tmp_path, code=2))
+    (run / "last").write_bytes(b"cut")
+    assert "last is damaged" in sentence_of(run_script(*arguments, cwd=tmp_path, code=2))
+    shutil.copytree(run, tmp_path / "save/pylon/0.new")
+    run_script(*arguments, "--overwrite", cwd=tmp_path)
+    assert same_weights(run, trained / "save/pylon/0")
+
+
+def test_what_overwrites_is_not_mixed_either(tmp_path):
+    card = {"options": {"lr": 1.0}, "split_sha256": "a"}
+    save = tmp_path / "0.new"
+    write_together({save / "best/model.safetensors": b""})
+    save_last(save / "last", {**dict.fromkeys(RESUMED, 0), "options": {"lr": 2.0}, "split_sha256": "a"})
+    with pytest.raises(UserError, match=r"was trained with --lr 2.0 \(now 1.0\)"):
+        pylon.runs.find_last(save, card, set(), False, Accelerator(cpu=True))
+    assert pylon.runs.find_last(save, card, {"lr"}, False, Accelerator(cpu=True))
+    assert pylon.runs.find_last(save, card, set(), True, Accelerator(cpu=True)) is None
+    assert not (save / "last").exists()
 
 
 def test_lock(tmp_path):

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -50,9 +53,21 @@ def test_bad_images(tmp_path, name):
 
 
 def test_no_file(tmp_path):
-    assert "nowhere.png cannot be read as an image" in fault_of(str(tmp_path / "nowhere.png"), read_image)
-    assert "nowhere.png: No such file" in fault_of(str(tmp_path / "nowhere.png"))
-    assert "Is a directory" in fault_of(str(tmp_path))
+    for read in (read_image, require_readable):
+        sentence = "nowhere.png cannot be read (No such file or directory); copy it again"
+        assert sentence in fault_of(str(tmp_path / "nowhere.png"), read)
+        assert "Is a directory" in fault_of(str(tmp_path), read)
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png")
+    Path(path).write_bytes(encoded(".png", NOISE))
+    np.testing.assert_array_equal(read_image(path), NOISE)
+
+
+def test_padded_jpeg(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded(".jpg", NOISE) + bytes(4096))
+    assert fault_of(str(tmp_path / "a.jpg")) == ""
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -86,6 +86,7 @@ GOOD = LABELS + "a.png,Mass,1\nb.png,Hernia|Edema,2\nc.png,No Finding,3\n"
     st.sampled_from(["Data_Entry_2017.csv", "train_val_list.txt", "test_list.txt"]), st.binary(max_size=60), st.data()
 )
 @example("Data_Entry_2017.csv", LABELS.encode() + b"1,2,3\n", None)
+@example("Data_Entry_2017.csv", LABELS.encode() + b"a.png,Mass,inf\n", None)
 def test_any_bytes_as_lists_are_answered(name, content, data):
     contents = {"Data_Entry_2017.csv": GOOD, "train_val_list.txt": "a.png\nb.png", "test_list.txt": "c.png"}
     with tempfile.TemporaryDirectory() as folder:

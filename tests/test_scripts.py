@@ -215,7 +215,7 @@ def test_bad_options(phantom, tmp_path, options, sentence):
 def test_unwritable_folder_is_found_before_training(phantom, tmp_path):
     (tmp_path / "save").touch()  # a file where a folder should be
     done = run_script("train.py", "--data", phantom, *TRAIN, cwd=tmp_path, code=2)
-    assert "save/pylon/.writable cannot be written" in sentence_of(done)
+    assert "cannot be written (Not a directory)" in sentence_of(done)
     assert "epoch" not in done.stdout
 
 
