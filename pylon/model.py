@@ -189,10 +189,10 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module
             return smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=weights)
     except KeyError as error:  # SMP's word for weights that it does not list
         raise UserError(f"--encoder-weights {weights}: {error.args[0]}") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # without a network, or with a damaged file, whatever the libraries happen to raise
         raise UserError(
-            f"the {weights} weights of {name} could not be downloaded; connect to the network once, "
-            "or train from scratch with --encoder-weights none"
+            f"the {weights} weights of {name} could not be downloaded, or are damaged; connect to the network once "
+            "(and empty Hugging Face's cache), or train from scratch with --encoder-weights none"
         ) from error
 
 

@@ -5,11 +5,16 @@ import pickle
 import random
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import TRAIN, rows_of, run_script, same_weights, sentence_of
+from huggingface_hub.errors import EntryNotFoundError
+
+from pylon.cli import UserError
+from pylon.model import Pylon
 
 CORRUPTIONS = int(os.environ.get("PYLON_CORRUPTIONS", "24"))
 EVALUATE = ("--device", "cpu", "--num-workers", "0")
@@ -123,3 +128,19 @@ def write_harm(path: Path, form: str, command: Command) -> None:
     else:
         with open(path, "wb") as file:
             np.save(file, np.array([command], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch", "numpy"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_downloaded_weights_run_no_command(tmp_path, monkeypatch, name, form):
+    write_harm(tmp_path / name, form, Command(tmp_path / "harm"))
+
+    def download(repo_id, filename, **_):
+        if filename != name:
+            raise EntryNotFoundError(filename, response=Mock())
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    with pytest.raises(UserError, match=r"could not be downloaded, or are damaged"):
+        Pylon("tu-tf_efficientnet_lite0", "imagenet")
+    assert not (tmp_path / "harm").exists()
