@@ -64,7 +64,7 @@ def find_last(
     lost = "best" if last is not None and not whole else "last" if trained > 1 else ""  # 1: killed before `last`
     if lost and not overwrite:
         raise UserError(f"{save}/{lost} is gone: the run cannot go on; choose another --name, or --overwrite")
-    if lost or last is None:
+    if last is None:
         return None
     before, now = last["options"], card["options"]
     differing = [key for key in now if key not in may_change and before.get(key, now[key]) != now[key]]
@@ -73,9 +73,11 @@ def find_last(
         other.append("other images, labels or split")
     if other and not overwrite:
         raise UserError(f"{save} was trained with {', '.join(other)}; choose another --name, or --overwrite it")
-    if other and accelerator.is_main_process:
+    if not other and not lost:
+        return last
+    if accelerator.is_main_process:
         (save / "last").unlink()  # or its run might one day go on beside the best network of this one
-    return None if other else last
+    return None
 
 
 def close_run(save: Path, csv: Path) -> Path:
