@@ -12,16 +12,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from sklearn.model_selection import GroupShuffleSplit
 
 from pylon.cli import UserError, refuse
-from pylon.images import unreadable
+from pylon.images import image_size
 
 PATHOLOGIES = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -203,18 +201,6 @@ def select_boxed(images: pd.DataFrame, boxes: pd.DataFrame, data: Path, complain
                 f"({width} x {height}); boxes are in pixels of the image files, so scale both or neither"
             )
     return boxed
-
-
-@cache
-def image_size(path: str) -> tuple[int, int]:
-    """Width and height, from the head of the file."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
-        raise UserError(unreadable(path)) from error
 
 
 def class_names(images: pd.DataFrame) -> list[str]:

@@ -3,11 +3,13 @@
 import signal
 import zlib
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -44,6 +46,18 @@ def decode(path: str, data: bytes) -> np.ndarray:
         raise UserError(unreadable(path))
     require_fit(path, *image.shape, bits=8 * image.itemsize)
     return image
+
+
+@cache
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height, from the head of the file."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
+        raise UserError(unreadable(path)) from error
 
 
 def require_readable(path: str) -> None:

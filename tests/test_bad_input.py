@@ -152,23 +152,6 @@ def test_last_batch_of_one_image(data, tmp_path):
     assert len(pd.read_csv(tmp_path / "csv/pylon/0.csv")) == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (("--image-size", "300"), "--image-size must be a multiple of 256, not 300"),
-        (("--batch-size", "1"), "--batch-size must be at least 2, not 1"),
-        (("--encoder-name", "resnet51"), "--encoder-name resnet51 is unknown; did you mean resnet50"),
-        (("--encoder-name", "tu-resnet51"), "--encoder-name tu-resnet51 is unknown; did you mean tu-resnet"),
-        (("--device", "cuda"), "--device cuda: this machine or this build of torch has none; try --device auto"),
-    ],
-)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="one of the options is right there")
-def test_options(phantom, tmp_path, options, sentence):
-    done = run_script("train.py", "--data", phantom, *TRAIN, *options, cwd=tmp_path, code=2)
-    assert sentence in sentence_of(done)
-    assert all(path.name.endswith(".lock") for path in contents(tmp_path))
-
-
 def test_seeds_that_do_not_exist(trained, phantom):
     done = run_script("eval_loc.py", "--data", phantom, *EVALUATE, "--seeds", 1, 0, 2, cwd=trained, code=2)
     assert "seed 1 2 of pylon has no checkpoint; save/pylon has seed 0;" in sentence_of(done)
@@ -179,10 +162,9 @@ def test_checkpoints(trained, phantom, tmp_path):
     weights = (best / "model.safetensors").read_bytes()
     torch.manual_seed(0)
 
-    def sentence(code=2):
-        return sentence_of(
-            run_script("eval_auc.py", "--data", phantom, *EVALUATE, "--checkpoint", best, cwd=tmp_path, code=code)
-        )
+    def sentence():
+        options = ("--data", phantom, *EVALUATE, "--checkpoint", best)
+        return sentence_of(run_script("eval_auc.py", *options, cwd=tmp_path, code=2))
 
     (best / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert f"{best} does not hold the network of its config.json" in sentence()

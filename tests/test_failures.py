@@ -30,10 +30,6 @@ def wait_until(condition, process):
         process.join(0.02)
 
 
-def text(path):
-    return path.read_text() if path.exists() else ""
-
-
 class Fatal:
     """A file in the middle of whose write the process is killed."""
 
@@ -56,7 +52,7 @@ def die_in_write(number):
     import pylon.files
 
     count = itertools.count(1)
-    pylon.files.open = lambda *args: Fatal(open(*args)) if next(count) == number else open(*args)  # noqa: SIM115
+    pylon.files.open = lambda *args: Fatal(open(*args)) if next(count) == number else open(*args)  # noqa: SIM115, its caller closes it
 
 
 def die_before_rename(number):
