@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both first make .venv with everything in it.
+# `make demo`, `make test` and `make study` first make .venv with everything in it. STUDY="--epochs 40" gives options.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 DATA := data/phantom
 DEMO := --data $(DATA) --name demo
 
-.PHONY: demo test clean
+.PHONY: demo test study clean
 
 demo: .venv/ready
 	test -f $(DATA)/PHANTOM.txt || $(BIN)/python data/make_phantom.py --out $(DATA) --images 1500 --size 256 --seed 0
@@ -28,6 +28,9 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 5 --cov
+
+study: .venv/ready
+	$(BIN)/python benchmarks/study.py $(STUDY)
 
 # A change of the requirements makes a new .venv. The versions are those of requirements.lock.
 .venv/ready: requirements.txt requirements-dev.txt requirements.lock

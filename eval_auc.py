@@ -1,22 +1,29 @@
-"""AUROC of every class on the test list.
+"""AUROC of every class on the test list, with 95 % intervals, beside the published five seeds.
 
     python eval_auc.py                           # every seed under save/pylon/
     python eval_auc.py --checkpoint model.pkl    # the authors' weights, or any folder that load_pylon opens
+    python eval_auc.py --compare backbone        # and those under save/backbone/, patient by patient
 
 Reads  checkpoints and DATA.
-Writes csv/NAME/auroc.csv: a row a seed, then mean and standard deviation.
+Writes csv/NAME/auroc.csv: a row a seed, mean and standard deviation, intervals (patients resampled);
+       csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: a row a class, differences and verdicts.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylon.chestxray14 import class_names, read_images, require_files
+import numpy as np
+import pandas as pd
+
+from pylon.chestxray14 import class_names, read_images, require_files, why_not_official
 from pylon.cli import run
 from pylon.device import make_accelerator
 from pylon.evaluation import ScoreOptions
+from pylon.intervals import interval, resampled_auroc
 from pylon.metrics import auroc, mean_auroc
+from pylon.model import Pylon
 from pylon.predict import predict_logits
-from pylon.results import print_table, table_of_seeds, write_csv
+from pylon.results import Run, print_beside, print_table, table_of_seeds, write_csv
 
 
 @dataclass
@@ -25,27 +32,37 @@ class Options(ScoreOptions):
 
 
 def main(options: Options) -> None:
-    name, checkpoints = options.choose_checkpoints(options.seeds)
+    chosen = options.choose_runs()
     accelerator = make_accelerator(options.device, options.precision, options.batch_size)
     images = read_images(options.data)
     test = images[images["split"] == "test"]
     require_files(test, options.data)
+    columns = [*class_names(images), "weighted", "macro"]
 
-    rows = {}
-    for seed, model, card, loader in options.networks(checkpoints, test, accelerator):
-        logits, labels = predict_logits(model, loader, accelerator, f"seed {seed}", card["mean"], card["std"])
-        areas = auroc(labels, logits)
-        weighted, macro = mean_auroc(areas, labels)
-        rows[seed] = {**dict(zip(card["class_names"], areas, strict=True)), "weighted": weighted, "macro": macro}
+    # score: a row a seed, and the same in resamples of the patients
+    runs, networks = {}, {}
+    for name, checkpoints in chosen.items():
+        rows, resamples, networks[name] = {}, [], set()
+        for seed, model, card, loader in options.networks(checkpoints, test, accelerator):
+            logits, labels = predict_logits(model, loader, accelerator, f"{name} {seed}", card["mean"], card["std"])
+            areas = auroc(labels, logits)
+            rows[seed] = dict(zip(columns, [*areas, *mean_auroc(areas, labels)], strict=True))
+            if accelerator.is_main_process:
+                resamples.append(resampled_auroc(labels, logits, test["patient_id"].to_numpy()))
+            networks[name].add(type(model))
+        runs[name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples))
 
-    table = table_of_seeds(rows)
     if accelerator.is_main_process:
-        path = Path("csv") / name / "auroc.csv"
-        write_csv(path, table)
+        tables = {name: table_of_seeds(run, lambda resamples, _: interval(resamples)) for name, run in runs.items()}
+        for name, table in tables.items():
+            write_csv(Path("csv") / name / "auroc.csv", table)
+        name, table = next(iter(tables.items()))
         print_table(table.rename(columns={"weighted": "weighted (micro)"}))  # "micro" is the published word
         for pathology in (name for name in class_names(images) if table[name].isna().iloc[0]):
             print(f"note: {pathology} lacks positive or negative test images: it is blank and left out of the means")
-        print(f"{len(test)} test images; table written to {path}")
+        print(f"{len(test)} test images; low, high: 95 % interval over patients; table written to csv/{name}/auroc.csv")
+        why_not = why_not_official(images) or (None if networks[name] == {Pylon} else "they are PYLON's")
+        print_beside("auroc", runs, Path("csv") / name, "", why_not)
     accelerator.end_training()
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from pylon.cache import open_cache
@@ -20,6 +19,7 @@ from pylon.cli import run
 from pylon.dataset import eval_loader
 from pylon.device import make_accelerator
 from pylon.evaluation import EvaluationOptions
+from pylon.explain import Method, heatmaps_of
 from pylon.files import write_atomically
 from pylon.heatmap import Row, draw_page
 from pylon.images import read_image
@@ -40,12 +40,16 @@ class Options(EvaluationOptions):
     seed: int | None = None
     """Seed whose checkpoint is drawn; the lowest under save/NAME if none is named."""
     out: Path = Path("figs")
-    """Folder of the pages: OUT/picked and OUT/all."""
+    """Folder of the pages: OUT/picked and OUT/all; with another --method than map, OUT/METHOD/picked and so on."""
+    method: Method = "map"
+    """Whose heatmaps: map, the network's own; or what a method of the grad-cam library finds in its deepest feature."""
 
 
 def main(options: Options) -> None:
     _, checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
+    options.require_float32(options.method)
     path = next(iter(checkpoints.values()))
+    out = options.out if options.method == "map" else options.out / options.method
     accelerator = make_accelerator(options.device, options.precision)
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
@@ -56,7 +60,6 @@ def main(options: Options) -> None:
     class_of = {name: c for c, name in enumerate(class_names(images))}
     boxes = boxes.sort_values("pathology", key=lambda names: names.map(class_of), kind="stable")
 
-    @torch.inference_mode()
     def draw_pages(folder: Path, image_ids: list[str]) -> None:
         """Write the pages of some images, in their order, a row a box."""
         rows = pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
@@ -66,11 +69,10 @@ def main(options: Options) -> None:
             if page % accelerator.num_processes != accelerator.process_index:
                 continue
             boxes_of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
-            b, c = range(len(boxes_of_page)), boxes_of_page["pathology"].map(class_of).tolist()
+            b, c = list(range(len(boxes_of_page))), boxes_of_page["pathology"].map(class_of).tolist()
+            network_input = normalize(batch["image"].to(accelerator.device), card["mean"], card["std"])
             with accelerator.autocast():
-                output = model(normalize(batch["image"].to(accelerator.device), card["mean"], card["std"]))
-            heatmaps = output.maps[b, c].sigmoid().cpu().numpy()
-            probabilities = output.logits[b, c].sigmoid().tolist()
+                heatmaps, probabilities = heatmaps_of(model, network_input, b, c, options.method)
             panels = [
                 Row(
                     image_id=box.image_id,
@@ -79,7 +81,9 @@ def main(options: Options) -> None:
                     title=f"{box.pathology}: {probability:.3f}",
                     bbox_xywh=(box.x, box.y, box.w, box.h),
                 )
-                for box, heatmap, probability in zip(boxes_of_page.itertuples(), heatmaps, probabilities, strict=True)
+                for box, heatmap, probability in zip(
+                    boxes_of_page.itertuples(), heatmaps.cpu().numpy(), probabilities.tolist(), strict=True
+                )
             ]
             write_atomically(folder / f"{page + 1}.jpg", draw_page(panels))
         remove_pages_from(folder, len(loader) + 1)
@@ -90,10 +94,10 @@ def main(options: Options) -> None:
         lacking = " ".join(name for name in PICKED if f"{name}.png" not in boxed.index)
         accelerator.print(f"skipped {len(PICKED) - len(picked)} picked images that {options.data} lacks: {lacking}")
     if picked:
-        draw_pages(options.out / "picked", picked)
+        draw_pages(out / "picked", picked)
     else:
-        remove_pages_from(options.out / "picked", 1)
-    draw_pages(options.out / "all", list(boxed.index))
+        remove_pages_from(out / "picked", 1)
+    draw_pages(out / "all", list(boxed.index))
     accelerator.end_training()
 
 

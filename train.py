@@ -14,6 +14,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
+from pylon.baselines import Baseline
 from pylon.cache import open_cache, unreadable_images
 from pylon.checkpoint import make_card, save_best, save_last
 from pylon.chestxray14 import class_names, list_hashes, read_images, require_files, shared_patients, split_hash
 from pylon.cli import UserError, check_name, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
 from pylon.device import Device, Precision, make_accelerator, on_main_process
-from pylon.metrics import auroc, mean_auroc
+from pylon.metrics import auroc, mean_auroc, youden_thresholds
 from pylon.model import STRIDE, Pylon
 from pylon.predict import predict_logits
 from pylon.results import write_csv
@@ -44,8 +46,8 @@ class Options:
 
     data: Path = Path("data")
     """Folder with NIH's files."""
-    name: str = "pylon"
-    """Name of the experiment: results go to csv/NAME and save/NAME."""
+    name: str | None = None
+    """Name of the experiment, that of --model if none is given: results go to csv/NAME and save/NAME."""
     seed: int = 0
     """Seed of initial weights, order and augmentation. The split of the data is the same for all seeds."""
     epochs: int = 40
@@ -66,8 +68,18 @@ class Options:
     """Any encoder of segmentation-models-pytorch, or tu-NAME for one of timm's."""
     encoder_weights: str = "imagenet"
     """imagenet (downloaded once) or none."""
+    model: str = "pylon"
+    """pylon; or to compare with it: backbone (the encoder and a 1x1 convolution, the classic CAM net), or a net of
+    segmentation-models-pytorch with its maps max-pooled (unet, unetplusplus, manet, linknet, fpn, pspnet, pan,
+    deeplabv3, deeplabv3plus, upernet, segformer)."""
+    pool: Literal["max", "avg"] = "max"
+    """What makes a logit of a map; avg, the mean of a class activation map, is for --model backbone alone."""
     up_layers: int = 1
-    """Convolutions in an UP module: 1 (2020 code) or 2 (iScience paper)."""
+    """Convolutions in an UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
+    up_modules: int = 3
+    """UP modules of pylon; with 2, 1, 0 of them, an ablation, its maps are at stride 8, 16, 32."""
+    attention: bool = True
+    """The attention branch of pylon; --no-attention leaves it out, an ablation."""
     precision: Precision = "auto"
     """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32 (on CUDA: TF32)."""
     device: Device = "auto"
@@ -94,6 +106,7 @@ MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile", "skip_unread
 
 
 def main(options: Options) -> None:
+    options.name = options.name or options.model
     check(options)
     accelerator = make_accelerator(
         options.device, options.precision, options.batch_size, training=True, deterministic=options.deterministic
@@ -133,7 +146,11 @@ def main(options: Options) -> None:
     torch.manual_seed(options.seed)
     weights = None if last or options.encoder_weights.lower() == "none" else options.encoder_weights
     with accelerator.main_process_first():  # one process downloads
-        net = Pylon(options.encoder_name, weights, classes=len(names), up_layers=options.up_layers)
+        if options.model == "pylon":
+            up = {"up_layers": options.up_layers, "up_modules": options.up_modules}
+            net = Pylon(options.encoder_name, weights, classes=len(names), attention=options.attention, **up)
+        else:
+            net = Baseline(options.model, options.encoder_name, weights, classes=len(names), pool=options.pool)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     if last:
@@ -213,7 +230,8 @@ def main(options: Options) -> None:
         lr = adam.param_groups[0]["lr"]
         if accelerator.is_main_process:
             if improved:
-                save_best(save / "best", net, {**card, "epoch": epoch, "val_loss": val_loss})
+                thresholds = dict(zip(names, youden_thresholds(labels, logits), strict=True))
+                save_best(save / "best", net, {**card, "epoch": epoch, "val_loss": val_loss, "thresholds": thresholds})
             write_csv(csv, pd.DataFrame(rows), index=False)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             save_last(save / "last", {
@@ -249,6 +267,11 @@ def check(options: Options) -> None:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
     if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("--compile needs a GPU and a C++ compiler; install g++, or leave --compile out")
+    pylon_alone = ("up_layers", "up_modules", "attention")
+    if options.model != "pylon" and any(getattr(options, name) != getattr(Options, name) for name in pylon_alone):
+        raise UserError(f"--up-layers, --up-modules and --no-attention are for --model pylon, not {options.model}")
+    if options.model != "backbone" and options.pool != "max":
+        raise UserError(f"--pool {options.pool} is for --model backbone; leave it out with --model {options.model}")
     check_name(options.name)
 
 

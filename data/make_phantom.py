@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from thorax import draw  # data/thorax.py, beside this script
+from thorax import FINDINGS, draw  # data/thorax.py, beside this script
 
 # NIH's header lines, to the letter: some of their names contain the comma that separates them.
 LABEL_HEADER = (
@@ -46,11 +46,16 @@ class Options:
     """Side of the pictures, pixels. NIH's are 1024."""
     seed: int = 0
     """Same seed, same bytes."""
+    findings: tuple[str, ...] = FINDINGS
+    """Findings to choose from for each picture, under NIH's names."""
 
 
 def main(options: Options) -> None:
     if options.images < 20 or options.size < 64 or options.seed < 0:
         fail("--images must be at least 20, --size at least 64 and --seed at least 0")
+    unknown = sorted(set(options.findings) - set(FINDINGS))
+    if unknown or not options.findings:
+        fail(f"--findings {' '.join(unknown)} must be one or more of {', '.join(FINDINGS)}")
     if options.out.exists() and any(options.out.iterdir()) and not (options.out / MARK).exists():
         fail(f"--out {options.out} is not empty and holds no phantom; name a new folder")
     out, rng = options.out.resolve(), np.random.default_rng(options.seed)
@@ -64,7 +69,8 @@ def main(options: Options) -> None:
     partial_out = out.with_name(out.name + ".partial")  # whole, or not there
     shutil.rmtree(partial_out, ignore_errors=True)
     (partial_out / "images").mkdir(parents=True)
-    work = partial(write_radiograph, seed=options.seed, size=options.size, folder=partial_out / "images")
+    folder, choice = partial_out / "images", options.findings
+    work = partial(write_radiograph, seed=options.seed, size=options.size, folder=folder, choice=choice)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         drawn = list(
             tqdm(pool.map(work, radiographs, chunksize=16), total=len(radiographs), desc="phantom", unit="image")
@@ -90,7 +96,7 @@ def main(options: Options) -> None:
         (partial_out / list_name).write_text("\n".join(chosen) + "\n")
     (partial_out / MARK).write_text(
         "Synthetic pictures drawn by data/make_phantom.py: not radiographs of anyone, and not medicine.\n"
-        f"--images {options.images} --size {options.size} --seed {options.seed}\n"
+        f"--images {options.images} --size {options.size} --seed {options.seed} --findings {' '.join(choice)}\n"
     )
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)
@@ -98,10 +104,10 @@ def main(options: Options) -> None:
 
 
 def write_radiograph(
-    radiograph: tuple[int, int], seed: int, size: int, folder: Path
+    radiograph: tuple[int, int], seed: int, size: int, folder: Path, choice: tuple[str, ...] = FINDINGS
 ) -> tuple[list[str], list[tuple[str, int, int, int, int]]]:
     """Draw one radiograph into `folder`; return its findings and, of the boxed ones, the boxes."""
-    image, findings, boxes = draw(seed, *radiograph, size)
+    image, findings, boxes = draw(seed, *radiograph, size, choice)
     path = folder / file_name(*radiograph)
     if not cv2.imwrite(str(path), image):
         raise OSError(f"{path} could not be written")

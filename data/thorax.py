@@ -188,8 +188,10 @@ def draw_finding(t: Thorax, name: str, picture: np.ndarray) -> np.ndarray | None
     return None
 
 
-def draw(seed: int, patient_id: int, follow_up: int, size: int) -> tuple[np.ndarray, list[str], list[tuple]]:
-    """One radiograph.
+def draw(
+    seed: int, patient_id: int, follow_up: int, size: int, choice: tuple[str, ...] = FINDINGS
+) -> tuple[np.ndarray, list[str], list[tuple]]:
+    """One radiograph, with none to three findings out of `choice`, mostly three.
 
     Returns:
         image (size, size) uint8, its findings, and its boxes as (finding, x, y, w, h) in pixels.
@@ -197,7 +199,7 @@ def draw(seed: int, patient_id: int, follow_up: int, size: int) -> tuple[np.ndar
     patient = np.random.default_rng([seed, patient_id])
     rng = np.random.default_rng([seed, patient_id, 1 + follow_up])
     count = rng.choice(4, p=(0.1, 0.1, 0.2, 0.6))
-    findings = sorted(rng.choice(FINDINGS, count, replace=False), key=FINDINGS.index)
+    findings = sorted(rng.choice(choice, min(count, len(choice)), replace=False), key=FINDINGS.index)
     t = Thorax(patient, rng, size, findings)
     inflated = "Emphysema" in findings
     u, v, lungs = t.u, t.v, t.lungs

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pylon.baselines import Baseline
 from pylon.chestxray14 import PATHOLOGIES
 from pylon.cli import UserError
 from pylon.files import write_atomically, write_together
@@ -35,7 +36,7 @@ RESUMED = {
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "accelerate", "numpy")
 
 
-def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon:
+def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon | Baseline:
     """Rebuild a network from a checkpoint, on the CPU, in eval mode, without the network and without running code.
 
     Args:
@@ -54,7 +55,7 @@ def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon:
     return (load_folder(path) if path.is_dir() else load_state_dict(path, encoder_name)).eval()
 
 
-def load_folder(path: Path) -> Pylon:
+def load_folder(path: Path) -> Pylon | Baseline:
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
             raise UserError(f"{path} is no checkpoint: it has no {name}; name a folder such as save/pylon/0/best")
@@ -63,7 +64,8 @@ def load_folder(path: Path) -> Pylon:
         with safetensors.safe_open(path / "model.safetensors", "pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
             written = (file.metadata() or {}).get("sha256")
-        model = Pylon(**{**config, "encoder_weights": None})
+        network = Baseline if "model" in config else Pylon
+        model = network(**{**config, "encoder_weights": None})
         model.load_state_dict(weights)
     except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
         raise UserError(f"{path} does not hold the network of its config.json: {first_line(error)}") from error
@@ -114,7 +116,7 @@ def load_safely(path: Path) -> Any:
         raise UserError(f"{path} is damaged, or holds more than tensors and is not opened for safety") from error
 
 
-def read_card(path: str | Path, model: Pylon) -> dict[str, Any]:
+def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     """What a checkpoint says of itself: at least class_names, mean, std, image_size.
 
     A checkpoint without a training.json in it (the authors' weights) has the paper's values, if it has the 14 classes.
@@ -150,7 +152,7 @@ def make_card(
     }
 
 
-def save_best(folder: Path, model: Pylon, card: dict[str, Any]) -> None:
+def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> None:
     """Write the folder that `load_pylon` opens; it opens at every moment, and a full disk leaves the one before."""
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = {**model._hub_mixin_config, "encoder_weights": None}

@@ -77,10 +77,10 @@ def require_at_least(options: Any, **lows: int) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, option: str = "--name") -> None:
     """Raise a UserError if the name of an experiment is not the plain name of a folder."""
     if name in ("", "..") or Path(name).name != name:
-        raise UserError(f"--name {name!r} must be the plain name of a folder")
+        raise UserError(f"{option} {name!r} must be the plain name of a folder")
 
 
 def refuse(sentence: str) -> None:

@@ -17,6 +17,7 @@ from pylon.chestxray14 import class_names, list_hashes
 from pylon.cli import UserError, check_name, require_at_least
 from pylon.dataset import eval_loader
 from pylon.device import Device
+from pylon.explain import Method
 from pylon.model import STRIDE, Pylon
 from pylon.transforms import eval_transform
 
@@ -40,6 +41,11 @@ class EvaluationOptions:
     cache_size: int = 0
     """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels, filled when first used;
     1024 is exact for NIH's. 0: read the image files."""
+
+    def require_float32(self, method: Method) -> None:
+        """Raise a UserError if a method that needs gradients is asked for in another precision."""
+        if method != "map" and self.precision != "fp32":
+            raise UserError(f"--method {method} needs --precision fp32, not {self.precision}")
 
     def choose_checkpoints(self, seeds: tuple[int, ...]) -> tuple[str, dict[str, Path]]:
         """The name of the experiment and its checkpoints by what the tables call them: a seed, or the file's name."""
@@ -81,6 +87,19 @@ class ScoreOptions(EvaluationOptions):
     """Seeds to score; every seed under save/NAME if none is named."""
     batch_size: int | None = None
     """Images at a time, over all processes together; if none is given, 128 a GPU, or 8 a process on a CPU."""
+    compare: tuple[str, ...] = ()
+    """Names of other experiments: all their seeds are scored, too, and compared with this one's, paired by patient."""
+
+    def choose_runs(self) -> dict[str, dict[str, Path]]:
+        """Checkpoints by seed, of the experiment and then of those that it is compared with, by their names."""
+        name, checkpoints = self.choose_checkpoints(self.seeds)
+        runs = {name: checkpoints}
+        for other in self.compare:
+            check_name(other, "--compare")
+            if other in runs:
+                raise UserError(f"--compare {other} is named twice, or the experiment itself; name another one")
+            runs[other] = find_checkpoints(other)
+        return runs
 
     def networks(
         self, checkpoints: dict[str, Path], images: pd.DataFrame, accelerator: Accelerator

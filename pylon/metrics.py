@@ -1,9 +1,11 @@
 """Scores: arrays in, numbers out, no model."""
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 MAPS_AT_A_TIME = 16  # upsampled; as many as a processor's cache holds
@@ -36,6 +38,26 @@ def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     positives = labels.sum(axis=0)[defined]
     return float(np.average(areas[defined], weights=positives)), float(areas[defined].mean())
+
+
+def youden_thresholds(labels: np.ndarray, logits: np.ndarray) -> list[float | None]:
+    """The probability from which each class is called present: where sensitivity + specificity is highest (Youden).
+
+    Args:
+        labels: (N, C), 0 or 1.
+        logits: (N, C) float32.
+
+    Returns:
+        C of them; None where a class has no positive or no negative, or is told no better than by chance.
+    """
+    thresholds = []
+    for c in range(labels.shape[1]):
+        best = np.inf
+        if 0 < labels[:, c].sum() < len(labels):
+            false_positives, true_positives, levels = roc_curve(labels[:, c], logits[:, c])
+            best = levels[np.argmax(true_positives - false_positives)]  # the first level is infinite
+        thresholds.append(float(expit(best)) if np.isfinite(best) else None)
+    return thresholds
 
 
 def point_localization(
@@ -73,6 +95,12 @@ def point_localization(
     inside = in_box(row, column, bbox_xywh[n])
     _, first_of_map = np.unique(n, return_index=True)
     return np.bincount(n, inside) / np.bincount(n), row[first_of_map], column[first_of_map]
+
+
+def accuracies(hits: np.ndarray, classes: np.ndarray, names: list[str]) -> np.ndarray:
+    """Mean hit of the boxes of each class named, then of all of them: (len(names) + 1,); NaN hits are not counted."""
+    hits = pd.Series(np.asarray(hits))
+    return np.append(hits.groupby(np.asarray(classes)).mean()[names], hits.mean())
 
 
 def in_box(row: np.ndarray, column: np.ndarray, bbox_xywh: np.ndarray) -> np.ndarray:

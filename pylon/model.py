@@ -44,11 +44,14 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
 
 
 class PyramidAttention(nn.Module):
-    """PA: one attention channel, seen at three scales, times the projected feature."""
+    """PA: one attention channel, seen at three scales, times the projected feature; or, without it, that feature."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, attention: bool = True):
         super().__init__()
+        self.attention = attention
         self.mid = nn.Sequential(ConvBnRelu(in_channels, out_channels, 1))
+        if not attention:
+            return
         self.down1 = nn.Sequential(nn.MaxPool2d(2), ConvBnRelu(in_channels, 1, 7))
         self.down2 = nn.Sequential(nn.MaxPool2d(2), ConvBnRelu(1, 1, 5))
         self.down3 = nn.Sequential(nn.MaxPool2d(2), ConvBnRelu(1, 1, 3))
@@ -58,6 +61,8 @@ class PyramidAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mid = self.mid(x)  # 1/32
+        if not self.attention:
+            return mid
         down1 = self.down1(x)  # 1/64
         down2 = self.down2(down1)  # 1/128
         down3 = self.down3(down2)  # 1/256
@@ -83,22 +88,24 @@ class Up(nn.Module):
 
 
 class PylonDecoder(nn.Module):
-    """From the features at strides 4, 8, 16, 32 to one of `out_channels` at stride 4."""
+    """From the features at strides 4, 8, 16, 32 to one of `out_channels` at stride 4 (16, 32 with fewer modules)."""
 
-    def __init__(self, encoder_channels: tuple[int, ...], out_channels: int, up_layers: int):
+    def __init__(
+        self, encoder_channels: tuple[int, ...], out_channels: int, up_layers: int, up_modules: int, attention: bool
+    ):
         super().__init__()
         c4, c8, c16, c32 = encoder_channels
-        self.pa = PyramidAttention(c32, out_channels)
-        self.up3 = Up(c16, out_channels, up_layers)
-        self.up2 = Up(c8, out_channels, up_layers)
-        self.up1 = Up(c4, out_channels, up_layers)
+        self.pa = PyramidAttention(c32, out_channels, attention)
+        self.up3 = Up(c16, out_channels, up_layers) if up_modules >= 1 else None
+        self.up2 = Up(c8, out_channels, up_layers) if up_modules >= 2 else None
+        self.up1 = Up(c4, out_channels, up_layers) if up_modules >= 3 else None
 
     def forward(self, features: list[Tensor]) -> Tensor:
         f4, f8, f16, f32 = features
         x = self.pa(f32)  # 1/32
-        x = self.up3(x, f16)  # 1/16
-        x = self.up2(x, f8)  # 1/8
-        return self.up1(x, f4)  # 1/4
+        for up, skip in ((self.up3, f16), (self.up2, f8), (self.up1, f4)):  # 1/16, 1/8, 1/4
+            x = x if up is None else up(x, skip)
+        return x
 
 
 class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-x-ray", "weak-localization"]):
@@ -113,6 +120,8 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
         classes: number of maps and logits.
         decoder_channels: width D of the decoder, 128 in the paper.
         up_layers: 1 (2020 code) or 2 (2021 code, iScience paper) convolutions in each UP module.
+        up_modules: 3, or fewer as an ablation: maps are then at stride 8 (2), 16 (1) or 32 (0).
+        attention: False leaves the attention branch out, as an ablation.
 
     Raises:
         UserError: the encoder is unknown, lacks a stride, or its weights cannot be had.
@@ -126,13 +135,19 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
         classes: int = 14,
         decoder_channels: int = 128,
         up_layers: int = 1,
+        up_modules: int = 3,
+        attention: bool = True,
     ):
         super().__init__()
         if up_layers not in (1, 2):
             raise UserError(f"--up-layers must be 1 or 2, not {up_layers}")
+        if up_modules not in range(4):
+            raise UserError(f"--up-modules must be 0, 1, 2 or 3, not {up_modules}")
         self.in_channels = in_channels
         self.encoder = build_encoder(encoder_name, encoder_weights, in_channels)
-        self.decoder = PylonDecoder(self.encoder.out_channels[-4:], decoder_channels, up_layers)
+        self.deepest = nn.Identity()  # where methods such as Grad-CAM listen
+        channels = self.encoder.out_channels[-4:]
+        self.decoder = PylonDecoder(channels, decoder_channels, up_layers, up_modules, attention)
         self.segmentation_head = nn.Sequential(nn.Conv2d(decoder_channels, classes, 1))
         initialization.initialize_decoder(self.decoder)
         initialization.initialize_head(self.segmentation_head)
@@ -151,8 +166,8 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
             raise UserError(f"the sides of the input must be multiples of {STRIDE}, not {height} x {width}")
         if self.training and batch * (height // STRIDE) * (width // STRIDE) == 1:
             raise UserError("training needs at least 2 images a batch: batch norm has no variance of one value")
-        features = self.encoder(images)
-        maps = self.segmentation_head(self.decoder(features[-4:])).float()
+        *features, deepest = self.encoder(images)
+        maps = self.segmentation_head(self.decoder([*features[-3:], self.deepest(deepest)])).float()
         return PylonOutput(logits=maps.amax(dim=(2, 3)), maps=maps)
 
     @classmethod

@@ -1,17 +1,122 @@
-"""Tables of seeds: a row a seed, then mean and standard deviation."""
+"""Tables of seeds, with their intervals, and beside the published ones or those of another run."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pylon.files import write_atomically
+from pylon.intervals import difference_of_seeds
+
+Score = Literal["auroc", "point_localization"]
+MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # a difference within it is none
 
 
-def table_of_seeds(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
-    """Seeds as rows, scores as columns; below them the mean and, from two seeds on, the standard deviation (n - 1)."""
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index.name = "seed"
-    return pd.concat([table, table.agg(["mean", "std"]).rename_axis("seed")])
+class Run(NamedTuple):
+    """The scores of an experiment."""
+
+    scores: pd.DataFrame  # a row a seed, a column a class, or a mean over classes
+    resamples: np.ndarray  # (seeds, RESAMPLES, columns): the same scores in resamples of the patients
+
+
+def table_of_seeds(run: Run, bounds_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> pd.DataFrame:
+    """Seeds as rows, scores as columns; then mean and, from two seeds on, standard deviation (n - 1); then intervals.
+
+    The 95 % interval of seed 0 is in the rows `0 low` and `0 high`, that of the mean of several in `mean low` and
+    `mean high`.
+
+    Args:
+        run: the scores.
+        bounds_of: makes (2, K) bounds of (RESAMPLES, K) resampled scores and the (K,) scores.
+    """
+    table = pd.concat([run.scores, run.scores.agg(["mean", "std"])]).rename_axis("seed")
+    resampled = dict(zip(run.scores.index, run.resamples, strict=True))
+    if len(run.scores) > 1:
+        resampled["mean"] = run.resamples.mean(axis=0)
+    for label, resamples in resampled.items():
+        for end, bound in zip(("low", "high"), bounds_of(resamples, table.loc[label].to_numpy()), strict=True):
+            table.loc[f"{label} {end}"] = bound
+    return table
+
+
+def published(score: Score) -> pd.DataFrame:
+    """The five seeds of the authors' README, a row a seed; their "micro" AUROC is the column `weighted`."""
+    return pd.read_csv(Path(__file__).with_name(f"published_{score}.csv"), comment="#", index_col="seed")
+
+
+def beside(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    name: str,
+    margin: float | np.ndarray,
+    of_patients: np.ndarray | None = None,
+    same: str = "the same",
+) -> pd.DataFrame:
+    """Compare the scores of our seeds with those of others, a row a class.
+
+    Args:
+        ours, theirs: a row a seed, a column a class.
+        name: what the others are called.
+        margin: (K,) or one for all: a difference whose interval lies within it is none.
+        of_patients: (K,) standard deviation of the difference over resampled patients, where it is known.
+        same: the word for no difference.
+
+    Returns:
+        means and standard deviations (n - 1), difference with its 95 % interval (`low`, `high`), margin, verdict:
+        `same`, "differs" (the interval leaves out 0), or "not decided".
+    """
+    theirs = theirs[ours.columns]
+    difference, low, high = difference_of_seeds(ours.to_numpy(), theirs.to_numpy(), of_patients)
+    margin = np.broadcast_to(margin, difference.shape)
+    counts = sorted({len(ours), len(theirs)} if of_patients is not None else {len(ours)})
+    seeds = " and ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
+    verdicts = []
+    for bottom, top, largest in zip(low, high, margin, strict=True):
+        if -largest <= bottom and top <= largest:
+            verdicts.append(same)
+        elif bottom > 0 or top < 0:
+            verdicts.append("differs")
+        else:
+            verdicts.append(f"not decided with {seeds}")
+    return pd.DataFrame({
+        f"{name} mean": theirs.mean(), f"{name} std": theirs.std(), "ours mean": ours.mean(), "ours std": ours.std(),
+        "difference": difference, "low": low, "high": high, "margin": margin, "verdict": verdicts,
+    }).rename_axis("class")  # fmt: skip
+
+
+def beside_published(ours: pd.DataFrame, score: Score) -> pd.DataFrame:
+    """Compare our seeds with the published five (see `beside`).
+
+    Where the published seeds scatter so much that their own interval, of five against five, is wider than the margin
+    (Hernia; Atelectasis, Infiltration and Mass in their boxes), that is the margin: nobody's five seeds tell more.
+    """
+    theirs = published(score)
+    _, _, own = difference_of_seeds(*[theirs[ours.columns].to_numpy()] * 2)
+    return beside(ours, theirs, "published", np.maximum(MARGIN[score], own), same="reproduced")
+
+
+def print_beside(score: Score, runs: dict[str, Run], folder: Path, suffix: str, why_not: str | None) -> None:
+    """Print and write the first run beside the published seeds, or say why not, and beside the other runs."""
+    ours, *others = runs.values()
+    scored = ours.scores.notna().all()  # classes without a score are left out
+    scores, tables = ours.scores.loc[:, scored], {}
+    if why_not is None:
+        tables["published"] = beside_published(scores, score)
+    else:
+        print(f"not compared with the published seeds: {why_not}")
+    for name, theirs in zip(list(runs)[1:], others, strict=True):
+        of_patients = np.nanstd((ours.resamples.mean(axis=0) - theirs.resamples.mean(axis=0))[:, scored], axis=0)
+        tables[name] = beside(scores, theirs.scores, name, MARGIN[score], of_patients)
+    for name, table in tables.items():
+        path = folder / f"{score}{suffix}_beside_{name}.csv"
+        write_csv(path, table)
+        over = "seeds" if name == "published" else "patients, in pairs, and seeds"
+        print(f"\nbeside {name}; low and high: 95 % interval of the difference, over {over}; written to {path}")
+        print_table(table)
+        if name != "published" and min(len(ours.scores), len(runs[name].scores)) < 2:
+            print("note: a side with one seed does not tell how much seeds differ: the interval leaves that out")
 
 
 def write_csv(path: Path, table: pd.DataFrame, index: bool = True) -> None:
@@ -21,8 +126,8 @@ def write_csv(path: Path, table: pd.DataFrame, index: bool = True) -> None:
 
 def print_table(table: pd.DataFrame) -> None:
     """Print a table of scores in Markdown, as the published README has it; an undefined score is blank."""
-    header = ["seed", *table.columns]
-    cells = table.map(lambda score: "" if pd.isna(score) else f"{score:.6f}")
+    header = [table.index.name, *table.columns]
+    cells = table.map(lambda score: score if isinstance(score, str) else "" if pd.isna(score) else f"{score:.6f}")
     lines = [[str(seed), *row] for seed, *row in cells.itertuples()]
     widths = [max(len(line[k]) for line in [header, *lines]) for k in range(len(header))]
     for line in [header, ["-" * width for width in widths], *lines]:

@@ -118,6 +118,29 @@ def test_output_and_keys(up_layers):
     assert {key for key in keys if not key.startswith("encoder.")} == expected
 
 
+@pytest.mark.parametrize("up_modules", [0, 1, 2, 3])
+@pytest.mark.parametrize("attention", [True, False])
+def test_ablations(up_modules, attention, tmp_path):
+    torch.manual_seed(0)
+    options = {"classes": 2, "decoder_channels": 8, "up_modules": up_modules, "attention": attention}
+    model = Pylon("tu-test_resnet", None, **options).eval()
+    whole = Pylon("tu-test_resnet", None, classes=2, decoder_channels=8).eval()
+    missing = whole.state_dict().keys() - model.state_dict().keys()
+    assert {key.split(".")[1] for key in missing} - {"pa"} == {f"up{k}" for k in range(1, 4 - up_modules)}
+    assert any(key.startswith("decoder.pa") for key in missing) != attention
+    assert not model.state_dict().keys() - whole.state_dict().keys()
+    images = torch.randn(1, 1, 256, 512)
+    with torch.no_grad():
+        maps = model(images).maps
+        assert maps.shape == (1, 2, 8 * 2**up_modules, 16 * 2**up_modules)
+        deepest = model.encoder(images)[-1]
+        expected = model.decoder.pa.mid(deepest)
+        assert torch.equal(model.decoder.pa(deepest), expected) != attention
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(pylon.load_pylon(tmp_path)(images).maps, maps)
+
+
 def test_timm_encoder_trains():
     model = Pylon("tu-test_resnet", None, in_channels=3, classes=2)
     model(torch.randn(2, 3, 256, 256)).logits.sum().backward()

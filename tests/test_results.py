@@ -1,25 +1,103 @@
 import numpy as np
 import pandas as pd
+import pytest
+from scipy import stats
 
-from pylon.results import print_table, table_of_seeds, write_csv
+from pylon.chestxray14 import PATHOLOGIES
+from pylon.results import Run, beside, beside_published, print_beside, print_table, published, table_of_seeds, write_csv
+
+
+def run(rows: dict[str, list[float]], columns: list[str]) -> Run:
+    scores = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return Run(scores, scores.to_numpy()[:, None, :] + np.linspace(-0.1, 0.1, 3)[None, :, None])
+
+
+def bounds(resamples: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return resamples[[0, -1]]
 
 
 def test_table(tmp_path, capsys):
-    table = table_of_seeds({"0": {"Mass": 0.5, "Hernia": np.nan}, "3": {"Mass": 0.7, "Hernia": np.nan}})
+    table = table_of_seeds(run({"0": [0.5, np.nan], "3": [0.7, np.nan]}, ["Mass", "Hernia"]), bounds)
     print_table(table)
     assert capsys.readouterr().out.splitlines() == [
-        "| seed | Mass     | Hernia |",
-        "| ---- | -------- | ------ |",
-        "| 0    | 0.500000 |        |",
-        "| 3    | 0.700000 |        |",
-        "| mean | 0.600000 |        |",
-        "| std  | 0.141421 |        |",
+        "| seed      | Mass     | Hernia |",
+        "| --------- | -------- | ------ |",
+        "| 0         | 0.500000 |        |",
+        "| 3         | 0.700000 |        |",
+        "| mean      | 0.600000 |        |",
+        "| std       | 0.141421 |        |",
+        "| 0 low     | 0.400000 |        |",
+        "| 0 high    | 0.600000 |        |",
+        "| 3 low     | 0.600000 |        |",
+        "| 3 high    | 0.800000 |        |",
+        "| mean low  | 0.500000 |        |",
+        "| mean high | 0.700000 |        |",
     ]
     write_csv(tmp_path / "a" / "b.csv", table)
     assert (tmp_path / "a" / "b.csv").read_text().splitlines()[:3] == ["seed,Mass,Hernia", "0,0.5,", "3,0.7,"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "b.csv", index_col="seed"), table)
 
 
-def test_one_seed_has_no_deviation(capsys):
-    print_table(table_of_seeds({"0": {"Mass": 0.5}}))
-    assert capsys.readouterr().out.splitlines()[-1] == "| std  |          |"
+def test_one_seed_has_no_deviation_and_no_mean_interval():
+    table = table_of_seeds(run({"0": [0.5]}, ["Mass"]), bounds)
+    assert table.index.tolist() == ["0", "mean", "std", "0 low", "0 high"]
+    assert np.isnan(table.loc["std", "Mass"])
+
+
+def test_published_tables_are_those_of_the_readme(shared):
+    for score, file in (("auroc", "auroc_seed_readme"), ("point_localization", "point_localization_seed_readme")):
+        theirs = pd.read_csv(shared / "reference" / "published" / f"{file}.csv", index_col="seed").loc[[0, 1, 2, 3, 4]]
+        np.testing.assert_array_equal(published(score), theirs)
+    assert list(published("auroc").columns) == [*PATHOLOGIES, "weighted", "macro"]
+    assert published("point_localization")["micro"].mean() == pytest.approx(0.6163, abs=1e-4)
+
+
+@pytest.mark.parametrize(("score", "shift"), [("auroc", 0.03), ("point_localization", 0.1)])
+def test_published_seeds_are_reproduced_by_themselves(score, shift):
+    theirs = published(score)
+    assert set(beside_published(theirs, score)["verdict"]) == {"reproduced"}
+    for other in (theirs + shift, theirs - shift):
+        assert set(beside_published(other, score)["verdict"]) == {"differs"}
+    alone = beside_published(theirs.iloc[:1], score)
+    assert set(alone["verdict"]) == {"not decided with 1 seed"}
+    assert alone["low"].isna().all()
+
+
+def test_margin_is_wider_only_where_published_seeds_scatter():
+    wide = {score: beside_published(published(score), score)["margin"] for score in ("auroc", "point_localization")}
+    assert wide["auroc"][wide["auroc"] != 0.01].index.tolist() == ["Hernia"]
+    points = wide["point_localization"]
+    assert points[points != 0.04].index.tolist() == ["Atelectasis", "Infiltration", "Mass"]
+    seeds = published("auroc")["Hernia"]
+    assert wide["auroc"]["Hernia"] == pytest.approx(
+        stats.ttest_ind(seeds, seeds, equal_var=False).confidence_interval().high
+    )
+
+
+def test_verdicts_by_hand():
+    ours = pd.DataFrame({"a": [0.5, 0.502], "b": [0.5, 0.502], "c": [0.4, 0.6]})
+    theirs = pd.DataFrame({"c": [0.5, 0.6], "b": [0.6, 0.602], "a": [0.501, 0.501]})
+    table = beside(ours, theirs, "others", 0.02)
+    assert table["verdict"].tolist() == ["the same", "differs", "not decided with 2 seeds"]
+    assert table.loc["b", "difference"] == pytest.approx(-0.1)
+    assert table.loc["b", "others mean"] == pytest.approx(0.601)
+    table = beside(ours, theirs[:1], "others", 0.02, of_patients=np.array([0.5, 0.001, 0.5]))
+    assert table["verdict"].tolist() == ["not decided with 1 and 2 seeds", "differs", "not decided with 1 and 2 seeds"]
+
+
+def test_comparison_is_printed_written_or_its_want_explained(tmp_path, capsys):
+    runs = {
+        "mine": run({"0": [0.5, np.nan]}, ["Mass", "Hernia"]),
+        "other": run({"0": [0.5, np.nan]}, ["Mass", "Hernia"]),
+    }
+    print_beside("auroc", runs, tmp_path, "", "it is a phantom")
+    out = capsys.readouterr().out
+    assert "not compared with the published seeds: it is a phantom" in out
+    assert "a side with one seed" in out
+    table = pd.read_csv(tmp_path / "auroc_beside_other.csv", index_col="class")
+    assert table.index.tolist() == ["Mass"]  # a class without a score is left out
+    assert table.loc["Mass", "verdict"] == "the same"
+    theirs = published("auroc")
+    print_beside("auroc", {"mine": Run(theirs, theirs.to_numpy()[:, None])}, tmp_path, "_x", None)
+    assert capsys.readouterr().out.count("| reproduced |") == 16
+    assert (tmp_path / "auroc_x_beside_published.csv").exists()

@@ -32,6 +32,8 @@ def test_training_writes_its_files(trained):
     assert card["val_loss"] == pytest.approx(table["val_loss"].min())
     assert card["options"]["encoder_name"] == "tu-test_resnet"
     assert len(card["split_sha256"]) == 64
+    assert card["thresholds"].keys() == set(PATHOLOGIES)
+    assert all(threshold is None or 0 < threshold < 1 for threshold in card["thresholds"].values())
     assert load_last(trained / "save" / "pylon" / "0" / "last")["epoch"] == 2
 
 
@@ -108,7 +110,11 @@ def test_evaluations(trained, phantom):
     options = ("--data", phantom, "--device", "cpu", "--num-workers", 0)
     done = run_script("eval_auc.py", *options, "--batch-size", 5, cwd=trained)
     table = pd.read_csv(trained / "csv/pylon/auroc.csv", index_col="seed")
-    assert table.index.tolist() == ["0", "7", "mean", "std"]
+    bounds = [f"{label} {end}" for label in ("0", "7", "mean") for end in ("low", "high")]
+    assert table.index.tolist() == ["0", "7", "mean", "std", *bounds]
+    assert (table.loc["0 low"].dropna() <= table.loc["0"].dropna()).all()
+    assert (table.loc["0 high"].dropna() >= table.loc["0"].dropna()).all()
+    assert (table.loc["0 high", "macro"] - table.loc["0 low", "macro"]) > 0.01
     assert list(table.columns) == [*PATHOLOGIES, "weighted", "macro"]
     assert (table.loc["0"].dropna() == table.loc["7"].dropna()).all()
     assert (table.loc["std"].dropna() == 0).all()
@@ -117,7 +123,16 @@ def test_evaluations(trained, phantom):
     done = run_script("eval_loc.py", *options, "--seeds", 7, cwd=trained)
     table = pd.read_csv(trained / "csv/pylon/point_localization.csv", index_col="seed")
     boxes = pd.read_csv(trained / "csv/pylon/7_boxes.csv")
-    assert table.index.tolist() == ["7", "mean", "std"]
+    worth = ["image centre", "prior", "lift over prior", "lift over prior low", "lift over prior high"]
+    worth += ["called present", "hit if called present"]
+    assert table.index.tolist() == ["7", "mean", "std", "7 low", "7 high", *worth]
+    lift = (table.loc["7"] - table.loc["prior"])[:-1]  # pooled, it leaves out boxes that have no prior
+    assert table.loc["lift over prior"][:-1].to_numpy() == pytest.approx(lift.to_numpy(), nan_ok=True)
+    assert "not compared with the published seeds: its test images are not those of NIH" in done.stdout
+    card = read_json(trained / "save/pylon/7/best/training.json")
+    called = boxes["probability"] >= boxes["pathology"].map(card["thresholds"])
+    assert table.loc["called present", "micro"] == pytest.approx(called.mean())
+    assert table.loc["hit if called present", "micro"] == pytest.approx(boxes["hit"][called].mean())
     assert table.loc["7", "micro"] == pytest.approx(boxes["hit"].mean())
     assert table.loc["7", "Mass"] == pytest.approx(boxes["hit"][boxes["pathology"] == "Mass"].mean())
     columns = ["image_id", "patient_id", "pathology", "probability", "row", "column", "hit"]
@@ -202,6 +217,10 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         (("--name", "../elsewhere"), "--name '../elsewhere' must be the plain name"),
         (("--name", ".."), "--name '..' must be the plain name"),
         (("--up-layers", "3"), "--up-layers must be 1 or 2, not 3"),
+        (("--up-modules", "4"), "--up-modules must be 0, 1, 2 or 3, not 4"),
+        (("--model", "fnp"), "--model fnp is unknown; did you mean fpn"),
+        (("--model", "fpn", "--no-attention"), "--no-attention are for --model pylon, not fpn"),
+        (("--pool", "avg"), "--pool avg is for --model backbone; leave it out with --model pylon"),
         (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
         (("--encoder-name", "resnet51"), "--encoder-name resnet51 is unknown; did you mean resnet50"),
         (("--encoder-name", "tu-resnet51"), "--encoder-name tu-resnet51 is unknown; did you mean tu-resnet"),

@@ -1,0 +1,122 @@
+"""Baselines, comparisons and methods by the scripts, as a user runs them; what is NIH's."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TRAIN, run_script, sentence_of
+
+import pylon
+from pylon.baselines import Baseline
+from pylon.chestxray14 import read_boxes, read_images, why_not_official
+from pylon.model import Pylon
+
+CPU = ("--device", "cpu", "--num-workers", 0)
+
+
+@pytest.fixture(scope="module")
+def compared(trained, phantom):
+    """The folder of `trained`, with a classic CAM net and an ablation of PYLON beside it, an epoch each."""
+    options = ("--data", phantom, "--epochs", 1, *TRAIN)
+    run_script("train.py", *options, "--model", "backbone", "--pool", "avg", cwd=trained)
+    ablated = ("--no-attention", "--up-modules", 1, "--up-layers", 2, "--name", "ablated")
+    run_script("train.py", *options, *ablated, cwd=trained)
+    return trained
+
+
+def test_models_have_names_of_their_own(compared):
+    backbone, ablated = (pylon.load_pylon(compared / f"save/{name}/0/best") for name in ("backbone", "ablated"))
+    assert isinstance(backbone, Baseline)
+    assert (backbone.pool, backbone.decoder) == ("avg", None)
+    assert isinstance(ablated, Pylon)
+    assert ablated.decoder.up2 is None
+    assert len(ablated.decoder.up3.conv1) == 2
+
+
+def test_another_model_is_not_mixed_in(compared, phantom):
+    options = ("--data", phantom, "--epochs", 1, *TRAIN, "--name", "backbone")
+    done = run_script("train.py", *options, "--model", "linknet", cwd=compared, code=2)
+    assert "was trained with --model backbone (now linknet), --pool avg (now max)" in sentence_of(done)
+
+
+def test_runs_are_compared_in_pairs(compared, phantom):
+    for script, score in (("eval_auc.py", "auroc"), ("eval_loc.py", "point_localization")):
+        done = run_script(script, "--data", phantom, *CPU, "--compare", "backbone", cwd=compared)
+        table = pd.read_csv(compared / f"csv/pylon/{score}_beside_backbone.csv", index_col="class")
+        ours = pd.read_csv(compared / f"csv/pylon/{score}.csv", index_col="seed").loc["mean", table.index]
+        run_script(script, "--data", phantom, *CPU, "--name", "backbone", cwd=compared)
+        theirs = pd.read_csv(compared / f"csv/backbone/{score}.csv", index_col="seed").loc["mean", table.index]
+        assert table["difference"].to_numpy() == pytest.approx((ours - theirs).to_numpy())
+        assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
+        assert table["verdict"].str.match("the same|differs|not decided with 1 seed").all()
+        assert "beside backbone; low and high" in done.stdout
+    boxes = [pd.read_csv(compared / f"csv/{name}/0_boxes.csv") for name in ("pylon", "backbone")]
+    assert (boxes[0]["image_id"] == boxes[1]["image_id"]).all()
+
+
+def test_comparison_needs_another_run(compared, phantom):
+    for other, sentence in (
+        ("pylon", "--compare pylon is named twice, or the experiment itself"),
+        ("unet", "no checkpoint under save/unet"),
+        ("../x", "--compare '../x' must be the plain name of a folder"),
+    ):
+        done = run_script("eval_auc.py", "--data", phantom, *CPU, "--compare", other, cwd=compared, code=2)
+        assert sentence in sentence_of(done)
+
+
+@pytest.mark.parametrize("name", ["pylon", "backbone"])
+def test_methods_have_files_of_their_own(compared, phantom, name):
+    map_boxes = compared / f"csv/{name}/0_boxes.csv"
+    run_script("eval_loc.py", "--data", phantom, *CPU, "--name", name, cwd=compared)
+    before = map_boxes.read_bytes()
+    options = ("--data", phantom, *CPU, "--name", name, "--method", "gradcam")
+    done = run_script("eval_loc.py", *options, cwd=compared)
+    assert map_boxes.read_bytes() == before
+    of_map, of_gradcam = (pd.read_csv(map_boxes.with_name(f"0_boxes{end}.csv")) for end in ("", "_gradcam"))
+    assert f"csv/{name}/point_localization_gradcam.csv" in done.stdout
+    np.testing.assert_allclose(of_map["probability"], of_gradcam["probability"], rtol=1e-4)
+    assert (of_map[["row", "column"]] != of_gradcam[["row", "column"]]).any(axis=None)
+    run_script("generate_heatmap.py", *options, cwd=compared)
+    assert (compared / "figs/gradcam/all/1.jpg").stat().st_size > 10_000
+
+
+def test_methods_need_float32(compared, phantom):
+    options = ("--data", phantom, *CPU, "--method", "gradcam", "--precision", "bf16")
+    for script in ("eval_loc.py", "generate_heatmap.py"):
+        done = run_script(script, *options, cwd=compared, code=2)
+        assert "--method gradcam needs --precision fp32, not bf16" in sentence_of(done)
+
+
+def test_weights_of_the_authors_form(phantom, tmp_path):
+    torch.manual_seed(0)
+    model = Pylon("resnet18", None, up_layers=2)
+    torch.save({f"net.{key}": value for key, value in model.state_dict().items()}, tmp_path / "model.pkl")
+    options = ("--data", phantom, *CPU, "--checkpoint", "model.pkl")
+    done = run_script("eval_auc.py", *options, cwd=tmp_path)
+    assert "csv/model/auroc.csv" in done.stdout
+    done = run_script("eval_loc.py", *options, cwd=tmp_path)
+    assert "note: training.json lacks a threshold" in done.stdout
+    table = pd.read_csv(tmp_path / "csv/model/point_localization.csv", index_col="seed")
+    assert table.loc["called present"].isna().all()
+    assert 0 <= table.loc["model low", "micro"] <= table.loc["model", "micro"] <= table.loc["model high", "micro"]
+    run_script("generate_heatmap.py", *options, cwd=tmp_path)
+    assert (tmp_path / "figs/all/1.jpg").exists()
+
+
+def test_what_is_official(shared, phantom, tmp_path):
+    for path in (shared / "nih14" / "official").glob("*.gz"):
+        (tmp_path / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    images = read_images(tmp_path)
+    boxes = read_boxes(tmp_path, images)
+    assert why_not_official(images) is None
+    assert why_not_official(images, boxes) is None
+    assert why_not_official(images.sample(frac=1, random_state=0), boxes.sample(frac=1, random_state=0)) is None
+    assert "its boxes are not the 984" in why_not_official(images, boxes[1:])
+    first = images.index[images["split"] == "test"][0]
+    assert "its test images are not those" in why_not_official(images.drop(first), boxes)
+
+
+def test_phantom_is_not_official(phantom):
+    assert why_not_official(read_images(phantom)) is not None
