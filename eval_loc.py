@@ -71,7 +71,8 @@ def main(options: Options) -> None:
             rows[seed] = dict(zip([*pathologies, "micro"], accuracies(table["hit"], classes, pathologies), strict=True))
             if accelerator.is_main_process:
                 resamples.append(resampled_accuracy(table["hit"].to_numpy(), classes, patients, pathologies))
-                file = table.rename(columns={key: f"bbox_{key}" for key in "xywh"}).drop(columns="called")
+                shown = ["image_id", "patient_id", "pathology", "probability", "row", "column", "hit", *"xywh"]
+                file = table[shown].rename(columns={key: f"bbox_{key}" for key in "xywh"})
                 write_csv(Path("csv") / name / f"{seed}_boxes{suffix}.csv", file, index=False)
             networks[name].add(type(model))
             per_box[name].append(table)
