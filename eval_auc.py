@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pylon.chestxray14 import class_names, read_images, require_files, why_not_official
+from pylon.chestxray14 import class_names, read_images, require_files
 from pylon.cli import run
 from pylon.device import make_accelerator
 from pylon.evaluation import ScoreOptions
@@ -23,7 +23,7 @@ from pylon.intervals import interval, resampled_auroc
 from pylon.metrics import auroc, mean_auroc
 from pylon.model import Pylon
 from pylon.predict import predict_logits
-from pylon.results import Run, print_beside, print_table, table_of_seeds, write_csv
+from pylon.results import Run, print_beside, print_table, table_of_seeds, why_not_official, write_csv
 
 
 @dataclass

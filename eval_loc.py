@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed, why_not_official
+from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
 from pylon.controls import centre_hits, prior_hits
 from pylon.device import make_accelerator
@@ -33,7 +33,7 @@ from pylon.images import image_size
 from pylon.intervals import interval, resampled_accuracy, widen
 from pylon.metrics import accuracies, point_localization
 from pylon.model import Pylon
-from pylon.results import Run, print_beside, print_table, table_of_seeds, write_csv
+from pylon.results import Run, print_beside, print_table, table_of_seeds, why_not_official, write_csv
 from pylon.transforms import normalize
 
 

@@ -69,11 +69,10 @@ class Options:
     encoder_weights: str = "imagenet"
     """imagenet (downloaded once) or none."""
     model: str = "pylon"
-    """pylon; or to compare with it: backbone (the encoder and a 1x1 convolution, the classic CAM net), or a net of
-    segmentation-models-pytorch with its maps max-pooled (unet, unetplusplus, manet, linknet, fpn, pspnet, pan,
-    deeplabv3, deeplabv3plus, upernet, segformer)."""
+    """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or one of segmentation-models-pytorch's:
+    unet, unetplusplus, manet, linknet, fpn, pspnet, pan, deeplabv3, deeplabv3plus, upernet, segformer."""
     pool: Literal["max", "avg"] = "max"
-    """What makes a logit of a map; avg, the mean of a class activation map, is for --model backbone alone."""
+    """What makes a logit of a map; avg is for --model backbone alone."""
     up_layers: int = 1
     """Convolutions in an UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
     up_modules: int = 3
@@ -85,24 +84,22 @@ class Options:
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     compile: bool = False
-    """Compile the network (torch.compile): minutes at the start, faster steps after it. Needs a GPU and a C++
-    compiler."""
+    """Compile the network (torch.compile): minutes at the start, faster steps then. Needs a GPU and a C++ compiler."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read and augment images."""
     cache_size: int = 0
-    """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels, filled when first used;
-    1024 is exact for NIH's and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
+    """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels; 1024 is exact for NIH's
+    and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
     skip_unreadable: bool = False
-    """Leave out, after naming them, images that cannot be read; without it, one such image stops the run before it
-    starts."""
+    """Leave out, after naming them, images that cannot be read; without it, one such image stops the run at once."""
     overwrite: bool = False
     """Start afresh where an earlier run is: in save/NAME/SEED.new, which takes that run's place when it is finished."""
     deterministic: bool = False
     """The same result each time on a GPU, too (torch.use_deterministic_algorithms); slower. A CPU's always is."""
 
 
-# between a run and its resumption
-MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile", "skip_unreadable", "overwrite"}
+PYLON_ALONE = ("up_layers", "up_modules", "attention")
+MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile", "skip_unreadable", "overwrite"}  # when resumed
 
 
 def main(options: Options) -> None:
@@ -147,8 +144,8 @@ def main(options: Options) -> None:
     weights = None if last or options.encoder_weights.lower() == "none" else options.encoder_weights
     with accelerator.main_process_first():  # one process downloads
         if options.model == "pylon":
-            up = {"up_layers": options.up_layers, "up_modules": options.up_modules}
-            net = Pylon(options.encoder_name, weights, classes=len(names), attention=options.attention, **up)
+            of_pylon = {key: getattr(options, key) for key in PYLON_ALONE}
+            net = Pylon(options.encoder_name, weights, classes=len(names), **of_pylon)
         else:
             net = Baseline(options.model, options.encoder_name, weights, classes=len(names), pool=options.pool)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -188,9 +185,8 @@ def main(options: Options) -> None:
         losses = torch.zeros(len(train_batches), device=accelerator.device)
         loss_sum, seen = torch.zeros((), device=accelerator.device), 0
         shown = torch.zeros((), pin_memory=accelerator.device.type == "cuda")
-        progress = tqdm(
-            train_batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=not accelerator.is_main_process
-        )
+        quiet = not accelerator.is_main_process
+        progress = tqdm(train_batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=quiet)
         for step, batch in enumerate(progress):
             output = model(normalize(batch["image"]))
             loss = F.binary_cross_entropy_with_logits(output.logits, batch["label"])
@@ -226,12 +222,11 @@ def main(options: Options) -> None:
             **dict(zip(names, map(float, areas), strict=True)), "weighted": weighted, "macro": macro,
             "images_per_second": round(images_per_second, 2), "seconds": round(time.perf_counter() - start, 2),
         })  # fmt: skip
-        improved, best_loss = val_loss < best_loss, min(val_loss, best_loss)
-        lr = adam.param_groups[0]["lr"]
+        improved, best_loss, lr = val_loss < best_loss, min(val_loss, best_loss), adam.param_groups[0]["lr"]
         if accelerator.is_main_process:
             if improved:
-                thresholds = dict(zip(names, youden_thresholds(labels, logits), strict=True))
-                save_best(save / "best", net, {**card, "epoch": epoch, "val_loss": val_loss, "thresholds": thresholds})
+                card |= {"epoch": epoch, "val_loss": val_loss, "thresholds": youden_thresholds(labels, logits, names)}
+                save_best(save / "best", net, card)
             write_csv(csv, pd.DataFrame(rows), index=False)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             save_last(save / "last", {
@@ -267,8 +262,7 @@ def check(options: Options) -> None:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
     if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("--compile needs a GPU and a C++ compiler; install g++, or leave --compile out")
-    pylon_alone = ("up_layers", "up_modules", "attention")
-    if options.model != "pylon" and any(getattr(options, name) != getattr(Options, name) for name in pylon_alone):
+    if options.model != "pylon" and any(getattr(options, key) != getattr(Options, key) for key in PYLON_ALONE):
         raise UserError(f"--up-layers, --up-modules and --no-attention are for --model pylon, not {options.model}")
     if options.model != "backbone" and options.pool != "max":
         raise UserError(f"--pool {options.pool} is for --model backbone; leave it out with --model {options.model}")

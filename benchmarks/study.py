@@ -106,22 +106,26 @@ def main(options: Options) -> None:
 
 
 def at_once(commands: list[tuple], title: str, jobs: int) -> None:
-    """Run commands, `jobs` at a time."""
+    """Run commands, `jobs` at a time; after one that fails, none is started any more."""
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(run, *command, jobs=jobs) for command in commands]
-        for finished in tqdm(as_completed(waiting), desc=title, total=len(waiting), unit="command"):
-            finished.result()
+        try:
+            for finished in tqdm(as_completed(waiting), desc=title, total=len(waiting), unit="command"):
+                finished.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def run(*command: object, jobs: int) -> None:
-    """Run one script with its share of the cores; exit with what it printed if it fails."""
+    """Run one script with its share of the cores; exit with its code after what it said if it fails."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     arguments = [sys.executable, *map(str, command)]
-    done = subprocess.run(
-        arguments, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     if done.returncode:
-        os._exit(print(f"{' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}", file=sys.stderr) or 2)
+        print(f"{' '.join(arguments)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}", file=sys.stderr)
+        sys.exit(done.returncode)
 
 
 def scores_of(name: str, score: str) -> pd.DataFrame:

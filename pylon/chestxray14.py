@@ -28,9 +28,6 @@ PATHOLOGIES = (
 WHERE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 ORIGINAL_SPLIT = {split: f"original_split_{split}.csv" for split in ("train", "val", "test")}
 VALIDATION_SHARE = 0.1  # of the patients of train+val
-# of the sorted names of its test images, a line each; of the sorted table of its boxes, as csv
-OFFICIAL_TEST_SHA256 = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
-OFFICIAL_BOXES_SHA256 = "ba17d51af60957a343ec3d15758e4d34ab3f0c08aada1fe3aae51088e30c9e0d"
 LARGEST_BOX = 100_000  # pixels from the corner of an image; more is no number of pixels
 
 Complain = Callable[[str], None]  # takes a fault in one sentence; where it returns, what is at fault is left out
@@ -221,18 +218,6 @@ def split_hash(images: pd.DataFrame) -> str:
     """SHA-256 of the sorted lines `image_id split labels`: equal for equal data, wherever it lies."""
     table = images.drop(columns="path").sort_values("image_id")
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
-
-
-def why_not_official(images: pd.DataFrame, boxes: pd.DataFrame | None = None) -> str | None:
-    """What keeps scores on these test images, and boxes, from being compared with published ones, if anything does."""
-    tested = "\n".join(sorted(images["image_id"][images["split"] == "test"]))
-    if hashlib.sha256(tested.encode()).hexdigest() != OFFICIAL_TEST_SHA256:
-        return "its test images are not those of NIH's official test list"
-    if boxes is not None:
-        lines = boxes[["image_id", "pathology", "x", "y", "w", "h"]].sort_values(["image_id", "pathology"])
-        if hashlib.sha256(lines.to_csv(index=False, lineterminator="\n").encode()).hexdigest() != OFFICIAL_BOXES_SHA256:
-            return "its boxes are not the 984 of NIH's list"
-    return None
 
 
 def find_files(data: Path) -> list[tuple[str, str]]:

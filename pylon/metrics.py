@@ -40,23 +40,24 @@ def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(np.average(areas[defined], weights=positives)), float(areas[defined].mean())
 
 
-def youden_thresholds(labels: np.ndarray, logits: np.ndarray) -> list[float | None]:
+def youden_thresholds(labels: np.ndarray, logits: np.ndarray, names: list[str]) -> dict[str, float | None]:
     """The probability from which each class is called present: where sensitivity + specificity is highest (Youden).
 
     Args:
         labels: (N, C), 0 or 1.
         logits: (N, C) float32.
+        names: of the C classes.
 
     Returns:
-        C of them; None where a class has no positive or no negative, or is told no better than by chance.
+        By class; None where a class has no positive or no negative, or is told no better than by chance.
     """
-    thresholds = []
-    for c in range(labels.shape[1]):
+    thresholds = {}
+    for c, name in enumerate(names):
         best = np.inf
         if 0 < labels[:, c].sum() < len(labels):
             false_positives, true_positives, levels = roc_curve(labels[:, c], logits[:, c])
             best = levels[np.argmax(true_positives - false_positives)]  # the first level is infinite
-        thresholds.append(float(expit(best)) if np.isfinite(best) else None)
+        thresholds[name] = float(expit(best)) if np.isfinite(best) else None
     return thresholds
 
 

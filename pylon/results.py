@@ -1,5 +1,6 @@
 """Tables of seeds, with their intervals, and beside the published ones or those of another run."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,6 +13,10 @@ from pylon.intervals import difference_of_seeds
 
 Score = Literal["auroc", "point_localization"]
 MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # a difference within it is none
+
+# of the sorted names of NIH's test images, a line each; of the sorted table of NIH's boxes, as csv
+OFFICIAL_TEST_SHA256 = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
+OFFICIAL_BOXES_SHA256 = "ba17d51af60957a343ec3d15758e4d34ab3f0c08aada1fe3aae51088e30c9e0d"
 
 
 class Run(NamedTuple):
@@ -117,6 +122,18 @@ def print_beside(score: Score, runs: dict[str, Run], folder: Path, suffix: str, 
         print_table(table)
         if name != "published" and min(len(ours.scores), len(runs[name].scores)) < 2:
             print("note: a side with one seed does not tell how much seeds differ: the interval leaves that out")
+
+
+def why_not_official(images: pd.DataFrame, boxes: pd.DataFrame | None = None) -> str | None:
+    """What keeps scores on these test images, and boxes, from being compared with published ones, if anything does."""
+    tested = "\n".join(sorted(images["image_id"][images["split"] == "test"]))
+    if hashlib.sha256(tested.encode()).hexdigest() != OFFICIAL_TEST_SHA256:
+        return "its test images are not those of NIH's official test list"
+    if boxes is not None:
+        lines = boxes[["image_id", "pathology", "x", "y", "w", "h"]].sort_values(["image_id", "pathology"])
+        if hashlib.sha256(lines.to_csv(index=False, lineterminator="\n").encode()).hexdigest() != OFFICIAL_BOXES_SHA256:
+            return "its boxes are not the 984 of NIH's list"
+    return None
 
 
 def write_csv(path: Path, table: pd.DataFrame, index: bool = True) -> None:

@@ -10,8 +10,9 @@ from conftest import TRAIN, run_script, sentence_of
 
 import pylon
 from pylon.baselines import Baseline
-from pylon.chestxray14 import read_boxes, read_images, why_not_official
+from pylon.chestxray14 import read_boxes, read_images
 from pylon.model import Pylon
+from pylon.results import why_not_official
 
 CPU = ("--device", "cpu", "--num-workers", 0)
 

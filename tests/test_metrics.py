@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pylon.chestxray14 import read_boxes, read_images
-from pylon.metrics import auroc, in_box, mean_auroc, point_localization
+from pylon.metrics import accuracies, auroc, in_box, mean_auroc, point_localization, youden_thresholds
 
 
 def test_auroc_by_hand():
@@ -140,3 +140,21 @@ def test_published_heatmaps(shared, official_boxes):
         "Atelectasis": 0.5278, "Cardiomegaly": 1.0, "Effusion": 0.5229, "Infiltration": 0.7236,
         "Mass": 0.6588, "Nodule": 0.4557, "Pneumonia": 0.7, "Pneumothorax": 0.1939,
     }  # fmt: skip
+
+
+def test_threshold_is_where_sensitivity_and_specificity_are_highest():
+    labels = np.array([[0, 1, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 1, 0, 0], [1, 1, 1, 0]])
+    logits = np.array([[-2, 0, 0, 1], [-1, 0, 3, 0], [2, 0, -1, 0], [1, 0, 2, 2], [0, 0, -2, 1]], np.float32)
+    thresholds = youden_thresholds(labels, logits, ["a", "all", "worse", "chance"])
+    # a: from logit 0 on, both positives and one of three negatives; from 2 on, one positive and no negative
+    assert thresholds["a"] == pytest.approx(0.5)
+    assert thresholds["all"] is None
+    assert thresholds["worse"] is None  # every negative lies above every positive
+    assert thresholds.keys() == {"a", "all", "worse", "chance"}
+
+
+def test_accuracies_leave_out_what_is_not_counted():
+    hits = np.array([1, 0, np.nan, 0.5])
+    found = accuracies(hits, np.array(["b", "b", "b", "a"]), ["a", "b"])
+    assert found.tolist() == [0.5, 0.5, 0.5]
+    assert np.isnan(accuracies(np.full(2, np.nan), np.array(["a", "b"]), ["a", "b"])).all()

@@ -1,0 +1,68 @@
+"""The report of the study, from tables that are written here; that `make study` runs is seen by running it."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from pylon.results import Run, print_beside, table_of_seeds, write_csv
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import study
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figs").mkdir()
+    rng = np.random.default_rng(0)
+    better = {"pylon": (0.9, 0.7), "backbone-max": (0.9, 0.5), "backbone-avg": (0.8, 0.7), "fpn": (0.7, 0.9)}
+    for k, (score, pooled) in enumerate(study.SCORES.items()):
+        runs = {}
+        for name, means in better.items():
+            columns = [*study.FINDINGS, pooled]
+            scores = pd.DataFrame(means[k] + rng.normal(0, 1e-4, (3, 6)), index=["0", "1", "2"], columns=columns)
+            noise = rng.normal(0, 1e-3, (3, 50, 6))
+            runs[f"study-{name}"] = run = Run(scores, scores.to_numpy()[:, None] + noise)
+            table = table_of_seeds(run, lambda resamples, _: np.percentile(resamples, (2.5, 97.5), axis=0))
+            table.loc["prior"], table.loc["image centre"] = 0.3, 0.2
+            write_csv(tmp_path / f"csv/study-{name}/{score}.csv", table)
+        print_beside(score, runs, tmp_path / "csv/study-pylon", "", "it is a phantom")
+    (tmp_path / "csv/study-pylon/0_boxes.csv").write_text("image_id\na\nb\n")
+    return tmp_path
+
+
+def test_report_says_what_the_tables_say(folder):
+    text = study.report(study.Options(images=100, epochs=2), 12.3)
+    assert "100 pictures" in text
+    assert "2 boxes in the test list" in text
+    assert "and 2 epochs, 3 seeds" in text
+    assert "12 minutes on" in text
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    for line, said in zip(
+        lines,
+        (
+            "- At equal AUROC (0.900, 0.900) PYLON localizes better than **backbone, max**: 0.700, 0.500",
+            "- At an AUROC that differs (0.900, 0.800) PYLON localizes as well as **backbone, avg (CAM)**",
+            "- At an AUROC that differs (0.900, 0.700) PYLON localizes worse than **FPN**: 0.700, 0.900",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(said)
+    assert "| prior | 0.300 |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| FPN: point localization |")]
+    assert rows[0].count("differs") == 6
+
+
+def test_figure_is_drawn(folder):
+    study.draw(folder / "figs/study.png")
+    assert (folder / "figs/study.png").stat().st_size > 10_000
+
+
+def test_failing_command_is_shown(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        study.run(ROOT / "eval_auc.py", "--data", tmp_path, "--name", "nobody", jobs=1)
+    assert stopped.value.code == 2
+    assert "no checkpoint under save/nobody" in capsys.readouterr().err
