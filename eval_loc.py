@@ -30,7 +30,7 @@ from pylon.device import make_accelerator
 from pylon.evaluation import ScoreOptions
 from pylon.explain import Method, heatmaps_of
 from pylon.images import image_size
-from pylon.intervals import interval, resampled_accuracy, widen
+from pylon.intervals import bounds, resampled_accuracy
 from pylon.metrics import accuracies, point_localization
 from pylon.model import Pylon
 from pylon.results import Run, print_beside, print_table, table_of_seeds, why_not_official, write_csv
@@ -57,6 +57,7 @@ def main(options: Options) -> None:
     sizes = np.array([image_size(path)[::-1] for path in of_boxes["path"]])  # height and width of the image of each box
     bbox_xywh, classes, patients = (boxes[key].to_numpy() for key in (["x", "y", "w", "h"], "pathology", "patient_id"))
     pathologies = [name for name in class_names(images) if name in set(classes)]
+    witnesses = np.append(boxes.groupby("pathology")["patient_id"].nunique()[pathologies], len(set(patients)))
     suffix = "" if options.method == "map" else f"_{options.method}"
 
     # score: a row a box; of them a row a seed, and the same in resamples of the patients
@@ -74,23 +75,21 @@ def main(options: Options) -> None:
                 shown = ["image_id", "patient_id", "pathology", "probability", "row", "column", "hit", *"xywh"]
                 file = table[shown].rename(columns={key: f"bbox_{key}" for key in "xywh"})
                 write_csv(Path("csv") / name / f"{seed}_boxes{suffix}.csv", file, index=False)
-            networks[name].add(type(model))
+            networks[name].add(isinstance(model, Pylon) and not model.ablated)
             per_box[name].append(table)
-        runs[name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples))
+        runs[name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples), witnesses)
 
     if accelerator.is_main_process:
-        patients_of = boxes.groupby("pathology")["patient_id"].nunique()[pathologies]
-        witnesses = np.append(patients_of, len(set(patients)))
         centre, prior = centre_hits(bbox_xywh, sizes), prior_hits(bbox_xywh, sizes, classes, patients)
         tables = {}
         for name, run in runs.items():
-            table = table_of_seeds(run, lambda resamples, scores: widen(interval(resamples), scores, witnesses))
+            table = table_of_seeds(run)
             # what the scores are worth
             lift = np.mean([seed["hit"] for seed in per_box[name]], axis=0) - prior
             for label, hits in {"image centre": centre, "prior": prior, "lift over prior": lift}.items():
                 table.loc[label] = accuracies(hits, classes, pathologies)
-            bounds = interval(resampled_accuracy(lift, classes, patients, pathologies))
-            table.loc["lift over prior low"], table.loc["lift over prior high"] = bounds
+            of_lift = bounds(resampled_accuracy(lift, classes, patients, pathologies))
+            table.loc["lift over prior low"], table.loc["lift over prior high"] = of_lift
             called = [seed["called"] for seed in per_box[name]]
             hit_if_called = [seed["hit"].where(seed["called"] == 1) for seed in per_box[name]]
             for label, seeds in {"called present": called, "hit if called present": hit_if_called}.items():
@@ -106,8 +105,8 @@ def main(options: Options) -> None:
         if any(seed["called"].isna().any() for seed in per_box[name]):
             print("note: training.json lacks a threshold for some class: its boxes are not among those called present")
         why_not = why_not_official(images, boxes)
-        if why_not is None and (networks[name] != {Pylon} or options.method != "map"):
-            why_not = "they are of PYLON's own maps"
+        if why_not is None and not (all(networks[name]) and options.method == "map"):
+            why_not = "they are of a whole PYLON's own maps"
         print_beside("point_localization", runs, path.parent, suffix, why_not)
     accelerator.end_training()
 

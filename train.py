@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from pylon.baselines import Baseline
+from pylon.baselines import Baseline, check_model
 from pylon.cache import open_cache, unreadable_images
 from pylon.checkpoint import make_card, save_best, save_last
 from pylon.chestxray14 import class_names, list_hashes, read_images, require_files, shared_patients, split_hash
@@ -106,7 +106,7 @@ def main(options: Options) -> None:
     options.name = options.name or options.model
     check(options)
     accelerator = make_accelerator(
-        options.device, options.precision, options.batch_size, training=True, deterministic=options.deterministic
+        options.device, options.precision, options.batch_size, True, options.deterministic, options.model != "pylon"
     )
     if options.compile and accelerator.device.type == "cpu":
         # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds: pytorch#160391, #191837.
@@ -130,7 +130,7 @@ def main(options: Options) -> None:
     card = make_card(
         names, {**asdict(options), "data": str(options.data)}, split_hash(images), list_hashes(options.data)
     )
-    last = find_last(save, card, MAY_CHANGE, options.overwrite, accelerator)
+    last = find_last(save, card, asdict(Options()), MAY_CHANGE, options.overwrite, accelerator)
     if last:
         if accelerator.is_main_process:
             write_csv(csv, pd.DataFrame(last["rows"]), index=False)  # a killed process may not have come so far
@@ -262,10 +262,9 @@ def check(options: Options) -> None:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
     if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("--compile needs a GPU and a C++ compiler; install g++, or leave --compile out")
+    check_model(options.model, options.pool)
     if options.model != "pylon" and any(getattr(options, key) != getattr(Options, key) for key in PYLON_ALONE):
         raise UserError(f"--up-layers, --up-modules and --no-attention are for --model pylon, not {options.model}")
-    if options.model != "backbone" and options.pool != "max":
-        raise UserError(f"--pool {options.pool} is for --model backbone; leave it out with --model {options.model}")
     check_name(options.name)
 
 

@@ -1,6 +1,6 @@
 """Does PYLON localize better than its rivals at equal AUROC? Trains them on the phantom and writes what it finds.
 
-    make study    # or: python benchmarks/study.py; 2 cores need some 50 minutes
+    make study    # or: python benchmarks/study.py; 2 cores need MINUTES minutes
 
 Each network is trained by train.py and scored by eval_auc.py and eval_loc.py, several commands at a time; started again
 after an interruption, it goes on where it was.
@@ -20,9 +20,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # beside which the package is
+
+from pylon.cli import UserError, require_at_least, run
+from pylon.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data" / "study"
@@ -37,13 +41,14 @@ NETWORKS = {  # dearest first, so that none is waited for alone at the end
 TITLES = {
     "pylon": "PYLON", "backbone-max": "backbone, max", "backbone-avg": "backbone, avg (CAM)", "fpn": "FPN",
 }  # fmt: skip
+RUNNING: set[subprocess.Popen] = set()
 SCORES = {"auroc": "macro", "point_localization": "micro"}
 
 REPORT = """# Does PYLON localize better at equal AUROC?
 
 What `make study` measured on the phantom, which is [not medicine](data/README.md): {images} pictures with up to three findings each
 ({drawn}), {boxes} boxes in the test list. Each network from scratch, with the same encoder (`tu-test_resnet`), images, learning rate
-and {epochs} epochs, {seeds} seeds; none ever saw a box. {minutes} minutes on {machine}.
+and {epochs} epochs, {seeds} seeds; none ever saw a box. Training took {minutes} minutes, one after another, on one of {machine}.
 
 {findings}
 
@@ -72,23 +77,27 @@ class Options:
 
     images: int = 740
     """Pictures of the phantom, drawn when data/study is not there; three quarters are for training and validation."""
-    epochs: int = 6
+    epochs: int = 5
     """Epochs of each network."""
     seeds: int = 3
     """Seeds of each network."""
-    jobs: int = max(1, (os.cpu_count() or 1))
+    jobs: int = os.cpu_count() or 1
     """Commands at a time; the cores are shared out among them. 1 on a machine with one GPU."""
 
 
 def main(options: Options) -> None:
+    require_at_least(options, images=20, epochs=1, seeds=1, jobs=1)
     os.chdir(ROOT)
     start = time.perf_counter()
-    findings = ("--findings", *FINDINGS)
     if not (DATA / "PHANTOM.txt").exists():
-        run("data/make_phantom.py", "--out", DATA, "--images", options.images, "--seed", 1, *findings, jobs=1)
+        findings = ("--findings", *FINDINGS)
+        run_script("data/make_phantom.py", "--out", DATA, "--images", options.images, "--seed", 1, *findings)
+    drawn = len(pd.read_csv(DATA / "Data_Entry_2017.csv", index_col=False))
+    if drawn != options.images:
+        raise UserError(f"{DATA} holds {drawn} images, not --images {options.images}; remove it and save/study-*")
 
     train = ("--data", DATA, "--encoder-name", "tu-test_resnet", "--encoder-weights", "none", "--batch-size", 4)
-    train += ("--epochs", options.epochs, "--lr", 1e-3, "--patience", options.epochs, "--num-workers", 0)
+    train += ("--epochs", options.epochs, "--lr", 1e-3, "--patience", 6, "--num-workers", 0)
     commands = [
         ("train.py", *train, "--name", f"study-{name}", "--seed", seed, *network)
         for name, network in NETWORKS.items()
@@ -96,36 +105,44 @@ def main(options: Options) -> None:
     ]
     at_once(commands, "training", options.jobs)
     others = [f"study-{name}" for name in NETWORKS if name != "pylon"]
-    score = ("--data", DATA, "--name", "study-pylon", "--num-workers", 0, "--compare", *others)
+    score = ("--data", DATA, "--name", "study-pylon", "--num-workers", 0, "--seeds", *range(options.seeds))
+    score += ("--compare", *others)
     at_once([("eval_auc.py", *score), ("eval_loc.py", *score)], "scoring", options.jobs)
 
-    minutes = (time.perf_counter() - start) / 60
     draw(Path("figs/study.png"))
-    Path("RESULTS.md").write_text(report(options, minutes))
-    print(f"RESULTS.md and figs/study.png are written, {minutes:.0f} minutes after the start")
+    write_atomically(Path("RESULTS.md"), report(options).encode())
+    print(
+        f"RESULTS.md and figs/study.png are written, {(time.perf_counter() - start) / 60:.0f} minutes after this start"
+    )
 
 
 def at_once(commands: list[tuple], title: str, jobs: int) -> None:
     """Run commands, `jobs` at a time; after one that fails, none is started any more."""
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(run, *command, jobs=jobs) for command in commands]
+        waiting = [pool.submit(run_script, *command, jobs=jobs) for command in commands]
         try:
             for finished in tqdm(as_completed(waiting), desc=title, total=len(waiting), unit="command"):
                 finished.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in RUNNING:
+                process.terminate()
             raise
 
 
-def run(*command: object, jobs: int) -> None:
+def run_script(*command: object, jobs: int = 1) -> None:
     """Run one script with its share of the cores; exit with its code after what it said if it fails."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     arguments = [sys.executable, *map(str, command)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        print(f"{' '.join(arguments)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}", file=sys.stderr)
-        sys.exit(done.returncode)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        RUNNING.add(process)
+        out, err = process.communicate()
+        RUNNING.remove(process)
+    if process.returncode:
+        print(f"{' '.join(arguments)}\n{out[-2000:]}{err[-2000:]}", file=sys.stderr)
+        sys.exit(process.returncode)
 
 
 def scores_of(name: str, score: str) -> pd.DataFrame:
@@ -155,7 +172,7 @@ def draw(path: Path) -> None:
     figure.savefig(path)
 
 
-def report(options: Options, minutes: float) -> str:
+def report(options: Options) -> str:
     """RESULTS.md: how it was made, in words what it says, and the tables."""
     label = "mean" if options.seeds > 1 else "0"
     tables = {(name, score): scores_of(name, score) for name in TITLES for score in SCORES}
@@ -195,7 +212,7 @@ def report(options: Options, minutes: float) -> str:
         machine=f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__.split('+')[0]}"
         + (", with a GPU" if torch.cuda.is_available() else ""),
         drawn=", ".join(FINDINGS),
-        minutes=round(minutes),
+        minutes=round(sum(pd.read_csv(path)["seconds"].sum() for path in Path("csv").glob("study-*/[0-9].csv")) / 60),
         **asdict(options),
     )
 
@@ -226,4 +243,4 @@ def markdown(corner: str, rows: dict[str, list[str]], columns: list[str]) -> str
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    run(main, Options, after_stop="the same command goes on where it was")

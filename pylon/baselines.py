@@ -38,8 +38,7 @@ class Baseline(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["che
         pool: str = "max",
     ):
         super().__init__()
-        if pool not in (("max", "avg") if model == "backbone" else ("max",)):
-            raise UserError(f"--pool {pool} is not for --model {model}: it takes max, and backbone also avg")
+        check_model(model, pool)
         self.in_channels, self.pool = in_channels, pool
         encoder = build_encoder(encoder_name, encoder_weights, in_channels)
         self.deepest = nn.Identity()  # where methods such as Grad-CAM listen
@@ -59,7 +58,12 @@ class Baseline(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["che
 
         Args:
             images: (B, in_channels, H, W) float, normalised; H and W multiples of 32.
+
+        Raises:
+            UserError: batch norm would see a single value, as behind some nets' global pooling.
         """
+        if self.training and len(images) < 2:
+            raise UserError("training needs at least 2 images a batch and process: raise --batch-size")
         *features, deepest = self.encoder(images)
         features = [*features, self.deepest(deepest)]
         maps = self.segmentation_head(features[-1] if self.decoder is None else self.decoder(features)).float()
@@ -71,11 +75,18 @@ class Baseline(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["che
         return super()._from_pretrained(strict=strict, **{**kwargs, "encoder_weights": None})
 
 
-def build_segmentation_net(model: str, encoder_name: str, in_channels: int, classes: int) -> nn.Module:
-    known = [name for name in smp.MODEL_ARCHITECTURES_MAPPING if name != "dpt"]  # it needs a vision transformer
+def check_model(model: str, pool: str) -> None:
+    """Raise a UserError if there is no such network, or if it does not pool so."""
+    known = ["pylon", "backbone", *smp.MODEL_ARCHITECTURES_MAPPING]
+    known.remove("dpt")  # its encoder must be a vision transformer, which has no strides
     if model not in known:
-        near = difflib.get_close_matches(model, known, n=3) or ["pylon", "backbone", *known]
+        near = difflib.get_close_matches(model, known, n=3) or known
         raise UserError(f"--model {model} is unknown; did you mean {', '.join(near)}?")
+    if pool != "max" and (model, pool) != ("backbone", "avg"):
+        raise UserError(f"--pool {pool} is not for --model {model}: avg is for backbone, max for all")
+
+
+def build_segmentation_net(model: str, encoder_name: str, in_channels: int, classes: int) -> nn.Module:
     try:
         return smp.create_model(model, encoder_name, None, in_channels, classes)
     except Exception as error:  # architectures that an encoder does not fit fail in as many ways as there are of them

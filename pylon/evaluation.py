@@ -88,7 +88,7 @@ class ScoreOptions(EvaluationOptions):
     batch_size: int | None = None
     """Images at a time, over all processes together; if none is given, 128 a GPU, or 8 a process on a CPU."""
     compare: tuple[str, ...] = ()
-    """Names of other experiments: all their seeds are scored, too, and compared with this one's, paired by patient."""
+    """Names of other experiments: their seeds (or --seeds) are scored, too, and compared with this one's in pairs."""
 
     def choose_runs(self) -> dict[str, dict[str, Path]]:
         """Checkpoints by seed, of the experiment and then of those that it is compared with, by their names."""
@@ -96,9 +96,9 @@ class ScoreOptions(EvaluationOptions):
         runs = {name: checkpoints}
         for other in self.compare:
             check_name(other, "--compare")
-            if other in runs:
-                raise UserError(f"--compare {other} is named twice, or the experiment itself; name another one")
-            runs[other] = find_checkpoints(other)
+            if other in runs or other == "published":
+                raise UserError(f"--compare {other} is the experiment itself, named twice, or no name for one")
+            runs[other] = find_checkpoints(other, self.seeds)
         return runs
 
     def networks(

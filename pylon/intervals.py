@@ -102,27 +102,28 @@ def resampled_accuracy(hits: np.ndarray, classes: np.ndarray, patients: np.ndarr
     return np.divide(hit, boxes, out=np.full(boxes.shape, np.nan), where=boxes > 0)
 
 
-def interval(resamples: np.ndarray) -> np.ndarray:
-    """The 95 % interval of each column of (R, K) resampled scores, (2, K); NaN for a column without any."""
-    bounds = np.full((2, resamples.shape[1]), np.nan)
-    defined = ~np.isnan(resamples).all(axis=0)
-    bounds[:, defined] = np.nanpercentile(resamples[:, defined], TAILS, axis=0)
-    return bounds
+def bounds(resamples: np.ndarray, scores: np.ndarray | None = None, patients: np.ndarray | None = None) -> np.ndarray:
+    """The 95 % interval of each score.
 
-
-def widen(bounds: np.ndarray, accuracy: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Exact binomial bounds (Clopper-Pearson, over patients) where every box is hit, or none: no resample differs.
+    Where no resample differs from another (every box hit, or none; every pair in order) they tell nothing. Then, of a
+    score of 0 or 1, the bounds are the exact binomial ones (Clopper-Pearson) of as many trials as there are patients.
 
     Args:
-        bounds: (2, K) of `interval`.
-        accuracy: (K,) the scores.
+        resamples: (R, K) resampled scores.
+        scores: (K,) the scores; without them such columns have no bounds.
         patients: (K,) how many patients each is of.
+
+    Returns:
+        low and high, (2, K); NaN where there are none.
     """
-    bounds = bounds.copy()
-    for k in np.flatnonzero(np.isin(accuracy, (0, 1)) & (patients > 0)):
-        exact = stats.binomtest(int(accuracy[k] * patients[k]), int(patients[k])).proportion_ci(0.95, "exact")
-        bounds[:, k] = exact.low, exact.high
-    return bounds
+    both = np.full((2, resamples.shape[1]), np.nan)
+    varied = np.nanstd(np.where(np.isnan(resamples).all(axis=0), 0, resamples), axis=0) > 1e-9
+    both[:, varied] = np.nanpercentile(resamples[:, varied], TAILS, axis=0)
+    for k in () if scores is None else np.flatnonzero(~varied & np.isin(scores, (0, 1)) & (patients > 0)):
+        trials = int(patients[k])
+        exact = stats.binomtest(int(scores[k]) * trials, trials).proportion_ci(0.95, "exact")
+        both[:, k] = exact.low, exact.high
+    return both
 
 
 def difference_of_seeds(
@@ -133,7 +134,7 @@ def difference_of_seeds(
     Args:
         ours: (n, K) scores, a row a seed.
         theirs: (m, K).
-        of_patients: (K,) standard deviation of the difference over resampled patients, the same for both. With it, a
+        of_patients: (K,) standard deviation of the difference over resampled patients (`paired_spread`). With it, a
             side with one seed adds nothing: how much its seeds differ is not known. Without it, both need two.
 
     Returns:
@@ -150,3 +151,16 @@ def difference_of_seeds(
         half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
     half = np.where(variance > 0, half, 0)
     return difference, difference - half, difference + half
+
+
+def paired_spread(ours: np.ndarray, theirs: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Standard deviation of the difference of two scores over resampled patients, the same for both: (K,).
+
+    Where no resample differs from another, it is that of the exact binomial bound: the next patient might.
+
+    Args:
+        ours, theirs: (R, K) resampled scores.
+        patients: (K,) how many patients each is of.
+    """
+    spread = np.nanstd(ours - theirs, axis=0)
+    return np.where(spread > 1e-9, spread, (1 - 0.025 ** (1 / patients)) / stats.norm.ppf(0.975))

@@ -1,7 +1,6 @@
 """Tables of seeds, with their intervals, and beside the published ones or those of another run."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pylon.files import write_atomically
-from pylon.intervals import difference_of_seeds
+from pylon.intervals import bounds, difference_of_seeds, paired_spread
 
 Score = Literal["auroc", "point_localization"]
 MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # a difference within it is none
@@ -24,25 +23,22 @@ class Run(NamedTuple):
 
     scores: pd.DataFrame  # a row a seed, a column a class, or a mean over classes
     resamples: np.ndarray  # (seeds, RESAMPLES, columns): the same scores in resamples of the patients
+    patients: np.ndarray  # (columns,) how many patients each score is of
 
 
-def table_of_seeds(run: Run, bounds_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> pd.DataFrame:
+def table_of_seeds(run: Run) -> pd.DataFrame:
     """Seeds as rows, scores as columns; then mean and, from two seeds on, standard deviation (n - 1); then intervals.
 
     The 95 % interval of seed 0 is in the rows `0 low` and `0 high`, that of the mean of several in `mean low` and
     `mean high`.
-
-    Args:
-        run: the scores.
-        bounds_of: makes (2, K) bounds of (RESAMPLES, K) resampled scores and the (K,) scores.
     """
     table = pd.concat([run.scores, run.scores.agg(["mean", "std"])]).rename_axis("seed")
     resampled = dict(zip(run.scores.index, run.resamples, strict=True))
     if len(run.scores) > 1:
         resampled["mean"] = run.resamples.mean(axis=0)
     for label, resamples in resampled.items():
-        for end, bound in zip(("low", "high"), bounds_of(resamples, table.loc[label].to_numpy()), strict=True):
-            table.loc[f"{label} {end}"] = bound
+        low_and_high = bounds(resamples, table.loc[label].to_numpy(), run.patients)
+        table.loc[f"{label} low"], table.loc[f"{label} high"] = low_and_high
     return table
 
 
@@ -95,7 +91,7 @@ def beside_published(ours: pd.DataFrame, score: Score) -> pd.DataFrame:
     """Compare our seeds with the published five (see `beside`).
 
     Where the published seeds scatter so much that their own interval, of five against five, is wider than the margin
-    (Hernia; Atelectasis, Infiltration and Mass in their boxes), that is the margin: nobody's five seeds tell more.
+    (Hernia; Atelectasis, Infiltration and Mass in their boxes), that is the margin: they themselves tell no more.
     """
     theirs = published(score)
     _, _, own = difference_of_seeds(*[theirs[ours.columns].to_numpy()] * 2)
@@ -112,7 +108,8 @@ def print_beside(score: Score, runs: dict[str, Run], folder: Path, suffix: str, 
     else:
         print(f"not compared with the published seeds: {why_not}")
     for name, theirs in zip(list(runs)[1:], others, strict=True):
-        of_patients = np.nanstd((ours.resamples.mean(axis=0) - theirs.resamples.mean(axis=0))[:, scored], axis=0)
+        means = (run.resamples.mean(axis=0)[:, scored] for run in (ours, theirs))
+        of_patients = paired_spread(*means, ours.patients[scored])
         tables[name] = beside(scores, theirs.scores, name, MARGIN[score], of_patients)
     for name, table in tables.items():
         path = folder / f"{score}{suffix}_beside_{name}.csv"

@@ -38,13 +38,19 @@ def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) ->
 
 
 def find_last(
-    save: Path, card: dict[str, Any], may_change: set[str], overwrite: bool, accelerator: Accelerator
+    save: Path,
+    card: dict[str, Any],
+    defaults: dict[str, Any],
+    may_change: set[str],
+    overwrite: bool,
+    accelerator: Accelerator,
 ) -> dict[str, Any] | None:
     """What an earlier run left for resuming, if anything; every process calls it.
 
     Args:
         save: the run's folder.
         card: what the run that now begins would write beside its network (`make_card`).
+        defaults: of the options; what a run of an earlier version had, which did not know them all.
         may_change: options that may differ from that run's.
         overwrite: whether what was made with others is to be ignored.
 
@@ -66,9 +72,9 @@ def find_last(
         raise UserError(f"{save}/{lost} is gone: the run cannot go on; choose another --name, or --overwrite")
     if last is None:
         return None
-    before, now = last["options"], card["options"]
-    differing = [key for key in now if key not in may_change and before.get(key, now[key]) != now[key]]
-    other = [f"--{key.replace('_', '-')} {before.get(key)} (now {now[key]})" for key in differing]
+    before, now = {**defaults, **last["options"]}, card["options"]
+    differing = [key for key in now if key not in may_change and before[key] != now[key]]
+    other = [f"--{key.replace('_', '-')} {before[key]} (now {now[key]})" for key in differing]
     if last["split_sha256"] != card["split_sha256"]:
         other.append("other images, labels or split")
     if other and not overwrite:

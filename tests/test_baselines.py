@@ -79,5 +79,7 @@ def test_unknown_and_unfit():
         Baseline("fpn", ENCODER, None, pool="avg")
     with pytest.raises(UserError, match="--encoder-name resnet51 is unknown"):
         Baseline("fpn", "resnet51", None)
+    with pytest.raises(UserError, match="at least 2 images a batch"):
+        Baseline("deeplabv3", ENCODER, None)(IMAGES[:1])
     with pytest.raises(UserError, match="--model linknet cannot be used with --encoder-name mit_b0"):
         Baseline("linknet", "mit_b0", None)

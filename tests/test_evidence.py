@@ -59,7 +59,8 @@ def test_runs_are_compared_in_pairs(compared, phantom):
 
 def test_comparison_needs_another_run(compared, phantom):
     for other, sentence in (
-        ("pylon", "--compare pylon is named twice, or the experiment itself"),
+        ("pylon", "--compare pylon is the experiment itself, named twice, or no name"),
+        ("published", "--compare published is the experiment itself, named twice, or no name"),
         ("unet", "no checkpoint under save/unet"),
         ("../x", "--compare '../x' must be the plain name of a folder"),
     ):

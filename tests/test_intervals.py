@@ -7,12 +7,12 @@ from sklearn.metrics import roc_auc_score
 
 from pylon.intervals import (
     RESAMPLES,
+    bounds,
     difference_of_seeds,
-    interval,
+    paired_spread,
     resample_patients,
     resampled_accuracy,
     resampled_auroc,
-    widen,
 )
 
 SIMULATIONS = int(os.environ.get("PYLON_SIMULATIONS", 120))  # synthetic test sets; 1000 take some minutes
@@ -49,7 +49,7 @@ def test_a_resample_without_positives_is_not_counted():
     _, drawn = resample_patients(np.arange(3))
     lacking = (drawn[:, 0] == 0) | (drawn[:, 1:].sum(axis=1) == 0)
     assert (np.isnan(resampled) == lacking).all()
-    low, high = interval(resampled[:, None])
+    low, high = bounds(resampled[:, None])
     assert 0 <= low[0] < high[0] <= 1
 
 
@@ -66,23 +66,36 @@ def test_accuracy_in_a_resample_is_that_with_weights(rng):
                 expected = np.average(hits[chosen], weights=drawn[k][patient_of[chosen]])
                 assert resampled[k, column] == pytest.approx(expected)
     assert np.isnan(resampled[:, 2]).all()
-    assert np.isnan(interval(resampled)[:, 2]).all()
+    assert np.isnan(bounds(resampled)[:, 2]).all()
 
 
 def test_images_of_one_patient_are_no_independent_witnesses(rng):
     hits = np.repeat(rng.integers(0, 2, 50), 8).astype(float)  # all of a patient's boxes are hit, or none
     clustered, alone = (
-        np.diff(interval(resampled_accuracy(hits, np.full(400, "a"), patients, ["a"])), axis=0)[0, 0]
+        np.diff(bounds(resampled_accuracy(hits, np.full(400, "a"), patients, ["a"])), axis=0)[0, 0]
         for patients in (np.arange(400) // 8, np.arange(400))
     )
     assert clustered == pytest.approx(alone * np.sqrt(8), rel=0.2)
 
 
 def test_certain_scores_have_exact_bounds():
-    bounds = widen(np.array([[1, 0, 0.4], [1, 0, 0.6]]), np.array([1, 0, 0.5]), np.array([146, 10, 30]))
-    assert bounds[:, 0] == pytest.approx([0.025 ** (1 / 146), 1])
-    assert bounds[:, 1] == pytest.approx([0, 1 - 0.025 ** (1 / 10)])
-    assert bounds[:, 2].tolist() == [0.4, 0.6]
+    resamples = np.array([[1, 0, 0.4, 0.3, np.nan], [1, 0, 0.6, 0.3, np.nan]])
+    scores, patients = np.array([1, 0, 0.5, 0.3, np.nan]), np.array([146, 10, 30, 1, 0])
+    low_high = bounds(resamples, scores, patients)
+    assert low_high[:, 0] == pytest.approx([0.025 ** (1 / 146), 1])
+    assert low_high[:, 1] == pytest.approx([0, 1 - 0.025 ** (1 / 10)])
+    assert low_high[:, 2] == pytest.approx([0.405, 0.595])
+    assert np.isnan(low_high[:, 3:]).all()  # one patient tells nothing
+    assert np.isnan(bounds(resamples)[:, [0, 1, 3, 4]]).all()  # nor does a difference without spread
+
+
+def test_paired_spread():
+    ours, theirs = np.array([[0.5, 1, 1], [0.7, 1, 1]]), np.array([[0.4, 1, 0], [0.4, 1, 0]])
+    spread = paired_spread(ours, theirs, np.array([50, 146, 1]))
+    assert spread[0] == pytest.approx(0.1)
+    _, low, high = difference_of_seeds(ours[:1], theirs[:1], spread)
+    assert (low[1], high[1]) == pytest.approx((-(1 - 0.025 ** (1 / 146)), 1 - 0.025 ** (1 / 146)))  # both sure: narrow
+    assert low[2] < 0.1 < 1 < high[2]  # one patient decides hardly anything
 
 
 def test_difference_is_welchs(rng):
@@ -127,7 +140,7 @@ def test_intervals_of_point_accuracy_hold_the_truth():
         patients = synthetic_patients(rng, 150)
         chance = rng.beta(1.2, 0.8, 150)[patients]  # the patients' own: their images are alike; its mean is 0.6
         hits = (rng.uniform(size=len(patients)) < chance).astype(float)
-        intervals.append(interval(resampled_accuracy(hits, np.full(len(hits), "a"), patients, ["a"]))[:, 0])
+        intervals.append(bounds(resampled_accuracy(hits, np.full(len(hits), "a"), patients, ["a"]))[:, 0])
     print(f"point accuracy: {held(intervals, 0.6):.3f} of {SIMULATIONS} intervals hold the truth")
 
 
@@ -139,6 +152,6 @@ def test_intervals_of_auroc_hold_the_truth():
         diseased = rng.beta(0.4, 2, 200)[patients]  # a patient's labels are alike, and so are the scores
         labels = (rng.uniform(size=len(patients)) < diseased).astype(float)
         scores = labels + rng.normal(size=200)[patients] * 0.8 + rng.normal(size=len(patients)) * 0.6
-        intervals.append(interval(resampled_auroc(labels[:, None], scores[:, None], patients))[:, 0])
+        intervals.append(bounds(resampled_auroc(labels[:, None], scores[:, None], patients))[:, 0])
     truth = stats.norm.cdf(1 / np.sqrt(2))  # of two patients: a difference of 1, a variance of 2 * (0.8**2 + 0.6**2)
     print(f"AUROC: {held(intervals, truth):.3f} of {SIMULATIONS} intervals hold the truth")

@@ -8,16 +8,14 @@ from pylon.results import Run, beside, beside_published, print_beside, print_tab
 
 
 def run(rows: dict[str, list[float]], columns: list[str]) -> Run:
+    """Scores whose resamples lie up to 0.1 beside them."""
     scores = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return Run(scores, scores.to_numpy()[:, None, :] + np.linspace(-0.1, 0.1, 3)[None, :, None])
-
-
-def bounds(resamples: np.ndarray, _: np.ndarray) -> np.ndarray:
-    return resamples[[0, -1]]
+    resamples = scores.to_numpy()[:, None, :] + np.linspace(-0.1, 0.1, 41)[None, :, None]  # 2.5 %: the second of them
+    return Run(scores, resamples, np.full(len(columns), 20))
 
 
 def test_table(tmp_path, capsys):
-    table = table_of_seeds(run({"0": [0.5, np.nan], "3": [0.7, np.nan]}, ["Mass", "Hernia"]), bounds)
+    table = table_of_seeds(run({"0": [0.5, np.nan], "3": [0.7, np.nan]}, ["Mass", "Hernia"]))
     print_table(table)
     assert capsys.readouterr().out.splitlines() == [
         "| seed      | Mass     | Hernia |",
@@ -26,12 +24,12 @@ def test_table(tmp_path, capsys):
         "| 3         | 0.700000 |        |",
         "| mean      | 0.600000 |        |",
         "| std       | 0.141421 |        |",
-        "| 0 low     | 0.400000 |        |",
-        "| 0 high    | 0.600000 |        |",
-        "| 3 low     | 0.600000 |        |",
-        "| 3 high    | 0.800000 |        |",
-        "| mean low  | 0.500000 |        |",
-        "| mean high | 0.700000 |        |",
+        "| 0 low     | 0.405000 |        |",
+        "| 0 high    | 0.595000 |        |",
+        "| 3 low     | 0.605000 |        |",
+        "| 3 high    | 0.795000 |        |",
+        "| mean low  | 0.505000 |        |",
+        "| mean high | 0.695000 |        |",
     ]
     write_csv(tmp_path / "a" / "b.csv", table)
     assert (tmp_path / "a" / "b.csv").read_text().splitlines()[:3] == ["seed,Mass,Hernia", "0,0.5,", "3,0.7,"]
@@ -39,7 +37,7 @@ def test_table(tmp_path, capsys):
 
 
 def test_one_seed_has_no_deviation_and_no_mean_interval():
-    table = table_of_seeds(run({"0": [0.5]}, ["Mass"]), bounds)
+    table = table_of_seeds(run({"0": [0.5]}, ["Mass"]))
     assert table.index.tolist() == ["0", "mean", "std", "0 low", "0 high"]
     assert np.isnan(table.loc["std", "Mass"])
 
@@ -96,8 +94,9 @@ def test_comparison_is_printed_written_or_its_want_explained(tmp_path, capsys):
     assert "a side with one seed" in out
     table = pd.read_csv(tmp_path / "auroc_beside_other.csv", index_col="class")
     assert table.index.tolist() == ["Mass"]  # a class without a score is left out
-    assert table.loc["Mass", "verdict"] == "the same"
+    assert table.loc["Mass", "verdict"] == "not decided with 1 seed"  # no resample differs, of 20 patients
+    assert table.loc["Mass", "high"] == pytest.approx(1 - 0.025 ** (1 / 20))
     theirs = published("auroc")
-    print_beside("auroc", {"mine": Run(theirs, theirs.to_numpy()[:, None])}, tmp_path, "_x", None)
+    print_beside("auroc", {"mine": Run(theirs, theirs.to_numpy()[:, None], np.full(16, 9))}, tmp_path, "_x", None)
     assert capsys.readouterr().out.count("| reproduced |") == 16
     assert (tmp_path / "auroc_x_beside_published.csv").exists()

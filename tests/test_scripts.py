@@ -221,7 +221,7 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         (("--up-modules", "4"), "--up-modules must be 0, 1, 2 or 3, not 4"),
         (("--model", "fnp"), "--model fnp is unknown; did you mean fpn"),
         (("--model", "fpn", "--no-attention"), "--no-attention are for --model pylon, not fpn"),
-        (("--pool", "avg"), "--pool avg is for --model backbone; leave it out with --model pylon"),
+        (("--pool", "avg"), "--pool avg is not for --model pylon: avg is for backbone, max for all"),
         (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
         (("--encoder-name", "resnet51"), "--encoder-name resnet51 is unknown; did you mean resnet50"),
         (("--encoder-name", "tu-resnet51"), "--encoder-name tu-resnet51 is unknown; did you mean tu-resnet"),
@@ -261,6 +261,11 @@ def test_run_of_an_earlier_version_goes_on(trained, phantom):
         save_last(path, {**last, "options": earlier})
         done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=trained)
         assert "is finished" in done.stdout
+        earlier = {key: value for key, value in earlier.items() if key not in ("model", "pool", "attention")}
+        save_last(path, {**last, "options": earlier})
+        other = ("--model", "backbone", "--name", "pylon")
+        done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, *other, cwd=trained, code=2)
+        assert "was trained with --model pylon (now backbone)" in sentence_of(done)
     finally:
         save_last(path, last)
 

@@ -25,21 +25,23 @@ def folder(tmp_path, monkeypatch):
             columns = [*study.FINDINGS, pooled]
             scores = pd.DataFrame(means[k] + rng.normal(0, 1e-4, (3, 6)), index=["0", "1", "2"], columns=columns)
             noise = rng.normal(0, 1e-3, (3, 50, 6))
-            runs[f"study-{name}"] = run = Run(scores, scores.to_numpy()[:, None] + noise)
-            table = table_of_seeds(run, lambda resamples, _: np.percentile(resamples, (2.5, 97.5), axis=0))
+            runs[f"study-{name}"] = run = Run(scores, scores.to_numpy()[:, None] + noise, np.full(6, 50))
+            table = table_of_seeds(run)
             table.loc["prior"], table.loc["image centre"] = 0.3, 0.2
             write_csv(tmp_path / f"csv/study-{name}/{score}.csv", table)
         print_beside(score, runs, tmp_path / "csv/study-pylon", "", "it is a phantom")
+    for name in better:
+        (tmp_path / f"csv/study-{name}/0.csv").write_text("epoch,seconds\n1,100\n2,80\n")
     (tmp_path / "csv/study-pylon/0_boxes.csv").write_text("image_id\na\nb\n")
     return tmp_path
 
 
 def test_report_says_what_the_tables_say(folder):
-    text = study.report(study.Options(images=100, epochs=2), 12.3)
+    text = study.report(study.Options(images=100, epochs=2))
     assert "100 pictures" in text
     assert "2 boxes in the test list" in text
     assert "and 2 epochs, 3 seeds" in text
-    assert "12 minutes on" in text
+    assert "Training took 12 minutes" in text
     lines = [line for line in text.splitlines() if line.startswith("- ")]
     for line, said in zip(
         lines,
@@ -63,6 +65,6 @@ def test_figure_is_drawn(folder):
 
 def test_failing_command_is_shown(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
-        study.run(ROOT / "eval_auc.py", "--data", tmp_path, "--name", "nobody", jobs=1)
+        study.run_script(ROOT / "eval_auc.py", "--data", tmp_path, "--name", "nobody")
     assert stopped.value.code == 2
     assert "no checkpoint under save/nobody" in capsys.readouterr().err
