@@ -57,7 +57,7 @@ def main(options: Options) -> None:
         runs[name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples), witnesses)
 
     if accelerator.is_main_process:
-        tables = {name: table_of_seeds(run) for name, run in runs.items()}
+        tables = {name: table_of_seeds(scored) for name, scored in runs.items()}
         for name, table in tables.items():
             write_csv(Path("csv") / name / "auroc.csv", table)
         name, table = next(iter(tables.items()))

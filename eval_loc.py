@@ -82,8 +82,8 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         centre, prior = centre_hits(bbox_xywh, sizes), prior_hits(bbox_xywh, sizes, classes, patients)
         tables = {}
-        for name, run in runs.items():
-            table = table_of_seeds(run)
+        for name, scored in runs.items():
+            table = table_of_seeds(scored)
             # what the scores are worth
             lift = np.mean([seed["hit"] for seed in per_box[name]], axis=0) - prior
             for label, hits in {"image centre": centre, "prior": prior, "lift over prior": lift}.items():

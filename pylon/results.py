@@ -74,7 +74,7 @@ def beside(
     counts = sorted({len(ours), len(theirs)} if of_patients is not None else {len(ours)})
     seeds = " and ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
     verdicts = []
-    for bottom, top, largest in zip(low, high, margin, strict=True):
+    for bottom, top, largest in zip(low, high, margin + 1e-12, strict=True):  # of five against themselves it is exact
         if -largest <= bottom and top <= largest:
             verdicts.append(same)
         elif bottom > 0 or top < 0:
