@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
         print_beside(score, runs, tmp_path / "csv/study-pylon", "", "it is a phantom")
     for name in better:
         (tmp_path / f"csv/study-{name}/0.csv").write_text("epoch,seconds\n1,100\n2,80\n")
-    (tmp_path / "csv/study-pylon/0_boxes.csv").write_text("image_id\na\nb\n")
+        (tmp_path / f"csv/study-{name}/0_boxes.csv").write_text("row,column\n7,248\n7,100\n")
     return tmp_path
 
 
@@ -42,6 +42,7 @@ def test_report_says_what_the_tables_say(folder):
     assert "2 boxes in the test list" in text
     assert "and 2 epochs, 3 seeds" in text
     assert "Training took 12 minutes" in text
+    assert "50% of PYLON's, 50% of backbone, max's" in text  # are in the corners
     lines = [line for line in text.splitlines() if line.startswith("- ")]
     for line, said in zip(
         lines,
