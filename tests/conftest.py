@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,13 +101,19 @@ def phantom(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(phantom, tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def trained_once(phantom, tmp_path_factory) -> Path:
     """A folder in which two epochs were trained on the phantom."""
-    cwd = tmp_path_factory.mktemp("trained")
+    cwd = tmp_path_factory.mktemp("trained_once")
     done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=cwd)
     assert "Traceback" not in done.stderr
     return cwd
+
+
+@pytest.fixture(scope="module")
+def trained(trained_once, tmp_path_factory) -> Path:
+    """A copy of it for the tests of a module."""
+    return shutil.copytree(trained_once, tmp_path_factory.mktemp("trained") / "cwd")
 
 
 def same_weights(a: Path, b: Path) -> bool:

@@ -5,7 +5,7 @@ from conftest import run_script
 
 def test_benchmark_measures_everything(phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
-    few = ("--images", 20, "--steps", 1, "--rounds", 1, "--batch-size", 2, "--num-workers", 0, "--cache-sizes", 256)
+    few = ("--images", 5, "--steps", 1, "--rounds", 1, "--batch-size", 2, "--num-workers", 0, "--cache-sizes", 256)
     done = run_script(
         "benchmarks/run.py", "--data", data, "--encoder-name", "tu-test_resnet", "--precisions", "fp32", *few,
         cwd=tmp_path,

@@ -253,9 +253,9 @@ def test_what_overwrites_is_not_mixed_either(tmp_path):
     write_together({save / "best/model.safetensors": b""})
     save_last(save / "last", {**dict.fromkeys(RESUMED, 0), "options": {"lr": 2.0}, "split_sha256": "a"})
     with pytest.raises(UserError, match=r"was trained with --lr 2.0 \(now 1.0\)"):
-        pylon.runs.find_last(save, card, set(), False, Accelerator(cpu=True))
-    assert pylon.runs.find_last(save, card, {"lr"}, False, Accelerator(cpu=True))
-    assert pylon.runs.find_last(save, card, set(), True, Accelerator(cpu=True)) is None
+        pylon.runs.find_last(save, card, {}, set(), False, Accelerator(cpu=True))
+    assert pylon.runs.find_last(save, card, {}, {"lr"}, False, Accelerator(cpu=True))
+    assert pylon.runs.find_last(save, card, {}, set(), True, Accelerator(cpu=True)) is None
     assert not (save / "last").exists()
 
 

@@ -100,7 +100,7 @@ def check_gradients(model: Pylon, expected: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("up_layers", [1, 2])
 def test_output_and_keys(up_layers):
-    model = Pylon("resnet18", None, classes=3, decoder_channels=8, up_layers=up_layers)
+    model = Pylon("tu-test_resnet", None, classes=3, decoder_channels=8, up_layers=up_layers)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(torch.zeros(2, 1, 256, 512))
     assert output.logits.shape == (2, 3)

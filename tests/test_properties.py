@@ -17,7 +17,7 @@ from pylon.chestxray14 import PATHOLOGIES, read_boxes, read_images
 from pylon.cli import UserError
 from pylon.metrics import in_box, point_localization
 from pylon.model import Pylon
-from pylon.results import table_of_seeds, write_csv
+from pylon.results import Run, table_of_seeds, write_csv
 
 settings.register_profile(
     "ours", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -131,8 +131,9 @@ scores = st.one_of(st.floats(0, 1), st.just(float("nan")))
 
 @given(st.dictionaries(st.integers(0, 99).map(str), st.tuples(scores, scores), min_size=1, max_size=6))
 def test_tables_round_trip(seeds):
-    rows_ = {seed: {"Mass": a, "macro": b} for seed, (a, b) in seeds.items()}
-    table = table_of_seeds(rows_)
+    rows_ = pd.DataFrame.from_dict(seeds, orient="index", columns=["Mass", "macro"])
+    resamples = np.random.default_rng(0).normal(rows_.to_numpy()[:, None], 0.1, (len(seeds), 20, 2))
+    table = table_of_seeds(Run(rows_, resamples, np.array([3, 3])))
     with tempfile.TemporaryDirectory() as folder:
         write_csv(Path(folder) / "a.csv", table)
         text = (Path(folder) / "a.csv").read_text()

@@ -306,12 +306,10 @@ def test_two_processes_train_one_network(phantom, tmp_path):
 
 def test_two_processes_score_as_one(trained, phantom):
     options = ("--data", phantom, "--device", "cpu", "--num-workers", "0", "--batch-size", "6")
-    single, double = {}, {}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for scores, launcher in ((single, []), (double, torchrun)):
-        for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
-            command = [sys.executable, *launcher, str(ROOT / script), *map(str, options), "--seeds", "0"]
-            subprocess.run(command, cwd=trained, check=True, capture_output=True, timeout=300)
-            scores[name] = pd.read_csv(trained / "csv/pylon" / name)
-    for name in single:
-        pd.testing.assert_frame_equal(single[name], double[name], rtol=1e-6)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
+        run_script(script, *options, "--seeds", 0, cwd=trained)
+        single = pd.read_csv(trained / "csv/pylon" / name)
+        command = [*torchrun, str(ROOT / script), *map(str, options), "--seeds", "0"]
+        subprocess.run(command, cwd=trained, check=True, capture_output=True, timeout=300)
+        pd.testing.assert_frame_equal(single, pd.read_csv(trained / "csv/pylon" / name), rtol=1e-6)
