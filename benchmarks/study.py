@@ -50,7 +50,7 @@ REPORT = """# Does PYLON localize better at equal AUROC?
 
 What `make study` measured on the phantom, which is [not medicine](data/README.md): {images} pictures with up to three findings each
 ({drawn}), {boxes} boxes in the test list. Each network from scratch, with the same encoder (`tu-test_resnet`), images, learning rate
-and {epochs} epochs, {seeds} seeds; none ever saw a box. Training took {minutes} minutes, one after another, on one of {machine}.
+and {epochs} epochs, {seeds} seed{s}; none ever saw a box. Training took {minutes} minutes, one after another, on one of {machine}.
 
 {findings}
 
@@ -60,7 +60,7 @@ One small encoder, trained for minutes on drawings: it tells how the networks be
 
 Where the maxima lie (`csv/study-*/SEED_boxes.csv`): {corners}
 
-**AUROC**, mean of the seeds, 95 % interval over patients:
+**AUROC**, mean of the seeds, its 95 % interval over patients, in square brackets each seed:
 
 {auroc}
 
@@ -68,7 +68,7 @@ Where the maxima lie (`csv/study-*/SEED_boxes.csv`): {corners}
 
 {points}
 
-**PYLON less each of the others**, 95 % interval over patients, in pairs, and over seeds; "the same" is within 0.01 of AUROC, 0.04 of
+**PYLON less each of the others**, 95 % interval over patients, in pairs, and {over_seeds}; "the same" is within 0.01 of AUROC, 0.04 of
 point localization; the last column is the macro AUROC, or all boxes pooled:
 
 {differences}
@@ -181,6 +181,9 @@ def draw(path: Path) -> None:
 def report(options: Options) -> str:
     """RESULTS.md: how it was made, in words what it says, and the tables."""
     label = "mean" if options.seeds > 1 else "0"
+    seeds = [str(seed) for seed in range(options.seeds)]
+    logs = [pd.read_csv(f"csv/study-{name}/{seed}.csv") for name in TITLES for seed in seeds]
+    epochs = sorted({len(log) for log in logs})  # of a finished run they are what it had, whatever is asked for now
     tables = {(name, score): scores_of(name, score) for name in TITLES for score in SCORES}
     classes = list(tables["pylon", "point_localization"].columns.drop("micro"))
     scored = {}
@@ -188,6 +191,7 @@ def report(options: Options) -> str:
         rows = {
             title: [
                 with_interval(*tables[name, score].loc[[label, f"{label} low", f"{label} high"], column])
+                + f" [{', '.join(f'{value:.3f}' for value in tables[name, score].loc[seeds, column])}]"
                 for column in [*classes, pooled]
             ]
             for name, title in TITLES.items()
@@ -218,15 +222,17 @@ def report(options: Options) -> str:
         machine=f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__.split('+')[0]}"
         + (", with a GPU" if torch.cuda.is_available() else ""),
         drawn=", ".join(FINDINGS),
-        corners=", ".join(f"{corners(name):.0%} of {title}'s" for name, title in TITLES.items()) + CORNERS,
-        minutes=round(sum(pd.read_csv(path)["seconds"].sum() for path in Path("csv").glob("study-*/[0-9].csv")) / 60),
-        **asdict(options),
+        corners=", ".join(f"{corners(name, seeds):.0%} of {title}'s" for name, title in TITLES.items()) + CORNERS,
+        minutes=round(sum(log["seconds"].sum() for log in logs) / 60),
+        over_seeds="over seeds" if options.seeds > 1 else "of one network a kind: how much seeds differ is not known",
+        s="s" if options.seeds > 1 else "",
+        **{**asdict(options), "epochs": " to ".join(map(str, [epochs[0], epochs[-1]][-len(epochs) :]))},
     )
 
 
-def corners(name: str) -> float:
+def corners(name: str, seeds: list[str]) -> float:
     """Share of a network's maxima that lie within 8 of the 256 pixels of a corner."""
-    boxes = pd.concat(pd.read_csv(path) for path in Path("csv").glob(f"study-{name}/[0-9]_boxes.csv"))
+    boxes = pd.concat(pd.read_csv(f"csv/study-{name}/{seed}_boxes.csv") for seed in seeds)
     return float((~boxes[["row", "column"]].apply(lambda pixel: pixel.between(8, 247))).all(axis=1).mean())
 
 

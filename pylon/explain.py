@@ -14,8 +14,9 @@ def heatmaps_of(
     """One heatmap for each pair of an image of the batch and a class.
 
     "map" takes the network's own maps. The other methods explain a logit by the last feature of the encoder, in every
-    network: all that its decoder knows of the findings went through it. (Of a decoder's last feature nothing is to be
-    explained: behind it stand a 1x1 convolution and a maximum, so Grad-CAM of it is the map itself.)
+    network, as they were published for classifiers. What a decoder adds from earlier features they do not see; but of
+    PYLON's own last feature Grad-CAM would only be the map again (less its bias, negative values cut off), since
+    nothing but a 1x1 convolution and a maximum comes after it.
 
     Args:
         model: a `Pylon` or a `Baseline`, in eval mode.
@@ -23,13 +24,18 @@ def heatmaps_of(
         image_of, class_of: (N,) index of the image in the batch, index of the class.
 
     Returns:
-        heatmaps (N, h, w) float32 in [0, 1]: probabilities of the map, or, of the others, relevance over its maximum.
+        heatmaps (N, h, w) float32 in [0, 1]: probabilities, where a logit is the maximum of its map; where it is the
+            mean, single logits mean nothing, and the map is scaled to its own range, as CAM is; likewise other methods.
         probabilities (N,) float32.
     """
     if method == "map":
         with torch.inference_mode():
             output = model(images)
-        return output.maps[image_of, class_of].sigmoid(), output.logits[image_of, class_of].sigmoid()
+            maps, probabilities = output.maps[image_of, class_of], output.logits[image_of, class_of].sigmoid()
+            if getattr(model, "pool", "max") == "max":
+                return maps.sigmoid(), probabilities
+            low, high = (extreme(maps, dim=(1, 2), keepdim=True) for extreme in (torch.amin, torch.amax))
+            return (maps - low) / (high - low).clamp(min=1e-12), probabilities
 
     import pytorch_grad_cam as library  # seconds, which the maps do without
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

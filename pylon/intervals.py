@@ -106,7 +106,8 @@ def bounds(resamples: np.ndarray, scores: np.ndarray | None = None, patients: np
     """The 95 % interval of each score.
 
     Where no resample differs from another (every box hit, or none; every pair in order) they tell nothing. Then, of a
-    score of 0 or 1, the bounds are the exact binomial ones (Clopper-Pearson) of as many trials as there are patients.
+    score of 0 or 1, the bounds are the binomial ones (Clopper-Pearson) of as many trials as there are patients: nearly
+    exact for boxes, of which few patients have two; cautious for an AUROC, whose trials are pairs.
 
     Args:
         resamples: (R, K) resampled scores.
@@ -156,7 +157,7 @@ def difference_of_seeds(
 def paired_spread(ours: np.ndarray, theirs: np.ndarray, patients: np.ndarray) -> np.ndarray:
     """Standard deviation of the difference of two scores over resampled patients, the same for both: (K,).
 
-    Where no resample differs from another, it is that of the exact binomial bound: the next patient might.
+    Where no resample differs from another, it is that of the binomial bound (see `bounds`): the next patient might.
 
     Args:
         ours, theirs: (R, K) resampled scores.

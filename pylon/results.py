@@ -30,15 +30,16 @@ def table_of_seeds(run: Run) -> pd.DataFrame:
     """Seeds as rows, scores as columns; then mean and, from two seeds on, standard deviation (n - 1); then intervals.
 
     The 95 % interval of seed 0 is in the rows `0 low` and `0 high`, that of the mean of several in `mean low` and
-    `mean high`.
+    `mean high`. All are over patients; how much seeds differ is the row `std`.
     """
     table = pd.concat([run.scores, run.scores.agg(["mean", "std"])]).rename_axis("seed")
-    resampled = dict(zip(run.scores.index, run.resamples, strict=True))
-    if len(run.scores) > 1:
-        resampled["mean"] = run.resamples.mean(axis=0)
-    for label, resamples in resampled.items():
-        low_and_high = bounds(resamples, table.loc[label].to_numpy(), run.patients)
+    both = zip(run.resamples, run.scores.to_numpy(), strict=True)
+    each = [bounds(resamples, scores, run.patients) for resamples, scores in both]
+    for label, low_and_high in zip(run.scores.index, each, strict=True):
         table.loc[f"{label} low"], table.loc[f"{label} high"] = low_and_high
+    if len(each) > 1:
+        of_mean = bounds(run.resamples.mean(axis=0))  # none where all resamples of every seed are alike, as in 1, 0, 1
+        table.loc["mean low"], table.loc["mean high"] = np.where(np.isnan(of_mean), np.mean(each, axis=0), of_mean)
     return table
 
 
@@ -65,25 +66,31 @@ def beside(
         same: the word for no difference.
 
     Returns:
-        means and standard deviations (n - 1), difference with its 95 % interval (`low`, `high`), margin, verdict:
-        `same`, "differs" (the interval leaves out 0), or "not decided".
+        means and standard deviations (n - 1), difference with its 95 % interval (`low` and `high`, which end at -1 and
+        1), margin, verdict: `same`, "differs" (the interval leaves out 0), or "not decided" with so many seeds; or with
+        so few patients, where most of the interval is theirs and no number of seeds like these could decide.
     """
     theirs = theirs[ours.columns]
     difference, low, high = difference_of_seeds(ours.to_numpy(), theirs.to_numpy(), of_patients)
     margin = np.broadcast_to(margin, difference.shape)
     counts = sorted({len(ours), len(theirs)} if of_patients is not None else {len(ours)})
     seeds = " and ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
+
+    def decide(low: float, high: float, margin: float) -> str | None:
+        if -margin <= low and high <= margin:
+            return same
+        return "differs" if low > 0 or high < 0 else None
+
     verdicts = []
-    for bottom, top, largest in zip(low, high, margin + 1e-12, strict=True):  # of five against themselves it is exact
-        if -largest <= bottom and top <= largest:
-            verdicts.append(same)
-        elif bottom > 0 or top < 0:
-            verdicts.append("differs")
-        else:
-            verdicts.append(f"not decided with {seeds}")
+    least = 1.96 * (np.zeros_like(difference) if of_patients is None else of_patients)  # half the interval of any seeds
+    for k, largest in enumerate(margin + 1e-12):  # of five seeds against themselves the interval is the margin
+        most = 2 * least[k] > np.sqrt(0.5) * (high[k] - low[k])
+        in_vain = most and not decide(difference[k] - least[k], difference[k] + least[k], largest)
+        not_yet = f"not decided with {'so few patients' if in_vain else seeds}"
+        verdicts.append(decide(low[k], high[k], largest) or not_yet)
     return pd.DataFrame({
         f"{name} mean": theirs.mean(), f"{name} std": theirs.std(), "ours mean": ours.mean(), "ours std": ours.std(),
-        "difference": difference, "low": low, "high": high, "margin": margin, "verdict": verdicts,
+        "difference": difference, "low": low.clip(-1), "high": high.clip(max=1), "margin": margin, "verdict": verdicts,
     }).rename_axis("class")  # fmt: skip
 
 
@@ -114,11 +121,12 @@ def print_beside(score: Score, runs: dict[str, Run], folder: Path, suffix: str, 
     for name, table in tables.items():
         path = folder / f"{score}{suffix}_beside_{name}.csv"
         write_csv(path, table)
-        over = "seeds" if name == "published" else "patients, in pairs, and seeds"
+        counts = [len(run.scores) for run in (ours, runs[name])] if name in runs else []
+        over = "patients, in pairs" + (", and seeds" if max(counts) > 1 else "") if counts else "seeds"
         print(f"\nbeside {name}; low and high: 95 % interval of the difference, over {over}; written to {path}")
         print_table(table)
-        if name != "published" and min(len(ours.scores), len(runs[name].scores)) < 2:
-            print("note: a side with one seed does not tell how much seeds differ: the interval leaves that out")
+        if 1 in counts:
+            print("note: one seed does not tell how much seeds differ: verdicts are of that network alone")
 
 
 def why_not_official(images: pd.DataFrame, boxes: pd.DataFrame | None = None) -> str | None:

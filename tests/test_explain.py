@@ -26,6 +26,20 @@ def test_map_is_the_networks_own(images):
     assert torch.equal(probabilities, output.logits[[1, 0, 1], [2, 0, 0]].sigmoid())
 
 
+def test_map_of_a_mean_is_scaled_to_its_own_range(images):
+    """Its sigmoid would flatten logits of 20 and of 40 to the same 1, and the maximum would be lost."""
+    torch.manual_seed(0)
+    model = Baseline("backbone", ENCODER, None, classes=3, pool="avg").eval()
+    with torch.no_grad():
+        model.segmentation_head[0].weight.mul_(1e5)
+        maps = model(images).maps[[0, 1], [2, 1]]
+    heatmaps, _ = heatmaps_of(model, images, [0, 1], [2, 1])
+    assert maps.abs().amin() > 100
+    assert heatmaps.amin(dim=(1, 2)).tolist() == [0, 0]
+    assert heatmaps.amax(dim=(1, 2)).tolist() == [1, 1]
+    assert torch.equal(heatmaps.flatten(1).argmax(dim=1), maps.flatten(1).argmax(dim=1))
+
+
 @pytest.mark.parametrize("method", get_args(Method))
 @pytest.mark.parametrize("make", [
     lambda: Pylon(ENCODER, None, classes=3, decoder_channels=8),

@@ -36,6 +36,17 @@ def test_table(tmp_path, capsys):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "b.csv", index_col="seed"), table)
 
 
+def test_mean_of_seeds_whose_resamples_are_all_alike():
+    """Seeds that hit every box and seeds that hit none: each has its binomial bounds, the mean theirs on average."""
+    scores = pd.DataFrame({"Nodule": [1.0, 0.0, 1.0]}, index=["0", "1", "2"])
+    table = table_of_seeds(Run(scores, np.repeat(scores.to_numpy()[:, None], 30, axis=1), np.array([40])))["Nodule"]
+    exact = stats.binomtest(40, 40).proportion_ci(0.95, "exact").low
+    assert table["0 low"] == pytest.approx(exact)
+    assert table["1 high"] == pytest.approx(1 - exact)
+    assert table["mean low"] == pytest.approx(2 / 3 * exact)
+    assert table["mean high"] == pytest.approx((3 - exact) / 3)
+
+
 def test_one_seed_has_no_deviation_and_no_mean_interval():
     table = table_of_seeds(run({"0": [0.5]}, ["Mass"]))
     assert table.index.tolist() == ["0", "mean", "std", "0 low", "0 high"]
@@ -76,11 +87,16 @@ def test_verdicts_by_hand():
     ours = pd.DataFrame({"a": [0.5, 0.502], "b": [0.5, 0.502], "c": [0.4, 0.6]})
     theirs = pd.DataFrame({"c": [0.5, 0.6], "b": [0.6, 0.602], "a": [0.501, 0.501]})
     table = beside(ours, theirs, "others", 0.02)
+    wide = beside(ours[["c"]], theirs[["c"]] - 0.5, "others", 0.02)
+    assert table.loc["c", "high"] == pytest.approx(0.6418, abs=1e-3)
+    assert wide.loc["c", "high"] == 1  # as differences of accuracies do
     assert table["verdict"].tolist() == ["the same", "differs", "not decided with 2 seeds"]
     assert table.loc["b", "difference"] == pytest.approx(-0.1)
     assert table.loc["b", "others mean"] == pytest.approx(0.601)
-    table = beside(ours, theirs[:1], "others", 0.02, of_patients=np.array([0.5, 0.001, 0.5]))
-    assert table["verdict"].tolist() == ["not decided with 1 and 2 seeds", "differs", "not decided with 1 and 2 seeds"]
+    table = beside(ours, theirs[:1], "others", 0.02, of_patients=np.array([0.5, 0.001, 0.001]))
+    assert table["verdict"].tolist() == [
+        "not decided with so few patients", "differs", "not decided with 1 and 2 seeds"
+    ]  # fmt: skip
 
 
 def test_comparison_is_printed_written_or_its_want_explained(tmp_path, capsys):
@@ -91,10 +107,11 @@ def test_comparison_is_printed_written_or_its_want_explained(tmp_path, capsys):
     print_beside("auroc", runs, tmp_path, "", "it is a phantom")
     out = capsys.readouterr().out
     assert "not compared with the published seeds: it is a phantom" in out
-    assert "a side with one seed" in out
+    assert "one seed does not tell" in out
+    assert "over patients, in pairs; written to" in out
     table = pd.read_csv(tmp_path / "auroc_beside_other.csv", index_col="class")
     assert table.index.tolist() == ["Mass"]  # a class without a score is left out
-    assert table.loc["Mass", "verdict"] == "not decided with 1 seed"  # no resample differs, of 20 patients
+    assert table.loc["Mass", "verdict"] == "not decided with so few patients"  # 20, and no resample differs
     assert table.loc["Mass", "high"] == pytest.approx(1 - 0.025 ** (1 / 20))
     theirs = published("auroc")
     print_beside("auroc", {"mine": Run(theirs, theirs.to_numpy()[:, None], np.full(16, 9))}, tmp_path, "_x", None)

@@ -31,17 +31,18 @@ def folder(tmp_path, monkeypatch):
             write_csv(tmp_path / f"csv/study-{name}/{score}.csv", table)
         print_beside(score, runs, tmp_path / "csv/study-pylon", "", "it is a phantom")
     for name in better:
-        (tmp_path / f"csv/study-{name}/0.csv").write_text("epoch,seconds\n1,100\n2,80\n")
-        (tmp_path / f"csv/study-{name}/0_boxes.csv").write_text("row,column\n7,248\n7,100\n")
+        for seed in range(4):  # one more than is asked for
+            (tmp_path / f"csv/study-{name}/{seed}.csv").write_text("epoch,seconds\n1,100\n2,80\n")
+            (tmp_path / f"csv/study-{name}/{seed}_boxes.csv").write_text("row,column\n7,248\n7,100\n")
     return tmp_path
 
 
 def test_report_says_what_the_tables_say(folder):
-    text = study.report(study.Options(images=100, epochs=2))
+    text = study.report(study.Options(images=100, epochs=1))  # of finished runs of two
     assert "100 pictures" in text
     assert "2 boxes in the test list" in text
     assert "and 2 epochs, 3 seeds" in text
-    assert "Training took 12 minutes" in text
+    assert "Training took 36 minutes" in text
     assert "50% of PYLON's, 50% of backbone, max's" in text  # are in the corners
     lines = [line for line in text.splitlines() if line.startswith("- ")]
     for line, said in zip(
@@ -55,6 +56,8 @@ def test_report_says_what_the_tables_say(folder):
     ):
         assert line.startswith(said)
     assert "| prior | 0.300 |" in text
+    assert ", in pairs, and over seeds;" in text
+    assert ", in pairs, and of one network a kind:" in study.report(study.Options(seeds=1))
     rows = [line for line in text.splitlines() if line.startswith("| FPN: point localization |")]
     assert rows[0].count("differs") == 6
 
