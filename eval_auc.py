@@ -44,29 +44,31 @@ def main(options: Options) -> None:
     witnesses = np.append(np.reshape(has, (-1, 2)).min(axis=1), [test["patient_id"].nunique()] * 2)
 
     # score: a row a seed, and the same in resamples of the patients
-    runs, networks = {}, {}
-    for name, checkpoints in chosen.items():
-        rows, resamples, networks[name] = {}, [], set()
+    name, *_ = chosen
+    runs, whole = {}, True
+    for run_name, checkpoints in chosen.items():
+        rows, resamples = {}, []
         for seed, model, card, loader in options.networks(checkpoints, test, accelerator):
-            logits, labels = predict_logits(model, loader, accelerator, f"{name} {seed}", card["mean"], card["std"])
+            title = f"{run_name} {seed}"
+            logits, labels = predict_logits(model, loader, accelerator, title, card["mean"], card["std"])
             areas = auroc(labels, logits)
             rows[seed] = dict(zip(columns, [*areas, *mean_auroc(areas, labels)], strict=True))
             if accelerator.is_main_process:
                 resamples.append(resampled_auroc(labels, logits, test["patient_id"].to_numpy()))
-            networks[name].add(isinstance(model, Pylon) and not model.ablated)
-        runs[name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples), witnesses)
+            if run_name == name:
+                whole &= isinstance(model, Pylon) and not model.ablated
+        runs[run_name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples), witnesses)
 
     if accelerator.is_main_process:
-        tables = {name: table_of_seeds(scored) for name, scored in runs.items()}
-        for name, table in tables.items():
-            write_csv(Path("csv") / name / "auroc.csv", table)
-        name, table = next(iter(tables.items()))
+        table = table_of_seeds(runs[name])
+        path = Path("csv") / name / "auroc.csv"
+        write_csv(path, table)
         print_table(table.rename(columns={"weighted": "weighted (micro)"}))  # "micro" is the published word
         for pathology in (name for name in class_names(images) if table[name].isna().iloc[0]):
             print(f"note: {pathology} lacks positive or negative test images: it is blank and left out of the means")
-        print(f"{len(test)} test images; low, high: 95 % interval over patients; table written to csv/{name}/auroc.csv")
-        why_not = why_not_official(images) or (None if all(networks[name]) else "they are whole PYLON's")
-        print_beside("auroc", runs, Path("csv") / name, "", why_not)
+        print(f"{len(test)} test images; low, high: 95 % interval over patients; table written to {path}")
+        why_not = why_not_official(images) or (None if whole else "they are whole PYLON's")
+        print_beside("auroc", runs, path.parent, "", why_not)
     accelerator.end_training()
 
 

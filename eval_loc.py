@@ -61,51 +61,51 @@ def main(options: Options) -> None:
     suffix = "" if options.method == "map" else f"_{options.method}"
 
     # score: a row a box; of them a row a seed, and the same in resamples of the patients
-    runs, per_box, networks = {}, {}, {}
-    for name, checkpoints in chosen.items():
-        rows, resamples, per_box[name], networks[name] = {}, [], [], set()
+    name, *_ = chosen
+    runs, ours, whole = {}, [], True
+    for run_name, checkpoints in chosen.items():
+        rows, resamples = {}, []
         for seed, model, card, loader in options.networks(checkpoints, boxed, accelerator):
-            loader = tqdm(loader, desc=f"{name} {seed}", unit="batch", disable=not accelerator.is_main_process)
+            loader = tqdm(loader, desc=f"{run_name} {seed}", unit="batch", disable=not accelerator.is_main_process)
             with accelerator.autocast():
                 found = score_boxes(model, card, loader, boxed, boxes, sizes, options.method)
             table = pd.concat([boxes, found], axis=1)
             rows[seed] = dict(zip([*pathologies, "micro"], accuracies(table["hit"], classes, pathologies), strict=True))
             if accelerator.is_main_process:
                 resamples.append(resampled_accuracy(table["hit"].to_numpy(), classes, patients, pathologies))
+            if run_name == name:  # the others' own tables stay as they are
+                ours.append(table)
+                whole &= isinstance(model, Pylon) and not model.ablated
                 shown = ["image_id", "patient_id", "pathology", "probability", "row", "column", "hit", *"xywh"]
-                file = table[shown].rename(columns={key: f"bbox_{key}" for key in "xywh"})
-                write_csv(Path("csv") / name / f"{seed}_boxes{suffix}.csv", file, index=False)
-            networks[name].add(isinstance(model, Pylon) and not model.ablated)
-            per_box[name].append(table)
-        runs[name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples), witnesses)
+                if accelerator.is_main_process:
+                    file = table[shown].rename(columns={key: f"bbox_{key}" for key in "xywh"})
+                    write_csv(Path("csv") / name / f"{seed}_boxes{suffix}.csv", file, index=False)
+        runs[run_name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples), witnesses)
 
     if accelerator.is_main_process:
+        table = table_of_seeds(runs[name])
+        # what the scores are worth
         centre, prior = centre_hits(bbox_xywh, sizes), prior_hits(bbox_xywh, sizes, classes, patients)
-        tables = {}
-        for name, scored in runs.items():
-            table = table_of_seeds(scored)
-            # what the scores are worth
-            lift = np.mean([seed["hit"] for seed in per_box[name]], axis=0) - prior
-            for label, hits in {"image centre": centre, "prior": prior, "lift over prior": lift}.items():
-                table.loc[label] = accuracies(hits, classes, pathologies)
-            of_lift = bounds(resampled_accuracy(lift, classes, patients, pathologies))
-            table.loc["lift over prior low"], table.loc["lift over prior high"] = of_lift
-            called = [seed["called"] for seed in per_box[name]]
-            hit_if_called = [seed["hit"].where(seed["called"] == 1) for seed in per_box[name]]
-            for label, seeds in {"called present": called, "hit if called present": hit_if_called}.items():
-                of_seeds = pd.DataFrame([accuracies(hits, classes, pathologies) for hits in seeds])
-                table.loc[label] = of_seeds.mean().to_numpy()
-            write_csv(Path("csv") / name / f"point_localization{suffix}.csv", table)
-            tables[name] = table
-
-        name, table = next(iter(tables.items()))
+        lift = np.mean([seed["hit"] for seed in ours], axis=0) - prior
+        for label, hits in {"image centre": centre, "prior": prior, "lift over prior": lift}.items():
+            table.loc[label] = accuracies(hits, classes, pathologies)
+        of_lift = bounds(resampled_accuracy(lift, classes, patients, pathologies), witnesses)
+        table.loc["lift over prior low"], table.loc["lift over prior high"] = of_lift
+        called = [seed["called"] for seed in ours]
+        hit_if_called = [seed["hit"].where(seed["called"] == 1) for seed in ours]
+        for label, seeds in {"called present": called, "hit if called present": hit_if_called}.items():
+            of_seeds = pd.DataFrame([accuracies(hits, classes, pathologies) for hits in seeds])
+            table.loc[label] = of_seeds.mean().to_numpy()
         path = Path("csv") / name / f"point_localization{suffix}.csv"
+        write_csv(path, table)
         print_table(table)
         print(f"{len(boxes)} boxes on {len(boxed)} images; low, high: 95 % interval over patients; written to {path}")
-        if any(seed["called"].isna().any() for seed in per_box[name]):
+        if any(seed["called"].isna().any() for seed in ours):
             print("note: training.json lacks a threshold for some class: its boxes are not among those called present")
+        if lone := np.isnan(prior).sum():
+            print(f"note: prior and lift leave out {lone} boxes, of whose class no other patient has one")
         why_not = why_not_official(images, boxes)
-        if why_not is None and not (all(networks[name]) and options.method == "map"):
+        if why_not is None and not (whole and options.method == "map"):
             why_not = "they are of a whole PYLON's own maps"
         print_beside("point_localization", runs, path.parent, suffix, why_not)
     accelerator.end_training()

@@ -109,9 +109,11 @@ def main(options: Options) -> None:
     ]
     at_once(commands, "training", options.jobs)
     others = [f"study-{name}" for name in NETWORKS if name != "pylon"]
-    score = ("--data", DATA, "--name", "study-pylon", "--num-workers", 0, "--seeds", *range(options.seeds))
-    score += ("--compare", *others)
-    at_once([("eval_auc.py", *score), ("eval_loc.py", *score)], "scoring", options.jobs)
+    score = ("--data", DATA, "--num-workers", 0, "--seeds", *range(options.seeds))
+    compared = ("--name", "study-pylon", "--compare", *others)
+    runs = [compared, *(("--name", name) for name in others)]
+    scripts = ("eval_auc.py", "eval_loc.py")
+    at_once([(script, *score, *names) for names in runs for script in scripts], "scoring", options.jobs)
 
     draw(Path("figs/study.png"))
     write_atomically(Path("RESULTS.md"), report(options).encode())

@@ -77,7 +77,8 @@ def load_folder(path: Path) -> Pylon | Baseline:
 def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
     state = load_safely(path)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} is no plain state dict: a dictionary of names and tensors alone")
+        hint = "; it is for resuming, the network is in `best` beside it" if path.name == "last" else ""
+        raise UserError(f"{path} is no plain state dict: a dictionary of names and tensors alone{hint}")
     state = {key.removeprefix("net."): value for key, value in state.items()}
     shapes = {key: value.shape for key, value in state.items()}
     if "segmentation_head.0.weight" not in shapes:
@@ -191,8 +192,8 @@ def load_last(path: Path) -> dict[str, Any]:
     return state
 
 
-def find_checkpoints(name: str, seeds: tuple[int, ...] = ()) -> dict[str, Path]:
-    """`best` of the seeds asked for, or of every seed under save/<name>/, by seed.
+def find_checkpoints(name: str, seeds: tuple[int, ...] = (), option: str = "--name") -> dict[str, Path]:
+    """`best` of the seeds asked for, or of every seed under save/<name>/, by seed; `option` is what named it.
 
     Raises:
         UserError: there is none, or one asked for is not there; the sentence lists those that are.
@@ -205,7 +206,8 @@ def find_checkpoints(name: str, seeds: tuple[int, ...] = ()) -> dict[str, Path]:
     if lacking:
         raise UserError(f"seed {' '.join(lacking)} of {name} has no checkpoint; {there}; train it, or choose of those")
     if not found:
-        raise UserError(f"--name {name}: no checkpoint under {folder}; run train.py, or name one with --checkpoint")
+        other = "another" if option == "--compare" else "one with --checkpoint"
+        raise UserError(f"{option} {name}: no checkpoint under {folder}; run train.py, or name {other}")
     return {str(seed): found[str(seed)] for seed in seeds} if seeds else found
 
 

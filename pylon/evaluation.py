@@ -88,7 +88,8 @@ class ScoreOptions(EvaluationOptions):
     batch_size: int | None = None
     """Images at a time, over all processes together; if none is given, 128 a GPU, or 8 a process on a CPU."""
     compare: tuple[str, ...] = ()
-    """Names of other experiments: their seeds (or --seeds) are scored, too, and compared with this one's in pairs."""
+    """Names of other experiments: their seeds (or --seeds) are scored, too, and compared with this one's in pairs.
+    What was written of them stays as it is."""
 
     def choose_runs(self) -> dict[str, dict[str, Path]]:
         """Checkpoints by seed, of the experiment and then of those that it is compared with, by their names."""
@@ -96,9 +97,10 @@ class ScoreOptions(EvaluationOptions):
         runs = {name: checkpoints}
         for other in self.compare:
             check_name(other, "--compare")
-            if other in runs or other == "published":
+            of_it = self.checkpoint and self.checkpoint.resolve().is_relative_to(Path("save", other).resolve())
+            if other in runs or other == "published" or of_it:
                 raise UserError(f"--compare {other} is the experiment itself, named twice, or no name for one")
-            runs[other] = find_checkpoints(other, self.seeds)
+            runs[other] = find_checkpoints(other, self.seeds, "--compare")
         return runs
 
     def networks(

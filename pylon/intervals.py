@@ -5,6 +5,7 @@ from scipy import sparse, stats
 
 RESAMPLES = 2000
 TAILS = (2.5, 97.5)  # percent
+FEWEST = 10  # patients whose resamples are taken at their word
 
 
 def resample_patients(patients: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -102,17 +103,29 @@ def resampled_accuracy(hits: np.ndarray, classes: np.ndarray, patients: np.ndarr
     return np.divide(hit, boxes, out=np.full(boxes.shape, np.nan), where=boxes > 0)
 
 
-def bounds(resamples: np.ndarray, scores: np.ndarray | None = None, patients: np.ndarray | None = None) -> np.ndarray:
+def too_little(scores: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Where resampling has too little to go on: fewer than 10 patients, or not one patient's worth of hits, or misses.
+
+    Args:
+        scores: (..., K) in [0, 1].
+        patients: (K,) how many patients each is of.
+    """
+    hits = scores * patients
+    return (patients < FEWEST) | (np.minimum(hits, patients - hits) < 1 - 1e-9)
+
+
+def bounds(resamples: np.ndarray, patients: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
     """The 95 % interval of each score.
 
-    Where no resample differs from another (every box hit, or none; every pair in order) they tell nothing. Then, of a
-    score of 0 or 1, the bounds are the binomial ones (Clopper-Pearson) of as many trials as there are patients: nearly
-    exact for boxes, of which few patients have two; cautious for an AUROC, whose trials are pairs.
+    Where there is too little to resample (`too_little`; or all resamples are alike) the interval reaches at least as
+    far as the binomial one (Clopper-Pearson) of as many trials as there are patients: nearly exact for boxes, of which
+    few patients have two; cautious for an AUROC, whose variance is at most that (Birnbaum and Klose 1957), of as many
+    trials as there are patients on its smaller side.
 
     Args:
         resamples: (R, K) resampled scores.
-        scores: (K,) the scores; without them such columns have no bounds.
         patients: (K,) how many patients each is of.
+        scores: (K,) the scores; without them, as of differences, such columns have no bounds.
 
     Returns:
         low and high, (2, K); NaN where there are none.
@@ -120,11 +133,13 @@ def bounds(resamples: np.ndarray, scores: np.ndarray | None = None, patients: np
     both = np.full((2, resamples.shape[1]), np.nan)
     varied = np.nanstd(np.where(np.isnan(resamples).all(axis=0), 0, resamples), axis=0) > 1e-9
     both[:, varied] = np.nanpercentile(resamples[:, varied], TAILS, axis=0)
-    for k in () if scores is None else np.flatnonzero(~varied & np.isin(scores, (0, 1)) & (patients > 0)):
-        trials = int(patients[k])
-        exact = stats.binomtest(int(scores[k]) * trials, trials).proportion_ci(0.95, "exact")
-        both[:, k] = exact.low, exact.high
-    return both
+    if scores is None:
+        return np.where(patients < FEWEST, np.nan, both)
+    hits = scores * patients
+    low = np.where(hits > 0, stats.beta.ppf(0.025, hits, patients - hits + 1), 0 * hits)
+    high = np.where(hits < patients, stats.beta.ppf(0.975, hits + 1, patients - hits), 1 + 0 * hits)
+    little = too_little(scores, patients) | ~varied
+    return np.where(little & (patients > 0), [np.fmin(both[0], low), np.fmax(both[1], high)], both)
 
 
 def difference_of_seeds(
@@ -157,11 +172,15 @@ def difference_of_seeds(
 def paired_spread(ours: np.ndarray, theirs: np.ndarray, patients: np.ndarray) -> np.ndarray:
     """Standard deviation of the difference of two scores over resampled patients, the same for both: (K,).
 
-    Where no resample differs from another, it is that of the binomial bound (see `bounds`): the next patient might.
+    Where one of them has too little to resample, or no resample differs from another, it is at least that of a
+    binomial bound of as many trials as there are patients: the next patient might differ. Of fewer than 10 patients it
+    is 1, with which nothing is decided.
 
     Args:
         ours, theirs: (R, K) resampled scores.
         patients: (K,) how many patients each is of.
     """
     spread = np.nanstd(ours - theirs, axis=0)
-    return np.where(spread > 1e-9, spread, (1 - 0.025 ** (1 / patients)) / stats.norm.ppf(0.975))
+    little = too_little(np.nanmean([ours, theirs], axis=1), patients).any(axis=0) | (spread < 1e-9)
+    of_the_next = (1 - 0.025 ** (1 / patients)) / stats.norm.ppf(0.975)
+    return np.where(patients < FEWEST, 1, np.where(little, np.fmax(spread, of_the_next), spread))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pylon.files import write_atomically
-from pylon.intervals import bounds, difference_of_seeds, paired_spread
+from pylon.intervals import bounds, difference_of_seeds, paired_spread, too_little
 
 Score = Literal["auroc", "point_localization"]
 MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # a difference within it is none
@@ -33,13 +33,14 @@ def table_of_seeds(run: Run) -> pd.DataFrame:
     `mean high`. All are over patients; how much seeds differ is the row `std`.
     """
     table = pd.concat([run.scores, run.scores.agg(["mean", "std"])]).rename_axis("seed")
-    both = zip(run.resamples, run.scores.to_numpy(), strict=True)
-    each = [bounds(resamples, scores, run.patients) for resamples, scores in both]
+    scores = run.scores.to_numpy()
+    each = [bounds(run.resamples[k], run.patients, scores[k]) for k in range(len(scores))]
     for label, low_and_high in zip(run.scores.index, each, strict=True):
         table.loc[f"{label} low"], table.loc[f"{label} high"] = low_and_high
     if len(each) > 1:
-        of_mean = bounds(run.resamples.mean(axis=0))  # none where all resamples of every seed are alike, as in 1, 0, 1
-        table.loc["mean low"], table.loc["mean high"] = np.where(np.isnan(of_mean), np.mean(each, axis=0), of_mean)
+        of_mean = bounds(run.resamples.mean(axis=0), run.patients)
+        little = too_little(scores, run.patients).any(axis=0) | np.isnan(of_mean).any(axis=0)  # as in 1, 0, 1
+        table.loc["mean low"], table.loc["mean high"] = np.where(little, np.mean(each, axis=0), of_mean)
     return table
 
 

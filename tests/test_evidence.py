@@ -47,6 +47,7 @@ def test_runs_are_compared_in_pairs(compared, phantom):
         done = run_script(script, "--data", phantom, *CPU, "--compare", "backbone", cwd=compared)
         table = pd.read_csv(compared / f"csv/pylon/{score}_beside_backbone.csv", index_col="class")
         ours = pd.read_csv(compared / f"csv/pylon/{score}.csv", index_col="seed").loc["mean", table.index]
+        assert not (compared / f"csv/backbone/{score}.csv").exists()  # what was written of the other stays as it is
         run_script(script, "--data", phantom, *CPU, "--name", "backbone", cwd=compared)
         theirs = pd.read_csv(compared / f"csv/backbone/{score}.csv", index_col="seed").loc["mean", table.index]
         assert table["difference"].to_numpy() == pytest.approx((ours - theirs).to_numpy())
@@ -61,11 +62,14 @@ def test_comparison_needs_another_run(compared, phantom):
     for other, sentence in (
         ("pylon", "--compare pylon is the experiment itself, named twice, or no name"),
         ("published", "--compare published is the experiment itself, named twice, or no name"),
-        ("unet", "no checkpoint under save/unet"),
+        ("unet", "--compare unet: no checkpoint under save/unet; run train.py, or name another"),
         ("../x", "--compare '../x' must be the plain name of a folder"),
     ):
         done = run_script("eval_auc.py", "--data", phantom, *CPU, "--compare", other, cwd=compared, code=2)
         assert sentence in sentence_of(done)
+    options = ("--data", phantom, *CPU, "--checkpoint", "save/pylon/0/best", "--compare", "pylon")
+    done = run_script("eval_loc.py", *options, cwd=compared, code=2)
+    assert "--compare pylon is the experiment itself" in sentence_of(done)
 
 
 @pytest.mark.parametrize("name", ["pylon", "backbone"])

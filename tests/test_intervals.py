@@ -1,6 +1,7 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -14,6 +15,7 @@ from pylon.intervals import (
     resampled_accuracy,
     resampled_auroc,
 )
+from pylon.results import beside
 
 SIMULATIONS = int(os.environ.get("PYLON_SIMULATIONS", 120))  # synthetic test sets; 1000 take some minutes
 
@@ -49,8 +51,8 @@ def test_a_resample_without_positives_is_not_counted():
     _, drawn = resample_patients(np.arange(3))
     lacking = (drawn[:, 0] == 0) | (drawn[:, 1:].sum(axis=1) == 0)
     assert (np.isnan(resampled) == lacking).all()
-    low, high = bounds(resampled[:, None])
-    assert 0 <= low[0] < high[0] <= 1
+    low, high = bounds(resampled[:, None], np.array([1]), np.array([0.5]))
+    assert (low[0], high[0]) == (0, 1)  # of one patient with a positive
 
 
 def test_accuracy_in_a_resample_is_that_with_weights(rng):
@@ -66,13 +68,13 @@ def test_accuracy_in_a_resample_is_that_with_weights(rng):
                 expected = np.average(hits[chosen], weights=drawn[k][patient_of[chosen]])
                 assert resampled[k, column] == pytest.approx(expected)
     assert np.isnan(resampled[:, 2]).all()
-    assert np.isnan(bounds(resampled)[:, 2]).all()
+    assert np.isnan(bounds(resampled, np.full(4, 30))[:, 2]).all()
 
 
 def test_images_of_one_patient_are_no_independent_witnesses(rng):
     hits = np.repeat(rng.integers(0, 2, 50), 8).astype(float)  # all of a patient's boxes are hit, or none
     clustered, alone = (
-        np.diff(bounds(resampled_accuracy(hits, np.full(400, "a"), patients, ["a"])), axis=0)[0, 0]
+        np.diff(bounds(resampled_accuracy(hits, np.full(400, "a"), patients, ["a"]), np.full(2, 50)), axis=0)[0, 0]
         for patients in (np.arange(400) // 8, np.arange(400))
     )
     assert clustered == pytest.approx(alone * np.sqrt(8), rel=0.2)
@@ -81,12 +83,28 @@ def test_images_of_one_patient_are_no_independent_witnesses(rng):
 def test_certain_scores_have_exact_bounds():
     resamples = np.array([[1, 0, 0.4, 0.3, np.nan], [1, 0, 0.6, 0.3, np.nan]])
     scores, patients = np.array([1, 0, 0.5, 0.3, np.nan]), np.array([146, 10, 30, 1, 0])
-    low_high = bounds(resamples, scores, patients)
+    low_high = bounds(resamples, patients, scores)
     assert low_high[:, 0] == pytest.approx([0.025 ** (1 / 146), 1])
     assert low_high[:, 1] == pytest.approx([0, 1 - 0.025 ** (1 / 10)])
     assert low_high[:, 2] == pytest.approx([0.405, 0.595])
-    assert np.isnan(low_high[:, 3:]).all()  # one patient tells nothing
-    assert np.isnan(bounds(resamples)[:, [0, 1, 3, 4]]).all()  # nor does a difference without spread
+    low, high = low_high[:, 3]
+    assert low < 0.025 < 0.975 < high  # one patient tells hardly anything
+    assert np.isnan(low_high[:, 4]).all()
+    assert np.isnan(bounds(resamples, patients)[:, [0, 1, 3, 4]]).all()  # nor does a difference without spread
+
+
+def test_bounds_are_binomial_where_there_is_too_little_to_resample():
+    """Of hits that are shares of a flat map; of few patients; between two whole hits (by the beta distribution)."""
+    patients = np.array([40, 40, 40, 8, 8])
+    scores = np.array([0.0001, 1 / 40, 0.9999, 0.5, 0.55])
+    resamples = scores + np.linspace(-1e-4, 1e-4, 41)[:, None]
+    low, high = bounds(resamples, patients, scores)
+    assert high[0] == pytest.approx(1 - 0.025 ** (1 / 40), abs=1e-3)
+    assert high[1] < 0.03  # one hit: as resampled
+    assert low[2] == pytest.approx(0.025 ** (1 / 40), abs=1e-3)
+    exact = stats.binomtest(4, 8).proportion_ci(0.95, "exact")
+    assert (low[3], high[3]) == pytest.approx((exact.low, exact.high))
+    assert exact.low < low[4] < stats.binomtest(5, 8).proportion_ci(0.95, "exact").low
 
 
 def test_paired_spread():
@@ -95,7 +113,18 @@ def test_paired_spread():
     assert spread[0] == pytest.approx(0.1)
     _, low, high = difference_of_seeds(ours[:1], theirs[:1], spread)
     assert (low[1], high[1]) == pytest.approx((-(1 - 0.025 ** (1 / 146)), 1 - 0.025 ** (1 / 146)))  # both sure: narrow
-    assert low[2] < 0.1 < 1 < high[2]  # one patient decides hardly anything
+    assert low[2] < 0.1 < 1 < high[2]  # one patient decides nothing
+    flat = np.array([[0.0001], [0.0002]])  # share of a flat map in the box, beside none
+    assert paired_spread(flat, 0 * flat, np.array([40])) == pytest.approx((1 - 0.025 ** (1 / 40)) / 1.96, abs=1e-4)
+    for one_box in (1, 9):  # patients
+        assert beside_nothing(np.ones((2, 1)), np.zeros((2, 1)), one_box) == "not decided with so few patients"
+    assert beside_nothing(np.ones((2, 1)), np.zeros((2, 1)), 10) == "differs"
+
+
+def beside_nothing(ours, theirs, patients):
+    """The verdict of one seed beside another."""
+    frames = [pd.DataFrame(side[:1], columns=["a"]) for side in (ours, theirs)]
+    return beside(*frames, "others", 0.04, paired_spread(ours, theirs, np.array([patients])))["verdict"].item()
 
 
 def test_difference_is_welchs(rng):
@@ -140,7 +169,8 @@ def test_intervals_of_point_accuracy_hold_the_truth():
         patients = synthetic_patients(rng, 150)
         chance = rng.beta(1.2, 0.8, 150)[patients]  # the patients' own: their images are alike; its mean is 0.6
         hits = (rng.uniform(size=len(patients)) < chance).astype(float)
-        intervals.append(bounds(resampled_accuracy(hits, np.full(len(hits), "a"), patients, ["a"]))[:, 0])
+        resampled = resampled_accuracy(hits, np.full(len(hits), "a"), patients, ["a"])
+        intervals.append(bounds(resampled, np.full(2, 150))[:, 0])
     print(f"point accuracy: {held(intervals, 0.6):.3f} of {SIMULATIONS} intervals hold the truth")
 
 
@@ -152,6 +182,6 @@ def test_intervals_of_auroc_hold_the_truth():
         diseased = rng.beta(0.4, 2, 200)[patients]  # a patient's labels are alike, and so are the scores
         labels = (rng.uniform(size=len(patients)) < diseased).astype(float)
         scores = labels + rng.normal(size=200)[patients] * 0.8 + rng.normal(size=len(patients)) * 0.6
-        intervals.append(bounds(resampled_auroc(labels[:, None], scores[:, None], patients))[:, 0])
+        intervals.append(bounds(resampled_auroc(labels[:, None], scores[:, None], patients), np.full(3, 200))[:, 0])
     truth = stats.norm.cdf(1 / np.sqrt(2))  # of two patients: a difference of 1, a variance of 2 * (0.8**2 + 0.6**2)
     print(f"AUROC: {held(intervals, truth):.3f} of {SIMULATIONS} intervals hold the truth")
