@@ -49,8 +49,7 @@ def main(options: Options) -> None:
     for run_name, checkpoints in chosen.items():
         rows, resamples = {}, []
         for seed, model, card, loader in options.networks(checkpoints, test, accelerator):
-            title = f"{run_name} {seed}"
-            logits, labels = predict_logits(model, loader, accelerator, title, card["mean"], card["std"])
+            logits, labels = predict_logits(model, loader, accelerator, f"{run_name} {seed}", card["mean"], card["std"])
             areas = auroc(labels, logits)
             rows[seed] = dict(zip(columns, [*areas, *mean_auroc(areas, labels)], strict=True))
             if accelerator.is_main_process:
@@ -64,7 +63,7 @@ def main(options: Options) -> None:
         path = Path("csv") / name / "auroc.csv"
         write_csv(path, table)
         print_table(table.rename(columns={"weighted": "weighted (micro)"}))  # "micro" is the published word
-        for pathology in (name for name in class_names(images) if table[name].isna().iloc[0]):
+        for pathology in (column for column in class_names(images) if table[column].isna().iloc[0]):
             print(f"note: {pathology} lacks positive or negative test images: it is blank and left out of the means")
         print(f"{len(test)} test images; low, high: 95 % interval over patients; table written to {path}")
         why_not = why_not_official(images) or (None if whole else "they are whole PYLON's")

@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import (
-    Accelerator,
-    DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-)
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
 from pylon.cli import UserError

@@ -32,7 +32,7 @@ def heatmaps_of(
         with torch.inference_mode():
             output = model(images)
             maps, probabilities = output.maps[image_of, class_of], output.logits[image_of, class_of].sigmoid()
-            if getattr(model, "pool", "max") == "max":
+            if model.pool == "max":
                 return maps.sigmoid(), probabilities
             low, high = (extreme(maps, dim=(1, 2), keepdim=True) for extreme in (torch.amin, torch.amax))
             return (maps - low) / (high - low).clamp(min=1e-12), probabilities

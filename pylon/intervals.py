@@ -136,10 +136,10 @@ def bounds(resamples: np.ndarray, patients: np.ndarray, scores: np.ndarray | Non
     if scores is None:
         return np.where(patients < FEWEST, np.nan, both)
     hits = scores * patients
-    low = np.where(hits > 0, stats.beta.ppf(0.025, hits, patients - hits + 1), 0 * hits)
-    high = np.where(hits < patients, stats.beta.ppf(0.975, hits + 1, patients - hits), 1 + 0 * hits)
-    little = too_little(scores, patients) | ~varied
-    return np.where(little & (patients > 0), [np.fmin(both[0], low), np.fmax(both[1], high)], both)
+    low = np.where(hits > 0, stats.beta.ppf(0.025, hits, patients - hits + 1), 0)
+    high = np.where(hits < patients, stats.beta.ppf(0.975, hits + 1, patients - hits), 1)
+    little = (too_little(scores, patients) | ~varied) & ~np.isnan(scores)
+    return np.where(little, [np.fmin(both[0], low), np.fmax(both[1], high)], both)
 
 
 def difference_of_seeds(

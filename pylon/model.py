@@ -143,7 +143,7 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
             raise UserError(f"--up-layers must be 1 or 2, not {up_layers}")
         if up_modules not in range(4):
             raise UserError(f"--up-modules must be 0, 1, 2 or 3, not {up_modules}")
-        self.in_channels = in_channels
+        self.in_channels, self.pool = in_channels, "max"
         self.ablated = up_modules < 3 or not attention
         self.encoder = build_encoder(encoder_name, encoder_weights, in_channels)
         self.deepest = nn.Identity()  # where methods such as Grad-CAM listen

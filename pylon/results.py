@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from pylon.files import write_atomically
 from pylon.intervals import bounds, difference_of_seeds, paired_spread, too_little
@@ -77,18 +78,23 @@ def beside(
     counts = sorted({len(ours), len(theirs)} if of_patients is not None else {len(ours)})
     seeds = " and ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
 
-    def decide(low: float, high: float, margin: float) -> str | None:
-        if -margin <= low and high <= margin:
-            return same
-        return "differs" if low > 0 or high < 0 else None
+    largest = margin + 1e-12  # of five seeds against themselves the interval is the margin
 
-    verdicts = []
-    least = 1.96 * (np.zeros_like(difference) if of_patients is None else of_patients)  # half the interval of any seeds
-    for k, largest in enumerate(margin + 1e-12):  # of five seeds against themselves the interval is the margin
-        most = 2 * least[k] > np.sqrt(0.5) * (high[k] - low[k])
-        in_vain = most and not decide(difference[k] - least[k], difference[k] + least[k], largest)
-        not_yet = f"not decided with {'so few patients' if in_vain else seeds}"
-        verdicts.append(decide(low[k], high[k], largest) or not_yet)
+    def is_same(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return (-largest <= low) & (high <= largest)
+
+    def differs(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return (low > 0) | (high < 0)
+
+    # what any number of seeds would leave of the interval: if it is most of it and decides nothing, seeds are no help
+    half = stats.norm.ppf(0.975) * (np.zeros_like(difference) if of_patients is None else of_patients)
+    least = difference - half, difference + half
+    in_vain = (2 * half > np.sqrt(0.5) * (high - low)) & ~is_same(*least) & ~differs(*least)
+    verdicts = np.select(
+        [is_same(low, high), differs(low, high), in_vain],
+        [same, "differs", "not decided with so few patients"],
+        default=f"not decided with {seeds}",
+    )
     return pd.DataFrame({
         f"{name} mean": theirs.mean(), f"{name} std": theirs.std(), "ours mean": ours.mean(), "ours std": ours.std(),
         "difference": difference, "low": low.clip(-1), "high": high.clip(max=1), "margin": margin, "verdict": verdicts,
@@ -108,24 +114,26 @@ def beside_published(ours: pd.DataFrame, score: Score) -> pd.DataFrame:
 
 def print_beside(score: Score, runs: dict[str, Run], folder: Path, suffix: str, why_not: str | None) -> None:
     """Print and write the first run beside the published seeds, or say why not, and beside the other runs."""
-    ours, *others = runs.values()
+    (_, ours), *others = runs.items()
     scored = ours.scores.notna().all()  # classes without a score are left out
-    scores, tables = ours.scores.loc[:, scored], {}
-    if why_not is None:
-        tables["published"] = beside_published(scores, score)
-    else:
-        print(f"not compared with the published seeds: {why_not}")
-    for name, theirs in zip(list(runs)[1:], others, strict=True):
-        means = (run.resamples.mean(axis=0)[:, scored] for run in (ours, theirs))
-        of_patients = paired_spread(*means, ours.patients[scored])
-        tables[name] = beside(scores, theirs.scores, name, MARGIN[score], of_patients)
-    for name, table in tables.items():
+    scores = ours.scores.loc[:, scored]
+
+    def show(name: str, table: pd.DataFrame, over: str) -> None:
         path = folder / f"{score}{suffix}_beside_{name}.csv"
         write_csv(path, table)
-        counts = [len(run.scores) for run in (ours, runs[name])] if name in runs else []
-        over = "patients, in pairs" + (", and seeds" if max(counts) > 1 else "") if counts else "seeds"
         print(f"\nbeside {name}; low and high: 95 % interval of the difference, over {over}; written to {path}")
         print_table(table)
+
+    if why_not is None:
+        show("published", beside_published(scores, score), "seeds")
+    else:
+        print(f"not compared with the published seeds: {why_not}")
+    for name, theirs in others:
+        means = (run.resamples.mean(axis=0)[:, scored] for run in (ours, theirs))
+        of_patients = paired_spread(*means, ours.patients[scored])
+        counts = len(ours.scores), len(theirs.scores)
+        over = "patients, in pairs" + (", and seeds" if max(counts) > 1 else "")
+        show(name, beside(scores, theirs.scores, name, MARGIN[score], of_patients), over)
         if 1 in counts:
             print("note: one seed does not tell how much seeds differ: verdicts are of that network alone")
 

@@ -1,3 +1,4 @@
+import gzip
 import multiprocessing
 import os
 import runpy
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+
+from pylon.chestxray14 import read_boxes, read_images
 
 ROOT = Path(__file__).parent.parent
 TINY = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none", "--precision", "fp32", "--device", "cpu")
@@ -127,11 +130,25 @@ def rows_of(cwd: Path, seed: int = 0) -> pd.DataFrame:
     return pd.read_csv(cwd / f"csv/pylon/{seed}.csv").drop(columns=["images_per_second", "seconds"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference material, which is not part of the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def official(shared, tmp_path_factory) -> Path:
+    """A folder with NIH's own lists."""
+    folder = tmp_path_factory.mktemp("official")
+    for path in (shared / "nih14" / "official").glob("*.gz"):
+        (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    return folder
+
+
+@pytest.fixture
+def official_boxes(official) -> pd.DataFrame:
+    return read_boxes(official, read_images(official))
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import gzip
 import shutil
 import time
 
@@ -163,12 +162,10 @@ def test_validation_is_disjoint_and_always_the_same(phantom):
     assert split_hash(changed) != split_hash(images)
 
 
-def test_official_files(shared, tmp_path):
-    for path in (shared / "nih14" / "official").glob("*.gz"):
-        (tmp_path / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+def test_official_files(official):
     start = time.perf_counter()
-    images = read_images(tmp_path)
-    boxes = read_boxes(tmp_path, images)
+    images = read_images(official)
+    boxes = read_boxes(official, images)
     print(f"{time.perf_counter() - start:.2f} s")
     assert len(images) == 112_120
     assert (images["split"] == "test").sum() == 25_596

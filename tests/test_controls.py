@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_metrics import official_boxes  # noqa: F401, a fixture
 
 from pylon.controls import centre_hits, inside_by_cell, prior_hits
 from pylon.metrics import accuracies
@@ -43,7 +42,7 @@ def test_prior_takes_the_middle_of_equals():
     assert hits[1] == 0  # the others agree on the upper half: its middle cell is not in the second box
 
 
-def test_controls_on_nih(official_boxes):  # noqa: F811
+def test_controls_on_nih(official_boxes):
     boxes = official_boxes
     xywh, size = boxes[["x", "y", "w", "h"]].to_numpy(), np.full((984, 2), 1024)
     patients = boxes["image_id"].str[:8].to_numpy()
@@ -55,7 +54,7 @@ def test_controls_on_nih(official_boxes):  # noqa: F811
     assert prior["micro"] == 0.391  # with the boxes truncated as the metric has them
 
 
-def test_prior_of_the_boxes_as_nih_wrote_them(official_boxes, tmp_path):  # noqa: F811
-    exact = pd.read_csv(tmp_path / "BBox_List_2017.csv", skiprows=1, header=None)[[2, 3, 4, 5]].to_numpy()
+def test_prior_of_the_boxes_as_nih_wrote_them(official, official_boxes):
+    exact = pd.read_csv(official / "BBox_List_2017.csv", skiprows=1, header=None)[[2, 3, 4, 5]].to_numpy()
     classes, patients = official_boxes["pathology"].to_numpy(), official_boxes["image_id"].str[:8].to_numpy()
     assert prior_hits(exact, np.full((984, 2), 1024), classes, patients).mean().round(3) == 0.388

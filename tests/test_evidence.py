@@ -1,7 +1,5 @@
 """Baselines, comparisons and methods by the scripts, as a user runs them; what is NIH's."""
 
-import gzip
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +8,7 @@ from conftest import TRAIN, run_script, sentence_of
 
 import pylon
 from pylon.baselines import Baseline
-from pylon.chestxray14 import read_boxes, read_images
+from pylon.chestxray14 import read_images
 from pylon.model import Pylon
 from pylon.results import why_not_official
 
@@ -111,11 +109,8 @@ def test_weights_of_the_authors_form(phantom, tmp_path):
     assert (tmp_path / "figs/all/1.jpg").exists()
 
 
-def test_what_is_official(shared, phantom, tmp_path):
-    for path in (shared / "nih14" / "official").glob("*.gz"):
-        (tmp_path / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    images = read_images(tmp_path)
-    boxes = read_boxes(tmp_path, images)
+def test_what_is_official(official, official_boxes):
+    images, boxes = read_images(official), official_boxes
     assert why_not_official(images) is None
     assert why_not_official(images, boxes) is None
     assert why_not_official(images.sample(frac=1, random_state=0), boxes.sample(frac=1, random_state=0)) is None

@@ -1,12 +1,9 @@
-import gzip
-
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from pylon.chestxray14 import read_boxes, read_images
 from pylon.metrics import accuracies, auroc, in_box, mean_auroc, point_localization, youden_thresholds
 
 
@@ -101,13 +98,6 @@ def test_equal_to_the_masks_that_the_authors_used(rng):
 def test_coarse_heatmaps_are_refused():
     with pytest.raises(ValueError, match="float32"):
         point_localization(torch.zeros(1, 2, 2, dtype=torch.bfloat16), np.ones((1, 4)), np.ones((1, 2)), (2, 2))
-
-
-@pytest.fixture
-def official_boxes(shared, tmp_path):
-    for path in (shared / "nih14" / "official").glob("*.gz"):
-        (tmp_path / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    return read_boxes(tmp_path, read_images(tmp_path))
 
 
 def test_every_pixel_of_every_box_is_that_of_its_mask(official_boxes):
