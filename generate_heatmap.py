@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from pylon.cache import open_cache
 from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
@@ -23,6 +22,7 @@ from pylon.explain import Method, heatmaps_of
 from pylon.files import write_atomically
 from pylon.heatmap import Row, draw_page
 from pylon.images import read_image
+from pylon.progress import track
 from pylon.transforms import eval_transform, normalize
 
 PICKED = (
@@ -63,8 +63,9 @@ def main(options: Options) -> None:
     def draw_pages(folder: Path, image_ids: list[str]) -> None:
         """Write the pages of some images, in their order, a row a box."""
         rows = pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
-        loader = eval_loader(boxed.loc[rows["image_id"]], transform, ROWS_A_PAGE, options.num_workers, cache)
-        progress = tqdm(loader, desc=str(folder), unit="page", disable=not accelerator.is_main_process)
+        pin = accelerator.device.type == "cuda"
+        loader = eval_loader(boxed.loc[rows["image_id"]], transform, ROWS_A_PAGE, options.num_workers, cache, pin)
+        progress = track(loader, str(folder), "page", shown=accelerator.is_main_process, leave=True)
         for page, batch in enumerate(progress):
             if page % accelerator.num_processes != accelerator.process_index:
                 continue

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from tqdm import tqdm
 
 from pylon.baselines import Baseline, check_model
 from pylon.cache import open_cache, unreadable_images
@@ -31,10 +30,11 @@ from pylon.checkpoint import make_card, save_best, save_last
 from pylon.chestxray14 import class_names, list_hashes, read_images, require_files, shared_patients, split_hash
 from pylon.cli import UserError, check_name, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
-from pylon.device import Device, Precision, make_accelerator, on_main_process
+from pylon.device import Device, Precision, make_accelerator, on_main_process, seed_epoch
 from pylon.metrics import auroc, mean_auroc, youden_thresholds
 from pylon.model import STRIDE, Pylon
 from pylon.predict import predict_logits
+from pylon.progress import track
 from pylon.results import write_csv
 from pylon.runs import close_run, find_last, open_run
 from pylon.transforms import eval_transform, normalize, train_transform
@@ -156,10 +156,13 @@ def main(options: Options) -> None:
 
     # loaders, optimizer, schedule
     cache = open_cache(pd.concat([train, val]), options.data, options.cache_size, options.num_workers, say)
+    pin = accelerator.device.type == "cuda"
     train_batches, sampler = train_loader(
-        train, train_transform(options.image_size), options.batch_size, options.num_workers, options.seed, cache
+        train, train_transform(options.image_size), options.batch_size, options.num_workers, options.seed, cache, pin
     )
-    val_batches = eval_loader(val, eval_transform(options.image_size), options.batch_size, options.num_workers, cache)
+    val_batches = eval_loader(
+        val, eval_transform(options.image_size), options.batch_size, options.num_workers, cache, pin
+    )
     adam = torch.optim.Adam(net.parameters(), lr=options.lr, fused=accelerator.device.type != "mps")
     schedule = ReduceLROnPlateau(adam, factor=options.lr_factor, patience=options.patience)
     model, optimizer, train_batches, val_batches = accelerator.prepare(net, adam, train_batches, val_batches)
@@ -177,16 +180,15 @@ def main(options: Options) -> None:
 
     for epoch in range(first, options.epochs + 1):
         start, lr = time.perf_counter(), adam.param_groups[0]["lr"]
-        torch.manual_seed(options.seed * 100_003 + epoch)  # for encoders with dropout: a resumed epoch is the same one
+        seed_epoch(options.seed, epoch, accelerator.process_index)
         sampler.epoch = epoch
 
         # train: forward under autocast, loss in float32, backward, step
         model.train()
         losses = torch.zeros(len(train_batches), device=accelerator.device)
         loss_sum, seen = torch.zeros((), device=accelerator.device), 0
-        shown = torch.zeros((), pin_memory=accelerator.device.type == "cuda")
-        quiet = not accelerator.is_main_process
-        progress = tqdm(train_batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=quiet)
+        shown = torch.zeros((), pin_memory=pin)
+        progress = track(train_batches, f"epoch {epoch}", "batch", shown=accelerator.is_main_process)
         for step, batch in enumerate(progress):
             output = model(normalize(batch["image"]))
             loss = F.binary_cross_entropy_with_logits(output.logits, batch["label"])

@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from pylon.cli import UserError
 from pylon.files import write_atomically
-from pylon.images import fault_of, look_at, read_image, start_worker
+from pylon.images import fault_of, loader_generator, look_at, read_image, start_worker
+from pylon.progress import track
 
 COLUMNS = ["image_id", "height", "width", "bytes", "modified_ns"]
 SECONDS_BETWEEN_COMMITS = 20  # what a killed process may have to decode again
@@ -120,10 +120,10 @@ def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> Non
     make_room(folder / "images.uint8", rows * size * size)
     print(f"decoding {len(missing)} images into {folder}, {rows * size * size / 1e9:.1f} GB when it is whole")
     decoder = Decoder(folder / "images.uint8", size, missing)
-    loader = DataLoader(decoder, 16, num_workers=num_workers, worker_init_fn=start_worker)
+    loader = DataLoader(decoder, 16, num_workers=num_workers, worker_init_fn=start_worker, generator=loader_generator())
     # The rows reach the disk before the index names them, in the order of the table: its new rows are an unbroken tail.
     store, done, committed = open_map(folder / "images.uint8", size, "r+"), [], time.monotonic()
-    for batch in tqdm(loader, desc="decoding", unit="batch", leave=False):
+    for batch in track(loader, "decoding", "batch"):
         done += batch.tolist()
         if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or len(done) == len(missing):
             store.flush()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylon.cache import ImageCache
 from pylon.chestxray14 import class_names
-from pylon.images import read_image, start_worker
+from pylon.images import loader_generator, read_image, start_worker
 
 Transform = Callable[..., dict[str, Tensor]]
 
@@ -87,23 +87,30 @@ def train_loader(
     num_workers: int,
     seed: int,
     cache: ImageCache | None = None,
+    pin_memory: bool = False,
 ) -> tuple[DataLoader, EpochSampler]:
-    """Shuffled, augmented batches. Set the sampler's `epoch` before each one."""
+    """Shuffled, augmented batches. Set the sampler's `epoch` before each one. `pin_memory` is for a GPU."""
     sampler = EpochSampler(len(images), seed)
     # Deviation: batch norm cannot train on one image; where one would be left over, each epoch leaves another one out.
     drop_last = len(images) % batch_size == 1
     dataset = RadiographDataset(images, transform, seed, cache)
-    return make_loader(dataset, batch_size, num_workers, sampler=sampler, drop_last=drop_last), sampler
+    loader = make_loader(dataset, batch_size, num_workers, pin_memory, sampler=sampler, drop_last=drop_last)
+    return loader, sampler
 
 
 def eval_loader(
-    images: pd.DataFrame, transform: Transform, batch_size: int, num_workers: int, cache: ImageCache | None = None
+    images: pd.DataFrame,
+    transform: Transform,
+    batch_size: int,
+    num_workers: int,
+    cache: ImageCache | None = None,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """All images in the order of the table."""
-    return make_loader(RadiographDataset(images, transform, cache=cache), batch_size, num_workers)
+    """All images in the order of the table. `pin_memory` is for a GPU."""
+    return make_loader(RadiographDataset(images, transform, cache=cache), batch_size, num_workers, pin_memory)
 
 
-def make_loader(dataset: Dataset, batch_size: int, num_workers: int, **options) -> DataLoader:
+def make_loader(dataset: Dataset, batch_size: int, num_workers: int, pin_memory: bool, **options) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size,
@@ -111,6 +118,7 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, **options) 
         worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
+        generator=loader_generator(),
         **options,
     )

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
@@ -84,6 +85,12 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> An
     if fault is not None:
         raise UserError(fault)
     return answer
+
+
+def seed_epoch(seed: int, epoch: int, process: int) -> None:
+    """Seed torch for an epoch: a resumed epoch drops out what it would have dropped, each process something else."""
+    numbers = np.random.SeedSequence([seed, epoch, process])
+    torch.manual_seed(int(numbers.generate_state(1)[0]))  # 32 bits, since a CPU's generator heeds no more
 
 
 def cpu_has_bf16() -> bool:

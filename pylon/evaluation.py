@@ -111,7 +111,8 @@ class ScoreOptions(EvaluationOptions):
         for seed, path in checkpoints.items():
             model, card = self.load(images, path, accelerator)  # its image size is needed before the cache is filled
             cache = cache or open_cache(images, self.data, self.cache_size, self.num_workers, accelerator.print)
-            loader = eval_loader(images, eval_transform(card["image_size"]), batch_size, self.num_workers, cache)
+            pin = accelerator.device.type == "cuda"
+            loader = eval_loader(images, eval_transform(card["image_size"]), batch_size, self.num_workers, cache, pin)
             yield seed, model, card, accelerator.prepare(loader)
             accelerator.free_memory()  # it would keep every seed's loader, and those their workers
 

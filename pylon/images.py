@@ -9,11 +9,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from pylon.cli import UserError
+from pylon.progress import track
 
 SMALLEST_SIDE = 16  # pixels; what is narrower is no radiograph
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd9"  # how files begin and end
@@ -99,9 +100,14 @@ def fault_of(path: str, read: Callable[[str], Any] = require_readable) -> str:
 def look_at(paths: Iterable[str], look: Callable[[str], Any], num_workers: int, title: str) -> list[Any]:
     """What a function says of each file, in order, by several processes, with a progress bar."""
     loader = DataLoader(
-        Files(list(paths), look), 32, num_workers=num_workers, collate_fn=list, worker_init_fn=start_worker
+        Files(list(paths), look),
+        32,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=start_worker,
+        generator=loader_generator(),
     )
-    progress = tqdm(loader, desc=title, unit="batch", leave=False)
+    progress = track(loader, title, "batch")
     return [answer for batch in progress for answer in batch]
 
 
@@ -116,6 +122,12 @@ class Files(Dataset):
 
     def __getitem__(self, k: int) -> Any:
         return self.look(str(self.paths[k]))
+
+
+def loader_generator() -> torch.Generator:
+    """A generator of a loader's own: without one it would draw the seed of its workers from torch's global one, each
+    time that it is begun anew, and dropout would depend on the number of workers and on when a run was resumed."""
+    return torch.Generator().manual_seed(0)
 
 
 def start_worker(_worker: int) -> None:

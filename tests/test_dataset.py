@@ -6,6 +6,7 @@ import torch
 from pylon.chestxray14 import read_images
 from pylon.cli import UserError
 from pylon.dataset import EpochSampler, eval_loader, train_loader
+from pylon.images import look_at
 from pylon.transforms import eval_transform, train_transform
 
 
@@ -60,6 +61,25 @@ def test_no_batch_of_one_image(images):
     assert [len(batch["label"]) for batch in loader] == [11]
     loader, _ = train_loader(images, train_transform(256), 5, 0, 0)
     assert [len(batch["label"]) for batch in loader] == [5, 5, 2]
+
+
+def test_memory_is_pinned_if_asked_for_and_not_because_there_is_a_gpu(images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loader, _ = train_loader(images, train_transform(256), 4, 0, 0)
+    assert not loader.pin_memory
+    assert not eval_loader(images, eval_transform(256), 4, 0).pin_memory
+    assert eval_loader(images, eval_transform(256), 4, 0, None, True).pin_memory
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loaders_leave_torchs_random_numbers_alone(images, num_workers):
+    loader, sampler = train_loader(images, train_transform(256), 4, num_workers, 0)
+    state = torch.get_rng_state()
+    for sampler.epoch in (1, 2):
+        list(loader)
+    list(eval_loader(images, eval_transform(256), 4, num_workers))
+    look_at(images["path"], len, num_workers, "looking")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_evaluation_item(images):
