@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
@@ -33,6 +32,7 @@ from pylon.images import image_size
 from pylon.intervals import bounds, resampled_accuracy
 from pylon.metrics import accuracies, point_localization
 from pylon.model import Pylon
+from pylon.progress import track
 from pylon.results import Run, print_beside, print_table, table_of_seeds, why_not_official, write_csv
 from pylon.transforms import normalize
 
@@ -66,7 +66,7 @@ def main(options: Options) -> None:
     for run_name, checkpoints in chosen.items():
         rows, resamples = {}, []
         for seed, model, card, loader in options.networks(checkpoints, boxed, accelerator):
-            loader = tqdm(loader, desc=f"{run_name} {seed}", unit="batch", disable=not accelerator.is_main_process)
+            loader = track(loader, f"{run_name} {seed}", "batch", shown=accelerator.is_main_process, leave=True)
             with accelerator.autocast():
                 found = score_boxes(model, card, loader, boxed, boxes, sizes, options.method)
             table = pd.concat([boxes, found], axis=1)

@@ -63,7 +63,7 @@ def evaluation_peak(options: "Options", device: torch.device, size: int, share: 
     accelerator = our_accelerator(device.type, "fp32", training=False)
     cache = open_cache(images, options.data, size, options.num_workers)
     loader = accelerator.prepare(eval_loader(images, eval_transform(256), 64, options.num_workers, cache))
-    predict_logits(fresh(options.encoder_name, device, torch.channels_last), loader, accelerator, "")
+    predict_logits(fresh(options.encoder_name, device, torch.channels_last), loader, accelerator, "predicting")
     return peak(device)
 
 

@@ -205,7 +205,7 @@ def measure_evaluation(options: Options, images: pd.DataFrame, caches: dict, dev
             accelerator = our_accelerator(device.type, precision, training=False)
             batch_size = images_at_a_time(accelerator)
             loader = eval_loader(some, eval_transform(256), batch_size, options.num_workers, cache)
-            task = partial(predict_logits, net, accelerator.prepare(loader), title="")
+            task = partial(predict_logits, net, accelerator.prepare(loader), title="predicting")
             candidates[f"{precision}, {name}"] = rate(precision, task)
     show("evaluation", "images/s", alternate(max(1, options.rounds // 2), candidates))
 

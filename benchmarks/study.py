@@ -21,12 +21,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # beside which the package is
 
 from pylon.cli import UserError, require_at_least, run
 from pylon.files import write_atomically
+from pylon.progress import track
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data" / "study"
@@ -128,7 +128,7 @@ def at_once(commands: list[tuple], title: str, jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(run_script, *command, jobs=jobs) for command in commands]
         try:
-            for finished in tqdm(as_completed(waiting), desc=title, total=len(waiting), unit="command"):
+            for finished in track(as_completed(waiting), title, "command", total=len(waiting), leave=True):
                 finished.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

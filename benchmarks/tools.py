@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parent.parent))  # the package, where it is not installed
 
 from pylon.device import Device, cpu_has_bf16, make_accelerator
 from pylon.model import Pylon
+from pylon.progress import track
 from pylon.transforms import normalize
 
 Step = Callable[[torch.Tensor, torch.Tensor], object]
@@ -40,7 +40,7 @@ def show(what: str, unit: str, measured: dict[str, list[float]], more_is_better:
 def alternate(rounds: int, candidates: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
     """Call each with the number of the round, in turn, once for warmth and then `rounds` times."""
     results = {name: [] for name in candidates}
-    for k in tqdm(range(rounds + 1), leave=False):
+    for k in track(range(rounds + 1), "measuring", "round"):
         for name, measure in candidates.items():
             value = measure(k)
             if k:

@@ -71,10 +71,12 @@ def main(options: Options) -> None:
     (partial_out / "images").mkdir(parents=True)
     folder, choice = partial_out / "images", options.findings
     work = partial(write_radiograph, seed=options.seed, size=options.size, folder=folder, choice=choice)
+    # where stderr is no terminal, a plain line every 30 seconds instead of a bar
+    plain = {"mininterval": 30, "maxinterval": 30, "bar_format": "{desc}: {n_fmt} of {total_fmt} images, {elapsed}\n"}
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        drawn = list(
-            tqdm(pool.map(work, radiographs, chunksize=16), total=len(radiographs), desc="phantom", unit="image")
-        )
+        pictures = pool.map(work, radiographs, chunksize=16)
+        style = {} if sys.stderr.isatty() else plain
+        drawn = list(tqdm(pictures, "phantom", len(radiographs), unit="image", **style))
 
     names = [file_name(*radiograph) for radiograph in radiographs]
     with open(partial_out / "Data_Entry_2017.csv", "w", newline="") as labels:

@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from pylon.progress import track
 from pylon.transforms import MEAN, STD, normalize
 
 
@@ -22,7 +22,7 @@ def predict_logits(
     """Logits and labels of all images, (N, C) float32 each, in the loader's order; maps are dropped batch by batch."""
     model.eval()
     logits, labels = [], []
-    for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=not accelerator.is_main_process):
+    for batch in track(loader, title, "batch", shown=accelerator.is_main_process):
         with accelerator.autocast():
             output = model(normalize(batch["image"], mean, std))
         logits_batch, labels_batch = accelerator.gather_for_metrics((output.logits, batch["label"]))
