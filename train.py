@@ -32,7 +32,7 @@ from pylon.cli import UserError, check_name, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
 from pylon.device import Device, Precision, make_accelerator, on_main_process, seed_epoch
 from pylon.metrics import auroc, mean_auroc, youden_thresholds
-from pylon.model import STRIDE, Pylon
+from pylon.model import STRIDE, Pylon, freeze_unused_parameters
 from pylon.predict import predict_logits
 from pylon.progress import track
 from pylon.results import write_csv
@@ -106,7 +106,7 @@ def main(options: Options) -> None:
     options.name = options.name or options.model
     check(options)
     accelerator = make_accelerator(
-        options.device, options.precision, options.batch_size, True, options.deterministic, options.model != "pylon"
+        options.device, options.precision, options.batch_size, training=True, deterministic=options.deterministic
     )
     if options.compile and accelerator.device.type == "cpu":
         # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds: pytorch#160391, #191837.
@@ -148,6 +148,7 @@ def main(options: Options) -> None:
             net = Pylon(options.encoder_name, weights, classes=len(names), **of_pylon)
         else:
             net = Baseline(options.model, options.encoder_name, weights, classes=len(names), pool=options.pool)
+    freeze_unused_parameters(net)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     if last:

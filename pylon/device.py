@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
 from pylon.cli import UserError
@@ -24,7 +24,6 @@ def make_accelerator(
     batch_size: int | None = None,
     training: bool = False,
     deterministic: bool = False,
-    unused_parameters: bool = False,
 ) -> Accelerator:
     """The one object that knows the device, the precision and the other processes (`torchrun`).
 
@@ -35,7 +34,6 @@ def make_accelerator(
         training: on a GPU, let fp32 multiply in TF32, and cuDNN try which of its convolutions is fastest. Scores shall
             not move with the machine: an evaluation in fp32 is one in float32.
         deterministic: let torch use only operations that give the same result each time, and fail where it has none.
-        unused_parameters: the network may have some that no gradient reaches (an encoder deeper than its decoder asks).
 
     Raises:
         UserError: the device is not there or cannot do the precision, or the batch cannot be shared evenly.
@@ -59,10 +57,7 @@ def make_accelerator(
         accelerator = Accelerator(
             cpu=chosen == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(hours=1)),  # another node may fill its cache
-                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],  # another node may fill its cache
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),  # --batch-size is global
         )
     except ValueError as error:  # a GPU without bfloat16

@@ -212,6 +212,27 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module
         ) from error
 
 
+def freeze_unused_parameters(model: nn.Module) -> list[str]:
+    """Exclude from training the parameters that no gradient reaches; return their names.
+
+    Some encoders have layers behind the features that are used, such as the head of EfficientNet. Processes that train
+    one network (DistributedDataParallel) would wait for the gradients of these.
+
+    Args:
+        model: a `Pylon` or a `Baseline`, on the CPU. Mode, gradients and torch's random numbers stay as they are.
+    """
+    training = model.training
+    model.eval()  # in training, a dropped layer could hide a parameter
+    with torch.random.fork_rng(devices=[]):
+        model(torch.zeros(1, model.in_channels, STRIDE, STRIDE)).logits.sum().backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    model.zero_grad()
+    model.train(training)
+    return unused
+
+
 @torch.no_grad()
 def has_four_strides(encoder: nn.Module, in_channels: int) -> bool:
     """Whether the last four features lie at strides 4, 8, 16 and 32, seen by trying."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import pylon
 from pylon.cli import UserError
-from pylon.model import Pylon
+from pylon.model import Pylon, freeze_unused_parameters
 
 CLASSES = 14
 
@@ -96,6 +96,40 @@ def check_gradients(model: Pylon, expected: dict[str, float]) -> None:
     assert len(before_batch_norm) == 10
     for name in norms.keys() - before_batch_norm:
         assert norms[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_decoder_and_head_begin_as_the_protocol_says():
+    """Uniform, by fan-in (He) or both fans (Glorot); torch's own beginning is narrower, and its biases are not 0."""
+    model = Pylon("tu-test_resnet", None)
+    for name, parameter in [*model.decoder.named_parameters(), *model.segmentation_head.named_parameters()]:
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif parameter.dim() == 1:
+            assert (parameter == 1).all(), name
+        elif parameter.numel() > 500:
+            fan_out, fan_in = parameter.shape[0], parameter[0].numel()
+            bound = (6 / (fan_in + fan_out)) ** 0.5 if name == "0.weight" else (6 / fan_in) ** 0.5
+            assert 0.97 * bound < parameter.abs().max() <= bound, name
+
+
+@pytest.mark.parametrize("name", ["efficientnet-b0", "tu-test_resnet"])
+def test_parameters_that_no_gradient_reaches_are_frozen(name):
+    model = Pylon(name, None, decoder_channels=8, classes=2)
+    model.encoder.eval()  # batch norm's, as it may be
+    before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    unused = freeze_unused_parameters(model)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert {key for key, parameter in model.named_parameters() if not parameter.requires_grad} == set(unused)
+    if name == "efficientnet-b0":
+        assert "encoder._conv_head.weight" in unused
+    else:
+        assert unused == []
+    with torch.random.fork_rng():
+        model.train()(torch.randn(2, 1, 256, 256)).logits.sum().backward()
+    assert {key for key, parameter in model.named_parameters() if parameter.grad is None} == set(unused)
 
 
 @pytest.mark.parametrize("up_layers", [1, 2])
