@@ -13,7 +13,6 @@ from tools import (
     matrix_rate,
     our_trainer,
     plain_trainer,
-    precisions,
     repeat,
     wait_for,
 )
@@ -32,9 +31,10 @@ def measure_fed_training(
     num_workers: int,
     device: torch.device,
     batch_sizes: tuple[int, ...],
+    precisions: tuple[str, ...],
 ) -> None:
     """Print a row for the plain pipeline and for each cache: images/s, waiting, share of the matrix rate."""
-    precision = "fp16" if device.type == "cuda" else precisions(device)[-1]
+    precision = "fp16" if "fp16" in precisions else precisions[-1]
     print(f"\n| training fed by the loader | images/s | waiting for data | of the {precision} matrix product |")
     print("|---|---|---|---|")
     limit = matrix_rate(device, precision) / flops_an_image(encoder_name, device)  # images/s

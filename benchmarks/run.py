@@ -104,7 +104,9 @@ def main(options: Options) -> None:
     for batch_size in batch_sizes:
         measure_training_memory(options, device, batch_size)
     measure_evaluation_memory(options, device)
-    measure_fed_training(options.encoder_name, images, caches, options.num_workers, device, batch_sizes)
+    measure_fed_training(
+        options.encoder_name, images, caches, options.num_workers, device, batch_sizes, options.precisions
+    )
 
 
 def check(options: Options) -> None:

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from pylon.chestxray14 import read_boxes, read_images
 ROOT = Path(__file__).parent.parent
 TINY = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none", "--precision", "fp32", "--device", "cpu")
 TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
+NO_REFERENCE = "needs the reference files, which are not part of the project"
 SHARED = ROOT.parent / "shared"  # reference material that is not part of the project: its tests skip without it
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in several processes
@@ -54,6 +56,7 @@ def be_script(
     if measured:
         coverage_of_this.start()
     os.setpgrp()  # so that it can be killed with its workers
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -133,8 +136,15 @@ def rows_of(cwd: Path, seed: int = 0) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("needs the reference material, which is not part of the project")
+        pytest.skip(NO_REFERENCE)
     return SHARED
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many checks were left out because the reference files are absent."""
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
+    count = sum(NO_REFERENCE in str(reason) for reason in skipped)
+    terminalreporter.write_line(f"{count} checks were left out because the reference files are absent")
 
 
 @pytest.fixture(scope="session")
