@@ -91,7 +91,8 @@ class Options:
     """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels; 1024 is exact for NIH's
     and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
     skip_unreadable: bool = False
-    """Leave out, after naming them, images that cannot be read; without it, one such image stops the run at once."""
+    """Leave out, after naming them, images that cannot be read; for that all are decoded once before the first step.
+    Without it, one such image stops the run at once."""
     overwrite: bool = False
     """Start afresh where an earlier run is: in save/NAME/SEED.new, which takes that run's place when it is finished."""
     deterministic: bool = False
@@ -276,7 +277,10 @@ def leave_out_unreadable(images: pd.DataFrame, options: Options, accelerator: Ac
     used = images[images["split"] != "test"]
     require_files(used, options.data)
     faults = on_main_process(
-        accelerator, lambda: unreadable_images(used, options.data, options.cache_size, options.num_workers)
+        accelerator,
+        lambda: unreadable_images(
+            used, options.data, options.cache_size, options.num_workers, decode=options.skip_unreadable
+        ),
     )
     if faults and not options.skip_unreadable:
         raise UserError(

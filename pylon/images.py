@@ -17,6 +17,8 @@ from pylon.cli import UserError
 from pylon.progress import track
 
 SMALLEST_SIDE = 16  # pixels; what is narrower is no radiograph
+# Boxes and sizes are of the pixels as they are stored, so an EXIF orientation turns nothing.
+AS_STORED = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd9"  # how files begin and end
 
 
@@ -38,7 +40,7 @@ def read_file(path: str) -> bytes:
 
 def decode(path: str, data: bytes) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
     except cv2.error:  # nothing in it, or sides beyond all reason
         image = None
     # Of a PNG, OpenCV asks for every byte; a JPEG that has lost its end it would fill with grey.
@@ -74,6 +76,8 @@ def require_readable(path: str) -> None:
         if end + 4 > len(view) or zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise UserError(unreadable(path))
         at = end + 4
+    if view[8:16] != b"\0\0\0\rIHDR":
+        raise UserError(unreadable(path))
     require_fit(path, int.from_bytes(view[20:24], "big"), int.from_bytes(view[16:20], "big"), bits=view[24])
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import cv2
@@ -11,10 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TRAIN, run_script, sentence_of
-from test_images import BAD
+from test_images import BAD, SIZE, png
 
 import pylon
 from pylon.chestxray14 import PATHOLOGIES
+from pylon.cli import UserError
+from pylon.images import read_image, require_readable
 
 EVALUATE = ("--device", "cpu", "--num-workers", "0")
 
@@ -55,13 +58,30 @@ def test_unreadable_images_are_skipped_if_that_was_asked(data, tmp_path):
     names = (data / "train_val_list.txt").read_text().split()
     for name, (content, _) in zip(names, BAD.values(), strict=False):
         (data / "images" / name).write_bytes(content)
+    wrong_within = data / "images" / names[-1]
+    wrong_within.write_bytes(broken_within())
     done = run_script("train.py", "--data", data, *TRAIN, "--skip-unreadable", "--epochs", 1, cwd=tmp_path)
     for name, (_, sentence) in zip(names, BAD.values(), strict=False):
         assert f"skipped: {data}/images/{name} {sentence}" in done.stdout
-    assert f"skipped {len(BAD)} of 75 images, which cannot be read" in done.stdout
+    assert f"skipped: {wrong_within} cannot be read as an image" in done.stdout
+    assert f"skipped {len(BAD) + 1} of 75 images, which cannot be read" in done.stdout
     train, val = map(int, re.search(r"(\d+) images to train on, (\d+) to validate on", done.stdout).groups())
-    assert train + val == 75 - len(BAD)
+    assert train + val == 75 - len(BAD) - 1
     assert (tmp_path / "save/pylon/0/best").exists()
+
+
+def broken_within() -> bytes:
+    """A PNG whose checksums are right, but whose pixels end half-way."""
+    head = (SIZE[1]).to_bytes(4, "big") + (SIZE[0]).to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    pixels = zlib.compress(os.urandom(SIZE[0] * (SIZE[1] + 1)))
+    return png((b"IHDR", head), (b"IDAT", pixels[: len(pixels) // 2]), (b"IEND", b""))
+
+
+def test_broken_stream_under_right_checksums(tmp_path):
+    (tmp_path / "a.png").write_bytes(broken_within())
+    require_readable(str(tmp_path / "a.png"))  # which is why --skip-unreadable decodes
+    with pytest.raises(UserError, match=r"a.png cannot be read as an image"):
+        read_image(str(tmp_path / "a.png"))
 
 
 def test_missing_images(trained, data, tmp_path):

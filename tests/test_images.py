@@ -1,12 +1,14 @@
 import os
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from pylon.cli import UserError
-from pylon.images import fault_of, look_at, read_image, require_readable
+from pylon.images import fault_of, image_size, look_at, read_image, require_readable
 
 SIZE = (128, 120)
 
@@ -50,6 +52,35 @@ def test_bad_images(tmp_path, name):
         with pytest.raises(UserError, match=f"00000001_000.png {sentence}"):
             read(str(path))
     assert sentence in fault_of(str(path))
+
+
+def test_orientation_turns_neither_pixels_nor_size(tmp_path, rng):
+    pixels = rng.integers(0, 256, (40, 90), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    for name in ("turned.jpg", "turned.png"):
+        path = str(tmp_path / name)
+        Image.fromarray(pixels).save(path, exif=exif)
+        image = read_image(path)
+        assert image.shape == (40, 90)
+        assert image_size(path) == (90, 40)
+        assert np.abs(image.astype(int) - np.array(Image.open(path)).astype(int)).max() <= 2
+
+
+def png(*chunks):
+    """A PNG file of chunks, each a kind and its contents, with right lengths and checksums."""
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        file += len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    return file
+
+
+def test_png_without_a_head(tmp_path):
+    end = (b"IEND", b"")
+    for chunks in ([end], [(b"IHDR", b""), end], [(b"IDAT", b"a" * 30), end]):
+        (tmp_path / "a.png").write_bytes(png(*chunks))
+        with pytest.raises(UserError, match=r"a.png cannot be read as an image"):
+            require_readable(str(tmp_path / "a.png"))
 
 
 def test_no_file(tmp_path):
