@@ -56,6 +56,8 @@ def main(options: Options) -> None:
     unknown = sorted(set(options.findings) - set(FINDINGS))
     if unknown or not options.findings:
         fail(f"--findings {' '.join(unknown)} must be one or more of {', '.join(FINDINGS)}")
+    if len(set(options.findings)) < len(options.findings):
+        fail(f"--findings {' '.join(options.findings)} names a finding twice; name each once")
     if options.out.exists() and any(options.out.iterdir()) and not (options.out / MARK).exists():
         fail(f"--out {options.out} is not empty and holds no phantom; name a new folder")
     out, rng = options.out.resolve(), np.random.default_rng(options.seed)

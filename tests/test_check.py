@@ -44,7 +44,7 @@ def test_everything_is_listed_at_once(phantom, tmp_path):
     header, *boxes = (data / "BBox_List_2017.csv").read_text().splitlines()
     image = boxes[0].split(",")[0]
     ours = [f"{image},Mass,-1,2,3,4", f"{image},Mass,1,2,nan,4", f"{image},Mass,100,2,90,4", f"{image},Mas,1,2,3,4"]
-    ours += [f"{image},Edema,1,2,3,4", f"{train[8]},Mass,1,2,3,4"]
+    ours += [f"{image},Edema,1,2,3,4", f"{train[8]},Mass,1,2,3,4", f"{image},Edema,1,2,3,4"]
     (data / "BBox_List_2017.csv").write_text("\n".join([header, *ours, *boxes]))
     done = check(data, code=2)
     assert "is not ready; do what is listed above" in sentence_of(done)
@@ -66,6 +66,7 @@ def test_everything_is_listed_at_once(phantom, tmp_path):
         f"the box of {image}, Mass, reaches beyond the image (128 x 128)",
         "'Mas' is none of the findings",
         f"{image} has a box of Edema but not that label",
+        f"{image} has more than one box of Edema; remove all but one",
         f"note: {train[8]} is in BBox_List_2017.csv but not in the test list",
         "1 patients are both in the test list and in training",
     ):

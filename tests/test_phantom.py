@@ -77,6 +77,13 @@ def test_sizes_show_the_same_picture():
     np.testing.assert_allclose([box[1:] for box in large_boxes], np.array([box[1:] for box in boxes]) * 4, atol=12)
 
 
+def test_findings_are_named_once(tmp_path):
+    options = ("--out", "new", "--images", 20, "--findings", "Mass", "Nodule", "Mass")
+    done = run_script("data/make_phantom.py", *options, cwd=tmp_path, code=2)
+    assert "--findings Mass Nodule Mass names a finding twice; name each once" in sentence_of(done)
+    assert not (tmp_path / "new").exists()
+
+
 def test_nothing_else_is_overwritten(tmp_path):
     (tmp_path / "keep.txt").write_text("mine")
     done = run_script("data/make_phantom.py", "--out", tmp_path, "--images", 20, cwd=tmp_path, code=2)
