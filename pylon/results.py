@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pylon.chestxray14 import class_names
 from pylon.files import write_atomically
 from pylon.intervals import bounds, difference_of_seeds, paired_spread, too_little
 
 Score = Literal["auroc", "point_localization"]
 MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # a difference within it is none
 
-# of the sorted names of NIH's test images, a line each; of the sorted table of NIH's boxes, as csv
+# of the sorted names of NIH's test images, a line each; of their labels and of NIH's boxes, as sorted tables in csv
 OFFICIAL_TEST_SHA256 = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
+OFFICIAL_LABELS_SHA256 = "077c7323fb2b2e763b7c74058cb2a6b267ccf3e2b618fa113e8f785205c26b2e"
 OFFICIAL_BOXES_SHA256 = "ba17d51af60957a343ec3d15758e4d34ab3f0c08aada1fe3aae51088e30c9e0d"
 
 
@@ -140,14 +142,20 @@ def print_beside(score: Score, runs: dict[str, Run], folder: Path, suffix: str, 
 
 def why_not_official(images: pd.DataFrame, boxes: pd.DataFrame | None = None) -> str | None:
     """What keeps scores on these test images, and boxes, from being compared with published ones, if anything does."""
-    tested = "\n".join(sorted(images["image_id"][images["split"] == "test"]))
-    if hashlib.sha256(tested.encode()).hexdigest() != OFFICIAL_TEST_SHA256:
+    test = images[images["split"] == "test"].sort_values("image_id")
+    if hashlib.sha256("\n".join(test["image_id"]).encode()).hexdigest() != OFFICIAL_TEST_SHA256:
         return "its test images are not those of NIH's official test list"
+    if hash_of_table(test[["image_id", *class_names(images)]]) != OFFICIAL_LABELS_SHA256:
+        return "its labels of the test images are not NIH's"
     if boxes is not None:
         lines = boxes[["image_id", "pathology", "x", "y", "w", "h"]].sort_values(["image_id", "pathology"])
-        if hashlib.sha256(lines.to_csv(index=False, lineterminator="\n").encode()).hexdigest() != OFFICIAL_BOXES_SHA256:
+        if hash_of_table(lines) != OFFICIAL_BOXES_SHA256:
             return "its boxes are not the 984 of NIH's list"
     return None
+
+
+def hash_of_table(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def write_csv(path: Path, table: pd.DataFrame, index: bool = True) -> None:
