@@ -18,8 +18,8 @@ import pandas as pd
 from pylon.chestxray14 import class_names, read_images, require_files
 from pylon.cli import run
 from pylon.device import make_accelerator
-from pylon.evaluation import ScoreOptions
-from pylon.intervals import resampled_auroc
+from pylon.evaluation import ScoreOptions, require_numbers
+from pylon.intervals import patients_behind_auroc, resampled_auroc
 from pylon.metrics import auroc, mean_auroc
 from pylon.model import Pylon
 from pylon.predict import predict_logits
@@ -34,14 +34,13 @@ class Options(ScoreOptions):
 def main(options: Options) -> None:
     chosen = options.choose_runs()
     accelerator = make_accelerator(options.device, options.precision, options.batch_size)
+    chosen = options.settle_runs(chosen, accelerator.print)
     images = read_images(options.data)
     test = images[images["split"] == "test"]
     require_files(test, options.data)
     columns = [*class_names(images), "weighted", "macro"]
 
-    # patients behind a score: of a class, those with positives or those with negatives, whichever are fewer
-    has = [test.loc[test[name] == label, "patient_id"].nunique() for name in columns[:-2] for label in (0, 1)]
-    witnesses = np.append(np.reshape(has, (-1, 2)).min(axis=1), [test["patient_id"].nunique()] * 2)
+    witnesses = patients_behind_auroc(test[columns[:-2]].to_numpy(), test["patient_id"].to_numpy())
 
     # score: a row a seed, and the same in resamples of the patients
     name, *_ = chosen
@@ -50,6 +49,7 @@ def main(options: Options) -> None:
         rows, resamples = {}, []
         for seed, model, card, loader in options.networks(checkpoints, test, accelerator):
             logits, labels = predict_logits(model, loader, accelerator, f"{run_name} {seed}", card["mean"], card["std"])
+            require_numbers(logits, checkpoints[seed])
             areas = auroc(labels, logits)
             rows[seed] = dict(zip(columns, [*areas, *mean_auroc(areas, labels)], strict=True))
             if accelerator.is_main_process:

@@ -26,7 +26,7 @@ from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
 from pylon.controls import centre_hits, prior_hits
 from pylon.device import make_accelerator
-from pylon.evaluation import ScoreOptions
+from pylon.evaluation import ScoreOptions, require_numbers
 from pylon.explain import Method, heatmaps_of
 from pylon.images import image_size
 from pylon.intervals import bounds, resampled_accuracy
@@ -49,6 +49,7 @@ def main(options: Options) -> None:
     chosen = options.choose_runs()
     options.require_float32(options.method)
     accelerator = make_accelerator(options.device, options.precision, options.batch_size)
+    chosen = options.settle_runs(chosen, accelerator.print)
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
     boxed = select_boxed(images, boxes, options.data)
@@ -69,6 +70,7 @@ def main(options: Options) -> None:
             loader = track(loader, f"{run_name} {seed}", "batch", shown=accelerator.is_main_process, leave=True)
             with accelerator.autocast():
                 found = score_boxes(model, card, loader, boxed, boxes, sizes, options.method)
+            require_numbers(found["probability"].to_numpy(), checkpoints[seed])
             table = pd.concat([boxes, found], axis=1)
             rows[seed] = dict(zip([*pathologies, "micro"], accuracies(table["hit"], classes, pathologies), strict=True))
             if accelerator.is_main_process:

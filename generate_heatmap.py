@@ -17,9 +17,9 @@ from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
 from pylon.cli import run
 from pylon.dataset import eval_loader
 from pylon.device import make_accelerator
-from pylon.evaluation import EvaluationOptions
+from pylon.evaluation import EvaluationOptions, leave_out_unfinished, require_numbers
 from pylon.explain import Method, heatmaps_of
-from pylon.files import write_atomically
+from pylon.files import is_number, write_atomically
 from pylon.heatmap import Row, draw_page
 from pylon.images import read_image
 from pylon.progress import track
@@ -46,11 +46,12 @@ class Options(EvaluationOptions):
 
 
 def main(options: Options) -> None:
-    _, checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
+    name, checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
     options.require_float32(options.method)
-    path = next(iter(checkpoints.values()))
     out = options.out if options.method == "map" else options.out / options.method
     accelerator = make_accelerator(options.device, options.precision)
+    checkpoints = leave_out_unfinished(name, checkpoints, options.seed is not None, accelerator.print)
+    path = next(iter(checkpoints.values()))
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)
     boxed = select_boxed(images, boxes, options.data).set_index("image_id", drop=False)
@@ -74,6 +75,7 @@ def main(options: Options) -> None:
             network_input = normalize(batch["image"].to(accelerator.device), card["mean"], card["std"])
             with accelerator.autocast():
                 heatmaps, probabilities = heatmaps_of(model, network_input, b, c, options.method)
+            require_numbers(probabilities.cpu().numpy(), path)
             panels = [
                 Row(
                     image_id=box.image_id,
@@ -105,7 +107,7 @@ def main(options: Options) -> None:
 def remove_pages_from(folder: Path, first: int) -> None:
     """Remove the pages, from number `first` on, that an earlier run on more images left."""
     for page in folder.glob("*.jpg"):
-        if page.stem.isdigit() and int(page.stem) >= first:
+        if is_number(page.stem) and int(page.stem) >= first:
             page.unlink(missing_ok=True)
 
 

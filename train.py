@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pylon.baselines import Baseline, check_model
 from pylon.cache import open_cache, unreadable_images
-from pylon.checkpoint import make_card, save_best, save_last
+from pylon.checkpoint import has_ended, make_card, mark_finished, save_best, save_last
 from pylon.chestxray14 import class_names, list_hashes, read_images, require_files, shared_patients, split_hash
 from pylon.cli import UserError, check_name, require_at_least, run
 from pylon.dataset import eval_loader, train_loader
@@ -100,7 +100,6 @@ class Options:
 
 
 PYLON_ALONE = ("up_layers", "up_modules", "attention")
-MAY_CHANGE = {"data", "epochs", "num_workers", "device", "compile", "skip_unreadable", "overwrite"}  # when resumed
 
 
 def main(options: Options) -> None:
@@ -131,11 +130,11 @@ def main(options: Options) -> None:
     card = make_card(
         names, {**asdict(options), "data": str(options.data)}, split_hash(images), list_hashes(options.data)
     )
-    last = find_last(save, card, asdict(Options()), MAY_CHANGE, options.overwrite, accelerator)
+    last = find_last(save, card, asdict(Options()), options.overwrite, accelerator)
     if last:
         if accelerator.is_main_process:
             write_csv(csv, pd.DataFrame(last["rows"]), index=False)  # a killed process may not have come so far
-        if last["epoch"] >= options.epochs or last["lr"] <= options.min_lr:
+        if has_ended(last, card["options"]):
             place = close_run(save, csv) if accelerator.is_main_process else save
             say(f"{place} is finished: {last['epoch']} epochs, lowest validation loss {last['best_loss']:.4f}")
             return
@@ -177,6 +176,8 @@ def main(options: Options) -> None:
         if accelerator.scaler is not None and last["scaler"] is not None:
             accelerator.scaler.load_state_dict(last["scaler"])
         rows, best_loss, first = last["rows"], last["best_loss"], last["epoch"] + 1
+        if accelerator.is_main_process and best_loss < math.inf:
+            mark_finished(save / "best", False)
         say(f"resuming {save} at epoch {first}")
     every = 1 if accelerator.device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU waits
 

@@ -4,7 +4,8 @@ Deviation: the original pickled its checkpoints; here they are safetensors, json
 
 save/<name>/<seed>/best/config.json        arguments that rebuild the network
                         model.safetensors  its weights, and their hash
-                        training.json      class names, normalisation, options, versions, hashes of the data and its own
+                        training.json      class names, normalisation, options, versions, whether training has finished,
+                                           hashes of the data, of the weights and its own
 save/<name>/<seed>/last                    network, optimizer, schedule, scaler, rows of the csv
 """
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from pylon.baselines import Baseline
 from pylon.chestxray14 import PATHOLOGIES
 from pylon.cli import UserError
-from pylon.files import write_atomically, write_together
+from pylon.files import is_number, write_atomically, write_together
 from pylon.model import Pylon
 from pylon.transforms import MEAN, STD
 
@@ -61,9 +62,7 @@ def load_folder(path: Path) -> Pylon | Baseline:
             raise UserError(f"{path} is no checkpoint: it has no {name}; name a folder such as save/pylon/0/best")
     config = read_json(path / "config.json")
     try:
-        with safetensors.safe_open(path / "model.safetensors", "pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
-            written = (file.metadata() or {}).get("sha256")
+        weights, written = read_weights(path / "model.safetensors")
         network = Baseline if "model" in config else Pylon
         model = network(**{**config, "encoder_weights": None})
         model.load_state_dict(weights)
@@ -71,7 +70,23 @@ def load_folder(path: Path) -> Pylon | Baseline:
         raise UserError(f"{path} does not hold the network of its config.json: {first_line(error)}") from error
     if written is not None and written != hash_of_weights(weights):
         raise UserError(f"{path / 'model.safetensors'} is damaged: it is not what was saved; copy it again")
+    require_finite_weights(weights, path)
     return model
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a safetensors file by name, and the hash of them that was saved with them, if one was."""
+    with safetensors.safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
+        return weights, (file.metadata() or {}).get("sha256")
+
+
+def require_finite_weights(weights: dict[str, Tensor], path: Path) -> None:
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path} has weights that are not finite numbers ({broken[0]}), so it cannot score; name another checkpoint"
+        )
 
 
 def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
@@ -97,6 +112,7 @@ def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
         if {key: value.shape for key, value in candidate.state_dict().items()} == shapes:
             model = Pylon(encoder_name=name, **config)
             model.load_state_dict(state)
+            require_finite_weights(state, path)
             return model
     raise UserError(f"{path} does not hold a PYLON with the encoder {encoder_name or ' or '.join(RESNETS)}")
 
@@ -121,15 +137,13 @@ def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     """What a checkpoint says of itself: at least class_names, mean, std, image_size.
 
     A checkpoint without a training.json in it (the authors' weights) has the paper's values, if it has the 14 classes.
+
+    Raises:
+        UserError: the card is damaged, or one of other weights than the model's, or lacks what is needed.
     """
-    card_path = Path(path) / "training.json"
-    if card_path.is_file():
-        card = read_json(card_path)
-        lacking = [key for key in ("class_names", "mean", "std", "image_size") if key not in card]
-        if lacking:
-            raise UserError(f"{card_path} lacks {', '.join(lacking)}; copy the whole folder of the checkpoint again")
-        if "sha256" in card and card.pop("sha256") != hash_of_card(card):
-            raise UserError(f"{card_path} is damaged: it is not what was saved; copy it again")
+    card = read_training_json(Path(path))
+    if card is not None:
+        require_card_of(card, hash_of_weights(model.state_dict()), Path(path))
         return card
     classes = model.segmentation_head[0].out_channels
     if classes != len(PATHOLOGIES):
@@ -137,11 +151,71 @@ def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     return {"class_names": list(PATHOLOGIES), "mean": MEAN, "std": STD, "image_size": 256}
 
 
+def read_training_json(folder: Path) -> dict[str, Any] | None:
+    """The card of a checkpoint, checked to be what was saved; None if it has none."""
+    path = folder / "training.json"
+    if not path.is_file():
+        return None
+    card = read_json(path)
+    lacking = [key for key in ("class_names", "mean", "std", "image_size") if key not in card]
+    if lacking:
+        raise UserError(f"{path} lacks {', '.join(lacking)}; copy the whole folder of the checkpoint again")
+    if "sha256" in card and card.pop("sha256") != hash_of_card(card):
+        raise UserError(f"{path} is damaged: it is not what was saved; copy it again")
+    return card
+
+
+def require_card_of(card: dict[str, Any], sha256: str, folder: Path) -> None:
+    """Raise a UserError if a card names other weights than those beside it, as after a kill between two renames."""
+    if card.get("weights_sha256", sha256) != sha256:  # a card of an earlier version names none
+        raise UserError(
+            f"{folder} is of two epochs: its training.json is not of its model.safetensors; "
+            "go on with the same train.py command, or copy the whole folder again"
+        )
+
+
+def fault_of_best(folder: Path) -> str:
+    """What is wrong with a folder that `save_best` wrote, in a sentence; empty if nothing is."""
+    try:
+        weights, written = read_weights(folder / "model.safetensors")
+        card = read_training_json(folder)
+        if card is None or (written is not None and written != hash_of_weights(weights)):
+            return f"{folder} is damaged"
+        require_card_of(card, hash_of_weights(weights), folder)
+    except UserError as error:
+        return str(error).rpartition("; ")[0]  # without the cure, which is another one here
+    except Exception:  # a damaged file raises whatever its bytes happen to lead to
+        return f"{folder / 'model.safetensors'} is damaged"
+    return ""
+
+
+def mark_finished(folder: Path, finished: bool) -> None:
+    """Write into the card of a checkpoint, if it has one, whether its training has finished."""
+    card = read_training_json(folder)
+    if card is not None and card.get("finished") != finished:
+        write_atomically(folder / "training.json", card_file({**card, "finished": finished}))
+
+
+def is_finished(folder: Path, card: dict[str, Any]) -> bool:
+    """Whether the training of a checkpoint has finished; of a card of an earlier version `last` beside it tells."""
+    last = folder.parent / "last"
+    if "finished" in card or folder.name != "best" or not last.exists():
+        return card.get("finished", True)
+    state = load_last(last)
+    return has_ended(state, state["options"])
+
+
+def has_ended(last: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Whether nothing is left to do of what the options ask for."""
+    return last["epoch"] >= options["epochs"] or last["lr"] <= options["min_lr"]
+
+
 def make_card(
     class_names: list[str], options: dict[str, Any], split_hash: str, list_hashes: dict[str, str]
 ) -> dict[str, Any]:
-    """The contents of training.json, less epoch and validation loss."""
+    """The contents of training.json, less epoch, validation loss, thresholds and the hash of the weights."""
     return {
+        "finished": False,
         "class_names": class_names,
         "mean": MEAN,
         "std": STD,
@@ -157,12 +231,11 @@ def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> No
     """Write the folder that `load_pylon` opens; it opens at every moment, and a full disk leaves the one before."""
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = {**model._hub_mixin_config, "encoder_weights": None}
+    sha256 = hash_of_weights(weights)
     write_together({
         folder / "config.json": json.dumps(config, indent=2, sort_keys=True).encode(),
-        folder / "model.safetensors": safetensors.torch.save(
-            weights, metadata={"format": "pt", "sha256": hash_of_weights(weights)}
-        ),
-        folder / "training.json": json.dumps({**card, "sha256": hash_of_card(card)}, indent=2).encode(),
+        folder / "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt", "sha256": sha256}),
+        folder / "training.json": card_file({**card, "weights_sha256": sha256}),
     })  # fmt: skip
 
 
@@ -173,6 +246,10 @@ def hash_of_weights(weights: dict[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def card_file(card: dict[str, Any]) -> bytes:
+    return json.dumps({**card, "sha256": hash_of_card(card)}, indent=2).encode()
 
 
 def hash_of_card(card: dict[str, Any]) -> str:
@@ -199,7 +276,7 @@ def find_checkpoints(name: str, seeds: tuple[int, ...] = (), option: str = "--na
         UserError: there is none, or one asked for is not there; the sentence lists those that are.
     """
     folder = Path("save") / name
-    found = {best.parent.name: best for best in folder.glob("*/best") if best.parent.name.isdigit()}
+    found = {best.parent.name: best for best in folder.glob("*/best") if is_number(best.parent.name)}
     found = dict(sorted(found.items(), key=lambda item: int(item[0])))
     there = f"{folder} has seed {', '.join(found)}" if found else f"{folder} has none"
     lacking = [str(seed) for seed in seeds if str(seed) not in found]
@@ -214,7 +291,8 @@ def find_checkpoints(name: str, seeds: tuple[int, ...] = (), option: str = "--na
 def read_json(path: Path) -> dict[str, Any]:
     try:
         contents = json.loads(path.read_text())
-    except ValueError as error:
+        json.dumps(contents)  # what nests too deeply to be hashed is refused here
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it again") from error
     if not isinstance(contents, dict):
         raise UserError(f"{path} is damaged: it holds no names and values; copy it again")

@@ -1,24 +1,26 @@
 """What the three scripts that use a checkpoint ask for, and how they get it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from pylon.cache import open_cache
-from pylon.checkpoint import find_checkpoints, load_pylon, read_card
+from pylon.checkpoint import find_checkpoints, is_finished, load_pylon, read_card, read_json, read_training_json
 from pylon.chestxray14 import class_names, list_hashes
 from pylon.cli import UserError, check_name, require_at_least
 from pylon.dataset import eval_loader
 from pylon.device import Device
 from pylon.explain import Method
 from pylon.model import STRIDE, Pylon
+from pylon.runs import differences
 from pylon.transforms import eval_transform
 
 
@@ -58,8 +60,8 @@ class EvaluationOptions:
             return self.name or "pylon", find_checkpoints(self.name or "pylon", seeds)
         if seeds:
             raise UserError("--checkpoint names one checkpoint; leave the seeds out")
-        path = self.checkpoint.resolve()
-        label = "-".join(path.parts[-3:-1]) if path.name == "best" else path.name.removesuffix(".pkl")
+        label = label_of(self.checkpoint)
+        check_name(label, "--checkpoint")
         return self.name or label, {label: self.checkpoint}
 
     def load(self, images: pd.DataFrame, path: Path, accelerator: Accelerator) -> tuple[Pylon, dict[str, Any]]:
@@ -79,6 +81,76 @@ class EvaluationOptions:
         if others:
             accelerator.print(f"note: {path} was trained with another {', another '.join(others)} than {self.data} has")
         return model.to(accelerator.device, memory_format=torch.channels_last), card
+
+
+def label_of(checkpoint: Path) -> str:
+    """What results of a checkpoint are called: pylon-0 of save/pylon/0/best, else the name of the file or folder."""
+    path = checkpoint.resolve()
+    if path.name == "best":
+        return "-".join(path.parts[1:][-3:-1]) or "best"  # less the root, which /weights/best is close to
+    return path.name.removesuffix(".pkl") or "pkl"
+
+
+def leave_out_unfinished(
+    name: str, checkpoints: dict[str, Path], asked: bool, say: Callable[[str], None]
+) -> dict[str, Path]:
+    """The checkpoints whose training has finished; the others, too, if they were asked for, or there is only one.
+
+    Args:
+        name: of the experiment.
+        checkpoints: by seed.
+        asked: whether each of them was named.
+        say: how to tell which are unfinished.
+
+    Raises:
+        UserError: there are several, and none is finished.
+    """
+    unfinished = []
+    for seed, path in checkpoints.items():
+        card = read_training_json(path)
+        if card is not None and not is_finished(path, card):
+            unfinished.append(seed)
+    if asked or len(checkpoints) == 1:
+        for seed in unfinished:
+            say(f"note: {checkpoints[seed]} has not finished training: this is what it is so far")
+        return checkpoints
+    if len(unfinished) == len(checkpoints):
+        raise UserError(
+            f"no seed of {name} has finished training; wait for one, or name those to use as they are "
+            f"(seeds {', '.join(unfinished)})"
+        )
+    for seed in unfinished:
+        say(f"note: {checkpoints[seed]} has not finished training: it is left out, unless it is asked for by its seed")
+    return {seed: path for seed, path in checkpoints.items() if seed not in unfinished}
+
+
+def require_alike(name: str, checkpoints: dict[str, Path]) -> None:
+    """Raise a UserError if seeds, of which a mean is to be, are not of one network, trained alike on the same data."""
+    read = {seed: read_training_json(path) for seed, path in checkpoints.items()}
+    cards = {seed: card for seed, card in read.items() if card is not None}
+    first, *others = cards or [None]
+    for seed in others:
+        card, other = cards[first], cards[seed]
+        unlike = differences(without_identity(card), without_identity(other), "{} {} and {}")
+        networks = [read_json(checkpoints[number] / "config.json") for number in (first, seed)]
+        if not unlike and networks[0] != networks[1]:
+            unlike.append("another network (config.json)")
+        if unlike:
+            raise UserError(
+                f"seeds {first} and {seed} of {name} were not trained alike: {'; '.join(unlike)}. "
+                "Choose seeds with --seeds, or train them alike"
+            )
+
+
+def without_identity(card: dict[str, Any]) -> dict[str, Any]:
+    options = {key: value for key, value in card.get("options", {}).items() if key not in ("seed", "name")}
+    return {"options": options, "split_sha256": card.get("split_sha256")}
+
+
+def require_numbers(scores: np.ndarray, path: Path) -> None:
+    """Raise a UserError if a network, however finite its weights, gives no numbers."""
+    if not np.isfinite(scores).all():
+        raise UserError(f"{path} gives scores that are not finite numbers; name another checkpoint with --checkpoint")
 
 
 @dataclass
@@ -102,6 +174,15 @@ class ScoreOptions(EvaluationOptions):
                 raise UserError(f"--compare {other} is the experiment itself, named twice, or no name for one")
             runs[other] = find_checkpoints(other, self.seeds, "--compare")
         return runs
+
+    def settle_runs(self, runs: dict[str, dict[str, Path]], say: Callable[[str], None]) -> dict[str, dict[str, Path]]:
+        """The same, less seeds that are still in training; raise a UserError if those of one run are not alike."""
+        settled = {}
+        for name, checkpoints in runs.items():
+            settled[name] = leave_out_unfinished(name, checkpoints, bool(self.seeds), say)
+            if len(settled[name]) > 1:
+                require_alike(name, settled[name])
+        return settled
 
     def networks(
         self, checkpoints: dict[str, Path], images: pd.DataFrame, accelerator: Accelerator

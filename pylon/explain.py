@@ -26,12 +26,12 @@ def heatmaps_of(
     Returns:
         heatmaps (N, h, w) float32 in [0, 1]: probabilities, where a logit is the maximum of its map; where it is the
             mean, single logits mean nothing, and the map is scaled to its own range, as CAM is; likewise other methods.
-        probabilities (N,) float32.
+        probabilities (N,) float32, NaN where a logit is no finite number.
     """
     if method == "map":
         with torch.inference_mode():
             output = model(images)
-            maps, probabilities = output.maps[image_of, class_of], output.logits[image_of, class_of].sigmoid()
+            maps, probabilities = output.maps[image_of, class_of], probability(output.logits[image_of, class_of])
             if model.pool == "max":
                 return maps.sigmoid(), probabilities
             low, high = (extreme(maps, dim=(1, 2), keepdim=True) for extreme in (torch.amin, torch.amax))
@@ -47,8 +47,13 @@ def heatmaps_of(
     }[method]  # fmt: skip
     with make(LogitsAlone(model), [model.deepest]) as cam:
         heatmaps = cam(images[image_of], [ClassifierOutputTarget(c) for c in class_of])
-        probabilities = cam.outputs.detach()[range(len(class_of)), class_of].sigmoid()
+        probabilities = probability(cam.outputs.detach()[range(len(class_of)), class_of])
     return torch.from_numpy(heatmaps).float(), probabilities
+
+
+def probability(logits: Tensor) -> Tensor:
+    """The sigmoid, but NaN of an infinite logit, which is a broken network's and not a certain one's."""
+    return logits.sigmoid().where(logits.isfinite(), torch.nan)
 
 
 class LogitsAlone(nn.Module):

@@ -55,6 +55,11 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_number(name: str) -> bool:
+    """Whether the name of a folder or file is a whole number in plain digits; `isdigit` would take ² for one."""
+    return name.isascii() and name.isdigit()
+
+
 def require_writable(*folders: Path) -> None:
     """Raise a UserError if a file cannot be written into one of the folders, before hours are spent on its contents."""
     for folder in folders:

@@ -49,7 +49,7 @@ def draw_page(rows: list[Row]) -> bytes:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     for top, row in zip(tops, rows, strict=True):
         for x, text in ((left, row.image_id), (right, row.title)):
-            figure.text(x / width, 1 - (top - 7) / height, text, fontsize=12)
+            figure.text(x / width, 1 - (top - 7) / height, text, fontsize=12, parse_math=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     page = np.asarray(canvas.buffer_rgba())[..., :3].copy()

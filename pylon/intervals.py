@@ -53,6 +53,19 @@ def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
     return with_means(areas, positives)
 
 
+def patients_behind_auroc(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """How many patients each score of `resampled_auroc` is of, (C + 2,) int.
+
+    Of a class those with positives or those with negatives, whichever are fewer; of the means all.
+
+    Args:
+        labels: (N, C), 0 or 1.
+        patients: (N,) the patient of each image.
+    """
+    sides = [[len(np.unique(patients[column == label])) for label in (0, 1)] for column in labels.T]
+    return np.array([*(min(side) for side in sides), *[len(np.unique(patients))] * 2])
+
+
 def ordered_pairs(
     scores: np.ndarray, positive: np.ndarray, of_positives: sparse.csr_array, of_negatives: sparse.csr_array
 ) -> np.ndarray:

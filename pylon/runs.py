@@ -1,15 +1,20 @@
 """Where a training run keeps its files, whose they are, and how one run takes the place of another."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from pylon.checkpoint import load_last, read_json
+from pylon.checkpoint import fault_of_best, has_ended, load_last, mark_finished, read_json
 from pylon.cli import UserError
 from pylon.device import on_main_process
 from pylon.files import flush_folder, hold_lock, require_writable
+
+MAY_CHANGE = {  # options that do not tell a run from another: it may be resumed with others
+    "data", "epochs", "num_workers", "device", "compile", "skip_unreadable", "overwrite"
+}  # fmt: skip
 
 
 def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) -> tuple[Path, Path]:
@@ -41,7 +46,6 @@ def find_last(
     save: Path,
     card: dict[str, Any],
     defaults: dict[str, Any],
-    may_change: set[str],
     overwrite: bool,
     accelerator: Accelerator,
 ) -> dict[str, Any] | None:
@@ -51,11 +55,14 @@ def find_last(
         save: the run's folder.
         card: what the run that now begins would write beside its network (`make_card`).
         defaults: of the options; what a run of an earlier version had, which did not know them all.
-        may_change: options that may differ from that run's.
         overwrite: whether what was made with others is to be ignored.
 
+    Where `best` is damaged, or of two epochs since its write was interrupted, the lowest loss so far is forgotten, so
+    that the next epoch writes it anew; a note says so.
+
     Raises:
-        UserError: it was made with other options or data, and the sentence says which; or a part of it is gone.
+        UserError: it was made with other options or data, and the sentence says which; or a part of it is gone; or it
+            is finished, and its `best` is damaged.
     """
     try:
         last = load_last(save / "last") if (save / "last").exists() else None
@@ -66,28 +73,50 @@ def find_last(
     whole = (save / "best/model.safetensors").exists()
     card_of_best = save / "best/training.json"
     trained = read_json(card_of_best).get("epoch", 0) if last is None and whole and card_of_best.exists() else 0
+    fault = fault_of_best(save / "best") if last is not None and whole else ""
     accelerator.wait_for_everyone()  # before one of them writes there
     lost = "best" if last is not None and not whole else "last" if trained > 1 else ""  # 1: killed before `last`
     if lost and not overwrite:
         raise UserError(f"{save}/{lost} is gone: the run cannot go on; choose another --name, or --overwrite")
     if last is None:
         return None
-    before, now = {**defaults, **last["options"]}, card["options"]
-    differing = [key for key in now if key not in may_change and before[key] != now[key]]
-    other = [f"--{key.replace('_', '-')} {before[key]} (now {now[key]})" for key in differing]
-    if last["split_sha256"] != card["split_sha256"]:
-        other.append("other images, labels or split")
+    before = {**last, "options": {**defaults, **last["options"]}}
+    other = differences(before, card, "{} {} (now {})")
     if other and not overwrite:
         raise UserError(f"{save} was trained with {', '.join(other)}; choose another --name, or --overwrite it")
-    if not other and not lost:
+    ended = has_ended(last, card["options"])
+    if fault and ended and not overwrite:
+        raise UserError(f"{fault}, and the run is finished; copy it again, choose another --name, or --overwrite")
+    if not other and not lost and not (fault and ended):
+        if fault:
+            accelerator.print(
+                f"note: {fault}; going on from {save / 'last'}, the next epoch writes {save / 'best'} anew"
+            )
+            last["best_loss"] = math.inf
         return last
     if accelerator.is_main_process:
         (save / "last").unlink()  # or its run might one day go on beside the best network of this one
     return None
 
 
+def differences(before: dict[str, Any], now: dict[str, Any], phrase: str) -> list[str]:
+    """In what two trainings differ, a phrase each; an option that one of them does not know is not compared.
+
+    Args:
+        before, now: cards (`make_card`), or of them `options` and `split_sha256`.
+        phrase: how an option is put, with places for its name and the two values.
+    """
+    known = [key for key in now["options"] if key in before["options"] and key not in MAY_CHANGE]
+    pairs = {key: (before["options"][key], now["options"][key]) for key in known}
+    found = [phrase.format(f"--{key.replace('_', '-')}", *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
+    if before["split_sha256"] != now["split_sha256"]:
+        found.append("other images, labels or split")
+    return found
+
+
 def close_run(save: Path, csv: Path) -> Path:
-    """Put a finished run in the place of the one that it overwrites, if it does; returns where it then is."""
+    """Mark a run as finished and put it in the place of the one that it overwrites, if it does; return where it is."""
+    mark_finished(save / "best", True)
     if not save.name.endswith(".new"):
         return save
     csv.rename(csv.with_name(csv.name.replace(".new", "")))

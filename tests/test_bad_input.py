@@ -15,6 +15,7 @@ from conftest import TRAIN, run_script, sentence_of
 from test_images import BAD, SIZE, png
 
 import pylon
+from pylon.checkpoint import read_training_json, save_best
 from pylon.chestxray14 import PATHOLOGIES
 from pylon.cli import UserError
 from pylon.images import read_image, require_readable
@@ -202,6 +203,19 @@ def test_checkpoints(trained, phantom, tmp_path):
     last.write_bytes(last.read_bytes()[:5000])
     done = run_script("train.py", "--data", phantom, *TRAIN, "--epochs", 3, cwd=tmp_path, code=2)
     assert "save/pylon/0/last is damaged" in sentence_of(done)
+
+
+def test_network_that_gives_no_numbers(trained, phantom, tmp_path):
+    best = trained / "save/pylon/0/best"
+    model = pylon.load_pylon(best)
+    with torch.no_grad():
+        model.segmentation_head[0].weight.fill_(3e38)  # finite, but their sum is not
+    save_best(tmp_path / "best", model, read_training_json(best))
+    for script in ("eval_auc.py", "eval_loc.py", "generate_heatmap.py"):
+        options = ("--data", phantom, *EVALUATE, "--checkpoint", tmp_path / "best")
+        sentence = sentence_of(run_script(script, *options, cwd=tmp_path, code=2))
+        assert "best gives scores that are not finite numbers; name another checkpoint with --checkpoint" in sentence
+    assert not list(tmp_path.rglob("*.csv"))
 
 
 def test_no_write_permission(phantom, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pickle
@@ -9,7 +10,7 @@ import pylon
 from pylon import checkpoint
 from pylon.chestxray14 import PATHOLOGIES
 from pylon.cli import UserError
-from pylon.files import write_atomically
+from pylon.files import write_atomically, write_together
 from pylon.model import Pylon
 
 ENCODER = "tu-test_resnet"
@@ -118,12 +119,77 @@ def test_find_checkpoints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--name pylon: no checkpoint under save/pylon"):
         checkpoint.find_checkpoints("pylon")
-    for seed in ("10", "9", "notes"):
+    for seed in ("10", "9", "notes", "²"):
         os.makedirs(f"save/pylon/{seed}/best")
     assert list(checkpoint.find_checkpoints("pylon")) == ["9", "10"]
     assert list(checkpoint.find_checkpoints("pylon", (10,))) == ["10"]
     with pytest.raises(UserError, match="seed 3 of pylon has no checkpoint; save/pylon has seed 9, 10"):
         checkpoint.find_checkpoints("pylon", (3, 9))
+
+
+def test_renames_reach_the_disk(tmp_path, monkeypatch):
+    """The files before they are renamed, and then the folder, or a power failure could take the new names back."""
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append(str(paths[1])), replace(*paths)))
+    write_together({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    partial = [str(tmp_path / f".{name}.partial") for name in "ab"]
+    assert done == [*partial, str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path)]
+
+
+def test_weights_and_card_belong_together(model, tmp_path):
+    card = checkpoint.make_card(["a"] * 14, {"image_size": 256}, "", {})
+    checkpoint.save_best(tmp_path / "best", model, {**card, "epoch": 1})
+    earlier = (tmp_path / "best/training.json").read_bytes()
+    assert checkpoint.fault_of_best(tmp_path / "best") == ""
+    other = Pylon(ENCODER, None, decoder_channels=16)
+    checkpoint.save_best(tmp_path / "best", other, {**card, "epoch": 2})
+    checkpoint.mark_finished(tmp_path / "best", True)
+    assert checkpoint.fault_of_best(tmp_path / "best") == ""
+    assert checkpoint.read_card(tmp_path / "best", other)["finished"] is True
+    (tmp_path / "best/training.json").write_bytes(earlier)
+    assert checkpoint.fault_of_best(tmp_path / "best").endswith("its training.json is not of its model.safetensors")
+    with pytest.raises(UserError, match=r"best is of two epochs.*same train.py command"):
+        checkpoint.read_card(tmp_path / "best", pylon.load_pylon(tmp_path / "best"))
+    (tmp_path / "best/training.json").write_text("{}")
+    assert "training.json lacks class_names" in checkpoint.fault_of_best(tmp_path / "best")
+    (tmp_path / "best/training.json").unlink()
+    assert checkpoint.fault_of_best(tmp_path / "best").endswith("best is damaged")
+    (tmp_path / "best/model.safetensors").write_bytes(b"")
+    assert checkpoint.fault_of_best(tmp_path / "best").endswith("model.safetensors is damaged")
+
+
+def test_whether_training_has_finished(tmp_path):
+    best, last = tmp_path / "best", {**dict.fromkeys(checkpoint.RESUMED, 0), "lr": 1.0}
+    options = {"epochs": 5, "min_lr": 0.1}
+    assert checkpoint.is_finished(best, {"finished": False}) is False
+    assert checkpoint.is_finished(best, {}) is True  # of an earlier version, copied elsewhere
+    for changes, expected in (({"epoch": 4}, False), ({"epoch": 5}, True), ({"epoch": 2, "lr": 0.1}, True)):
+        checkpoint.save_last(tmp_path / "last", {**last, "options": options, **changes})
+        assert checkpoint.is_finished(best, {}) is expected
+        assert checkpoint.is_finished(tmp_path / "exported", {}) is True  # beside a `last` that is not its own
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(tmp_path, value):
+    model = Pylon("resnet18", None)
+    with torch.no_grad():
+        model.segmentation_head[0].bias[3] = value
+    model.save_pretrained(tmp_path / "folder")
+    torch.save(model.state_dict(), tmp_path / "model.pkl")
+    for name in ("folder", "model.pkl"):
+        with pytest.raises(UserError, match=r"weights that are not finite numbers \(segmentation_head.0.bias\)"):
+            pylon.load_pylon(tmp_path / name)
+
+
+def test_json_that_nests_too_deeply(tmp_path):
+    for depth in (*range(900, 1000, 7), 100_000):
+        (tmp_path / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
+        with contextlib.suppress(UserError):  # at some depth it is refused, and no other error comes before
+            checkpoint.hash_of_card(checkpoint.read_json(tmp_path / "config.json"))
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        checkpoint.read_json(tmp_path / "config.json")
 
 
 def test_failed_write_leaves_the_file(tmp_path, monkeypatch):

@@ -19,6 +19,10 @@ def test_names_of_checkpoints():
     assert label("elsewhere/model.pkl") == "model"
     assert label("elsewhere/exported") == "exported"
     assert label("elsewhere/exported", name="mine") == "mine"
+    assert label("/weights/best") == "weights"
+    assert label("/best") == "best"
+    assert label("/a/best") == "a"
+    assert label("/x/.pkl") == "pkl"
     with pytest.raises(UserError, match="--checkpoint names one checkpoint; leave the seeds out"):
         EvaluationOptions(checkpoint=Path("a")).choose_checkpoints((1,))
 

@@ -1,5 +1,8 @@
 """Baselines, comparisons and methods by the scripts, as a user runs them; what is NIH's."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +11,7 @@ from conftest import TRAIN, run_script, sentence_of
 
 import pylon
 from pylon.baselines import Baseline
+from pylon.checkpoint import card_file, load_last, read_json, save_last
 from pylon.chestxray14 import read_images
 from pylon.model import Pylon
 from pylon.results import why_not_official
@@ -121,3 +125,83 @@ def test_what_is_official(official, official_boxes):
 
 def test_phantom_is_not_official(phantom):
     assert why_not_official(read_images(phantom)) is not None
+
+
+def test_relabelled_test_images_are_not_official(official):
+    images = read_images(official)
+    first, last = images.index[images["split"] == "test"][[0, -1]]
+    for row, column in ((first, "Mass"), (last, "Hernia")):
+        relabelled = images.copy()
+        relabelled.loc[row, column] = 1 - relabelled.loc[row, column]
+        assert why_not_official(relabelled) == "its labels of the test images are not NIH's"
+    relabelled = images.copy()
+    relabelled.loc[images["split"] != "test", "Mass"] = 0  # of training, which a user may clean
+    assert why_not_official(relabelled) is None
+
+
+@pytest.fixture
+def seeds(trained_once, tmp_path):
+    """Two seeds of one training, to be changed: a folder, and how to change the card of seed 1."""
+    for seed in (0, 1):
+        shutil.copytree(trained_once / "save/pylon/0", tmp_path / f"save/pylon/{seed}")
+    path = tmp_path / "save/pylon/1/best/training.json"
+    card = read_json(path)
+    card.pop("sha256")
+
+    def change(**changes):
+        options = {**card["options"], "seed": 1, **changes.pop("options", {})}
+        path.write_bytes(card_file({**card, "options": options, **changes}))
+
+    change()
+    return tmp_path, change
+
+
+def test_seeds_that_were_not_trained_alike_have_no_mean(seeds, phantom):
+    cwd, change = seeds
+    options = ("--data", phantom, *CPU)
+    change(options={"epochs": 3, "num_workers": 7, "data": "elsewhere"})  # what may change makes no other training
+    run_script("eval_auc.py", *options, cwd=cwd)
+    table = (cwd / "csv/pylon/auroc.csv").read_bytes()
+    for changes, difference in (
+        ({"options": {"lr": 1e-4, "batch_size": 16}}, "--batch-size 8 and 16; --lr 0.001 and 0.0001"),
+        ({"split_sha256": "0" * 64}, "other images, labels or split"),
+    ):
+        change(**changes)
+        for script in ("eval_auc.py", "eval_loc.py"):
+            sentence = sentence_of(run_script(script, *options, cwd=cwd, code=2))
+            assert f"seeds 0 and 1 of pylon were not trained alike: {difference}." in sentence
+    assert (cwd / "csv/pylon/auroc.csv").read_bytes() == table
+    run_script("eval_auc.py", *options, "--seeds", 1, cwd=cwd)
+    config = cwd / "save/pylon/1/best/config.json"
+    change()
+    config.write_text(json.dumps({**read_json(config), "attention": True, "decoder_channels": 64}))
+    sentence = sentence_of(run_script("eval_auc.py", *options, cwd=cwd, code=2))
+    assert "not trained alike: another network (config.json)" in sentence
+
+
+def test_seeds_in_training_are_left_out(seeds, phantom):
+    cwd, change = seeds
+    options = ("--data", phantom, *CPU)
+    change(finished=False)
+    note = "note: save/pylon/1/best has not finished training: it is left out, unless it is asked for by its seed"
+    for script in ("eval_auc.py", "eval_loc.py", "generate_heatmap.py"):
+        assert note in run_script(script, *options, cwd=cwd).stdout
+    assert "1" not in pd.read_csv(cwd / "csv/pylon/auroc.csv", index_col="seed").index
+    asked = "note: save/pylon/1/best has not finished training: this is what it is so far"
+    assert asked in run_script("eval_auc.py", *options, "--seeds", 0, 1, cwd=cwd).stdout
+    assert {"0", "1"} < set(pd.read_csv(cwd / "csv/pylon/auroc.csv", index_col="seed").index)
+    (cwd / "save/pylon/0").rename(cwd / "save/pylon/5")
+    change(finished=True)
+    (cwd / "save/pylon/1").rename(cwd / "save/other")
+    path = cwd / "save/pylon/5/best/training.json"
+    card = read_json(path)
+    card.pop("sha256")
+    card.pop("finished")  # of an earlier version: `last` tells
+    path.write_bytes(card_file(card))
+    assert "finished" not in run_script("eval_auc.py", *options, cwd=cwd).stdout
+    save_last(path.parents[1] / "last", {**load_last(path.parents[1] / "last"), "epoch": 1})
+    done = run_script("eval_auc.py", *options, cwd=cwd)  # the only one
+    assert "note: save/pylon/5/best has not finished training: this is what it is so far" in done.stdout
+    shutil.copytree(cwd / "save/pylon/5", cwd / "save/pylon/6")
+    sentence = sentence_of(run_script("eval_auc.py", *options, cwd=cwd, code=2))
+    assert "no seed of pylon has finished training; wait for one, or name those" in sentence

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from conftest import TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
 
 import pylon.runs
-from pylon.checkpoint import RESUMED, load_last, read_json, save_last
+from pylon.checkpoint import RESUMED, load_last, read_json, read_training_json, save_last
 from pylon.cli import UserError
 from pylon.files import hold_lock, write_together
 
@@ -177,6 +177,13 @@ def limit_files(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def contents_of(run):
+    """All that is saved of a run; of its card less the mark that it is finished, which it no longer is."""
+    contents = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    card = read_training_json(run / "best")
+    return {**contents, run / "best/training.json": {key: card[key] for key in card if key != "finished"}}
+
+
 @pytest.mark.parametrize("way", ["full disk", "limit"])
 def test_full_disk_leaves_the_previous_checkpoint(trained, phantom, tmp_path, way):
     arguments = ("train.py", "--data", phantom, *TRAIN)
@@ -188,7 +195,7 @@ def test_full_disk_leaves_the_previous_checkpoint(trained, phantom, tmp_path, wa
                 pytest.skip("may not mount a file system")
             stack.callback(subprocess.run, ["umount", cwd], check=True)
         run_script(*arguments, "--epochs", 1, cwd=cwd)
-        saved = {path: path.read_bytes() for path in (cwd / "save/pylon/0").rglob("*") if path.is_file()}
+        saved = contents_of(cwd / "save/pylon/0")
         if way == "full disk":
             free = shutil.disk_usage(cwd).free
             (cwd / "filler").write_bytes(bytes(free - 1_000_000))
@@ -196,7 +203,7 @@ def test_full_disk_leaves_the_previous_checkpoint(trained, phantom, tmp_path, wa
         done = run_script(*arguments, "--epochs", 2, cwd=cwd, code=2, sabotage=sabotage)
         assert "cannot be written" in sentence_of(done)
         assert "No space left on device" in sentence_of(done) or way == "limit"
-        assert saved == {path: path.read_bytes() for path in (cwd / "save/pylon/0").rglob("*") if path.is_file()}
+        assert saved == contents_of(cwd / "save/pylon/0")
         (cwd / "filler").unlink(missing_ok=True)
         run_script(*arguments, "--epochs", 2, cwd=cwd)
         pd.testing.assert_frame_equal(rows_of(cwd), rows_of(trained))
@@ -236,7 +243,12 @@ def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
     shutil.copytree(trained / "save", tmp_path / "save")
     run = tmp_path / "save/pylon/0"
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
-    (run / "best/training.json").write_text("{")  # nothing is read from it
+    card = (run / "best/training.json").read_bytes()
+    (run / "best/training.json").write_text("{")
+    sentence = sentence_of(run_script(*arguments, cwd=tmp_path, code=2))
+    assert "training.json is damaged" in sentence
+    assert "and the run is finished; copy it again, choose another --name, or --overwrite" in sentence
+    (run / "best/training.json").write_bytes(card)
     assert "is finished" in run_script(*arguments, cwd=tmp_path).stdout
     shutil.rmtree(run / "best")
     assert "save/pylon/0/best is gone" in sentence_of(run_script(*arguments, cwd=tmp_path, code=2))
@@ -247,15 +259,40 @@ def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
     assert same_weights(run, trained / "save/pylon/0")
 
 
+def die_between_the_renames_of_the_second_best():
+    count, replace = itertools.count(1), os.replace
+
+    def replace_or_die(source, target):
+        if str(target).endswith("best/training.json") and next(count) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
+
+
+def test_killed_between_the_weights_and_their_card(trained, phantom, tmp_path):
+    """Of two epochs that both improve; the third goes on from `last`, and improves, too, or need not."""
+    arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 3, "--lr", "1e-3")
+    sabotage = die_between_the_renames_of_the_second_best
+    run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
+    shutil.rmtree(tmp_path / "csv")
+    evaluate = ("eval_auc.py", "--data", phantom, "--device", "cpu", "--num-workers", 0)
+    sentence = sentence_of(run_script(*evaluate, cwd=tmp_path, code=2))
+    assert "save/pylon/0/best is of two epochs: its training.json is not of its model.safetensors" in sentence
+    said = run_script(*arguments, cwd=tmp_path).stdout
+    assert "note: save/pylon/0/best is of two epochs" in said
+    assert "going on from save/pylon/0/last, the next epoch writes save/pylon/0/best anew" in said
+    run_script(*evaluate, cwd=tmp_path)
+
+
 def test_what_overwrites_is_not_mixed_either(tmp_path):
-    card = {"options": {"lr": 1.0}, "split_sha256": "a"}
+    card = {"options": {"lr": 1.0, "epochs": 1, "min_lr": 0.0}, "split_sha256": "a"}
     save = tmp_path / "0.new"
     write_together({save / "best/model.safetensors": b""})
     save_last(save / "last", {**dict.fromkeys(RESUMED, 0), "options": {"lr": 2.0}, "split_sha256": "a"})
     with pytest.raises(UserError, match=r"was trained with --lr 2.0 \(now 1.0\)"):
-        pylon.runs.find_last(save, card, {}, set(), False, Accelerator(cpu=True))
-    assert pylon.runs.find_last(save, card, {}, {"lr"}, False, Accelerator(cpu=True))
-    assert pylon.runs.find_last(save, card, {}, set(), True, Accelerator(cpu=True)) is None
+        pylon.runs.find_last(save, card, {}, False, Accelerator(cpu=True))
+    assert pylon.runs.find_last(save, card, {}, True, Accelerator(cpu=True)) is None
     assert not (save / "last").exists()
 
 

@@ -51,3 +51,10 @@ def test_page():
         assert abs(y.max() - 0.4 * PANEL) < 5
         title = page[top - TITLE : top, PANEL + 2 * GAP :]
         assert title.min() < 100  # there is text
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$.png", "a_b^c$.png", "$$"])
+def test_names_are_no_formulas(name):
+    image = np.zeros((20, 20), np.uint8)
+    page = draw_page([Row(name, image, np.zeros((5, 5), np.float32), name, (0, 0, 5, 5))])
+    assert cv2.imdecode(np.frombuffer(page, np.uint8), cv2.IMREAD_COLOR)[:TITLE].min() < 100  # there is text

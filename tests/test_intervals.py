@@ -11,6 +11,7 @@ from pylon.intervals import (
     bounds,
     difference_of_seeds,
     paired_spread,
+    patients_behind_auroc,
     resample_patients,
     resampled_accuracy,
     resampled_auroc,
@@ -43,6 +44,13 @@ def test_auroc_in_a_resample_is_that_with_weights(rng):
         positives = [(weights * labels[:, c]).sum() for c in (0, 1)]
         assert resampled[k, 4] == pytest.approx(np.average(areas, weights=positives))
         assert resampled[k, 5] == pytest.approx(np.mean(areas))
+
+
+def test_an_auroc_is_of_the_patients_on_its_smaller_side():
+    labels = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 1], [0, 1, 0]])
+    assert patients_behind_auroc(labels, np.array([7, 7, 8, 9])).tolist() == [1, 1, 1, 3, 3]
+    assert patients_behind_auroc(1 - labels[:, :1], np.array([7, 7, 8, 8])).tolist() == [1, 2, 2]
+    assert patients_behind_auroc(np.zeros((2, 1)), np.array([7, 8])).tolist() == [0, 2, 2]
 
 
 def test_a_resample_without_positives_is_not_counted():
