@@ -99,6 +99,25 @@ def test_verdicts_by_hand():
     ]  # fmt: skip
 
 
+def test_a_small_difference_is_none_however_sure_it_is():
+    ours, theirs = pd.DataFrame({"a": [0.5001, 0.5002]}), pd.DataFrame({"a": [0.5031, 0.5032]})
+    table = beside(ours, theirs, "others", 0.01)
+    assert table.loc["a", "high"] < 0
+    assert table.loc["a", "verdict"] == "the same"
+
+
+def test_comparison_is_of_the_mean_of_seeds(tmp_path):
+    """In resamples in which one seed gains, the other loses: their mean, of which the difference is, stays."""
+    scores = pd.DataFrame({"Mass": [0.5, 0.5]}, index=["0", "1"])
+    swing = np.linspace(-0.2, 0.2, 41)[:, None]
+    ours = Run(scores, np.stack([0.5 + swing, 0.5 - swing]), np.array([1000]))
+    theirs = Run(scores - 0.1, np.stack([0.4 - swing, 0.4 + swing]), np.array([1000]))
+    print_beside("auroc", {"mine": ours, "other": theirs}, tmp_path, "", "it is a phantom")
+    table = pd.read_csv(tmp_path / "auroc_beside_other.csv", index_col="class")
+    assert table.loc["Mass", "verdict"] == "differs"
+    assert table.loc["Mass", "high"] - table.loc["Mass", "low"] < 0.01
+
+
 def test_comparison_is_printed_written_or_its_want_explained(tmp_path, capsys):
     runs = {
         "mine": run({"0": [0.5, np.nan]}, ["Mass", "Hernia"]),

@@ -1,0 +1,116 @@
+"""The loop of train.py: one training of four epochs, and the same one killed in between."""
+
+import os
+import shutil
+import signal
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, rows_of, run_script, same_weights
+from scipy.special import expit
+
+import pylon
+import pylon.checkpoint
+from pylon.checkpoint import load_last, read_json
+from pylon.chestxray14 import class_names, read_images
+
+# So low a learning rate that the validation loss is all but given by the first weights and by what batch norm has seen:
+# it rises from epoch to epoch, on every processor. Each rise halves the learning rate; after the third the run is over.
+SCHEDULE = ("--lr", "1e-5", "--patience", 0, "--lr-factor", 0.5, "--min-lr", "2e-6", "--epochs", 6)
+DROPOUT = ("--model", "pspnet", "--name", "pylon")  # its random numbers are torch's, not those of the loaders
+
+
+@pytest.fixture(scope="module")
+def few(phantom, tmp_path_factory):
+    data = shutil.copytree(phantom, tmp_path_factory.mktemp("few") / "data")
+    names = (data / "train_val_list.txt").read_text().split()[-40:]
+    (data / "train_val_list.txt").write_text("\n".join(names))
+    return data
+
+
+@pytest.fixture(scope="module")
+def whole(few, tmp_path_factory):
+    """The run that is never interrupted."""
+    return train(few, tmp_path_factory.mktemp("whole"), 1)
+
+
+@pytest.fixture(scope="module")
+def resumed(few, tmp_path_factory):
+    """The run that is killed as soon as its third epoch is saved, and goes on with other workers."""
+    cwd = tmp_path_factory.mktemp("resumed")
+    train(few, cwd, 0, code=-signal.SIGKILL, sabotage=die_after_the_third_epoch)
+    assert load_last(cwd / "save/pylon/0/last")["epoch"] == 3
+    return train(few, cwd, 2)
+
+
+def train(data, cwd, workers, **how):
+    options = ("--data", data, *TINY, *DROPOUT, *SCHEDULE, "--batch-size", 4, "--num-workers", workers)
+    done = run_script("train.py", *options, cwd=cwd, **how)
+    (cwd / "stdout").write_text(done.stdout)
+    return cwd
+
+
+def die_after_the_third_epoch():
+    save = pylon.checkpoint.save_last
+
+    def save_and_die(path, state):
+        save(path, state)
+        if state["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pylon.checkpoint.save_last = save_and_die
+
+
+def test_learning_rate_falls_with_each_rise_of_the_loss_and_ends_the_run(whole):
+    table = rows_of(whole)
+    assert table["val_loss"].diff()[1:].gt(0.01).all()
+    assert table["lr"].tolist() == pytest.approx([1e-5, 1e-5, 5e-6, 2.5e-6])  # and then 1.25e-6, which is below 2e-6
+    assert load_last(whole / "save/pylon/0/last")["lr"] == pytest.approx(1.25e-6)
+    assert "finished: save/pylon/0/best" in (whole / "stdout").read_text()
+    assert read_json(whole / "save/pylon/0/best/training.json")["finished"] is True
+
+
+def test_a_kill_changes_nothing(whole, resumed):
+    assert "resuming save/pylon/0 at epoch 4" in (resumed / "stdout").read_text()
+    pd.testing.assert_frame_equal(rows_of(resumed), rows_of(whole))
+    assert same_weights(resumed / "save/pylon/0", whole / "save/pylon/0")
+    one, other = (load_last(cwd / "save/pylon/0/last") for cwd in (whole, resumed))
+    assert one["schedule"] == other["schedule"]
+    assert one["best_loss"] == other["best_loss"] == rows_of(whole)["val_loss"].min()
+    for key, value in one["model"].items():
+        assert torch.equal(value, other["model"][key]), key
+    for key, state in one["optimizer"]["state"].items():
+        assert all(torch.equal(value, other["optimizer"]["state"][key][name]) for name, value in state.items())
+
+
+def test_what_is_kept_is_of_the_validation_split(few, whole):
+    """Loss, AUROC-relevant logits and thresholds, computed anew from the saved network and the image files."""
+    card = read_json(whole / "save/pylon/0/best/training.json")
+    model = pylon.load_pylon(whole / "save/pylon/0/best")
+    images = read_images(few)
+    val = images[images["split"] == "val"]
+    assert len(val) >= 4
+    pixels = [cv2.resize(cv2.imread(path, 0), (256, 256), interpolation=cv2.INTER_CUBIC) for path in val["path"]]
+    batch = (torch.tensor(np.stack(pixels))[:, None] / 255 - 0.4984) / 0.2483
+    with torch.no_grad():
+        logits = model(batch).logits.double().numpy()
+    labels = val[class_names(images)].to_numpy()
+    losses = np.logaddexp(0, logits) - labels * logits
+    row = rows_of(whole).set_index("epoch").loc[card["epoch"]]
+    assert row["val_loss"] == card["val_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    decided = 0
+    for c, name in enumerate(class_names(images)):
+        positive = labels[:, c] == 1
+        if positive.all() or not positive.any():
+            assert card["thresholds"][name] is None
+            continue
+        # of the logits as thresholds the best; where several are as good, the highest
+        candidates = np.sort(logits[:, c])[::-1]
+        youden = [(logits[positive, c] >= t).mean() - (logits[~positive, c] >= t).mean() for t in candidates]
+        if max(youden) > 1e-9:
+            decided += 1
+            assert card["thresholds"][name] == pytest.approx(expit(candidates[np.argmax(youden)]), rel=1e-4)
+    assert decided >= 2
