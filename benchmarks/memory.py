@@ -68,7 +68,10 @@ def evaluation_peak(options: "Options", device: torch.device, size: int, share: 
 
 
 def in_own_process(function: Callable, *arguments) -> float:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    """Call a function in a process that is forked from one that has imported torch and the rest, and no more."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "accelerate", "segmentation_models_pytorch", "albumentations"])
+    with ProcessPoolExecutor(1, context) as executor:
         return executor.submit(function, *arguments).result()
 
 

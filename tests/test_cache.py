@@ -3,8 +3,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import namedtuple
 
@@ -12,7 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import start_script
 
 import pylon.cache
 from pylon.cache import ImageCache, locked, open_cache
@@ -109,30 +107,13 @@ def test_processes_share_the_map(images, data):
     assert_holds(again, images[:3])
 
 
-FILL = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-import pylon.cache as module
-from pylon.chestxray14 import read_images
-read = module.read_image
-module.read_image = lambda path: (time.sleep(0.02), read(path))[1]
-module.SECONDS_BETWEEN_COMMITS = 0
-data = Path(sys.argv[1])
-module.open_cache(read_images(data), data, 128, 2)
-"""
-
-
-def test_killed_half_way(images, data, capsys):
-    process = subprocess.Popen(
-        [sys.executable, "-c", FILL, data, ROOT], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
+def test_killed_half_way(images, data, tmp_path, capsys):
+    process = start_script("tests/fill_slowly.py", data, cwd=tmp_path, out=tmp_path)
     index = data / "cache/128/index.csv"
-    while not index.exists() and process.poll() is None:
+    while not index.exists() and process.is_alive():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     there = len(pd.read_csv(index))
     assert 0 < there < 90
     cache = open_cache(images, data, 128, 0)
@@ -140,14 +121,39 @@ def test_killed_half_way(images, data, capsys):
     assert_holds(cache, images)
 
 
-def test_two_at_once(images, data):
-    command = [sys.executable, "-u", "-c", FILL, data, ROOT]
+def test_rows_are_on_the_disk_before_the_index_names_them(images, data, monkeypatch):
+    events = []
+    open_map, write = pylon.cache.open_map, pylon.cache.write_atomically
+
+    def watched_map(path, size, mode):
+        store = open_map(path, size, mode)
+        store.flush = lambda: (events.append("rows"), np.memmap.flush(store))
+        return store
+
+    monkeypatch.setattr(pylon.cache, "open_map", watched_map)
+    monkeypatch.setattr(pylon.cache, "write_atomically", lambda *args: (events.append("index"), write(*args)))
+    monkeypatch.setattr(pylon.cache, "SECONDS_BETWEEN_COMMITS", 0)
+    open_cache(images[:40], data, 128, 0)
+    assert events == ["rows", "index"] * 3
+
+
+def test_two_at_once(images, data, tmp_path):
+    outs = [tmp_path / name for name in ("one", "other")]
     with locked(data / "cache/128", print):
-        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        assert [process.stdout.readline()[:27] for process in processes] == ["waiting for another process"] * 2
+        processes = []
+        for out in outs:
+            out.mkdir()
+            processes.append(start_script("tests/fill_slowly.py", data, cwd=tmp_path, out=out))
+        for process, out in zip(processes, outs, strict=True):
+            while not (out / "stdout").exists() or not (out / "stdout").read_text().endswith("\n"):
+                assert process.is_alive()
+                process.join(0.02)
+            assert (out / "stdout").read_text().startswith("waiting for another process")
         assert not (data / "cache/128/index.csv").exists()
-    said = "".join(process.communicate()[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    for process in processes:
+        process.join()
+    said = "".join((out / "stdout").read_text() for out in outs)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert said.count("decoding 90 images") == said.count("decoding") == 1
     assert_holds(ImageCache(data / "cache/128", 128), images)
 

@@ -69,6 +69,6 @@ def test_figure_is_drawn(folder):
 
 def test_failing_command_is_shown(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
-        study.run_script(ROOT / "eval_auc.py", "--data", tmp_path, "--name", "nobody")
+        study.run_script(ROOT / "data/make_phantom.py", "--out", tmp_path, "--findings", "Rose")
     assert stopped.value.code == 2
-    assert "no checkpoint under save/nobody" in capsys.readouterr().err
+    assert "--findings Rose must be one or more of" in capsys.readouterr().err
