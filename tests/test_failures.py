@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import random
 import resource
@@ -257,6 +258,21 @@ def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
     shutil.copytree(run, tmp_path / "save/pylon/0.new")
     run_script(*arguments, "--overwrite", cwd=tmp_path)
     assert same_weights(run, trained / "save/pylon/0")
+
+
+def test_what_is_damaged_is_written_anew(trained, tmp_path, capsys):
+    """By the next epoch, whatever its loss."""
+    save = shutil.copytree(trained / "save/pylon/0", tmp_path / "0")
+    last = load_last(save / "last")
+    card = {**last, "options": {**last["options"], "epochs": 3}}
+    accelerator = Accelerator(cpu=True)
+    assert pylon.runs.find_last(save, card, {}, False, accelerator)["best_loss"] == last["best_loss"] < math.inf
+    assert capsys.readouterr().out == ""
+    (save / "best/training.json").write_text("{")
+    assert pylon.runs.find_last(save, card, {}, False, accelerator)["best_loss"] == math.inf
+    said = capsys.readouterr().out
+    assert f"note: {save}/best/training.json is damaged" in said
+    assert f"; going on from {save}/last, the next epoch writes {save}/best anew" in said
 
 
 def die_between_the_renames_of_the_second_best():

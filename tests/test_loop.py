@@ -1,5 +1,7 @@
 """The loop of train.py: one training of four epochs, and the same one killed in between."""
 
+import json
+import math
 import os
 import shutil
 import signal
@@ -9,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, rows_of, run_script, same_weights
 from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 import pylon
 import pylon.checkpoint
@@ -20,6 +24,7 @@ from pylon.chestxray14 import class_names, read_images
 # So low a learning rate that the validation loss is all but given by the first weights and by what batch norm has seen:
 # it rises from epoch to epoch, on every processor. Each rise halves the learning rate; after the third the run is over.
 SCHEDULE = ("--lr", "1e-5", "--patience", 0, "--lr-factor", 0.5, "--min-lr", "2e-6", "--epochs", 6)
+BATCH = 5
 DROPOUT = ("--model", "pspnet", "--name", "pylon")  # its random numbers are torch's, not those of the loaders
 
 
@@ -34,7 +39,20 @@ def few(phantom, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(few, tmp_path_factory):
     """The run that is never interrupted."""
-    return train(few, tmp_path_factory.mktemp("whole"), 1)
+    return train(few, tmp_path_factory.mktemp("whole"), 1, sabotage=write_down_each_loss)
+
+
+def write_down_each_loss():
+    """A line a step, or a validation: the loss and the labels."""
+    loss_of = F.binary_cross_entropy_with_logits
+
+    def noted(logits, labels):
+        loss = loss_of(logits, labels)
+        with open("losses", "a") as file:
+            file.write(json.dumps([loss.item(), labels.tolist()]) + "\n")
+        return loss
+
+    F.binary_cross_entropy_with_logits = noted
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +65,7 @@ def resumed(few, tmp_path_factory):
 
 
 def train(data, cwd, workers, **how):
-    options = ("--data", data, *TINY, *DROPOUT, *SCHEDULE, "--batch-size", 4, "--num-workers", workers)
+    options = ("--data", data, *TINY, *DROPOUT, *SCHEDULE, "--batch-size", BATCH, "--num-workers", workers)
     done = run_script("train.py", *options, cwd=cwd, **how)
     (cwd / "stdout").write_text(done.stdout)
     return cwd
@@ -73,6 +91,26 @@ def test_learning_rate_falls_with_each_rise_of_the_loss_and_ends_the_run(whole):
     assert read_json(whole / "save/pylon/0/best/training.json")["finished"] is True
 
 
+def test_each_epoch_is_of_all_images_in_an_order_of_its_own(few, whole):
+    images = read_images(few)
+    count = images["split"].value_counts()
+    assert count["train"] % BATCH > 1  # the last batch is a smaller one, and weighs less
+    lines = [json.loads(line) for line in (whole / "losses").read_text().splitlines()]
+    steps = math.ceil(count["train"] / BATCH)
+    assert len(lines) == 4 * (steps + 1)
+    orders = []
+    for epoch, row in enumerate(rows_of(whole).itertuples()):
+        *training, (val_loss, _) = lines[epoch * (steps + 1) :][: steps + 1]
+        losses, labels = zip(*training, strict=True)
+        assert row.train_loss == pytest.approx(np.average(losses, weights=[len(batch) for batch in labels]), rel=1e-5)
+        assert row.val_loss == val_loss
+        orders.append([label for batch in labels for label in batch])
+    expected = images.loc[images["split"] == "train", class_names(images)].to_numpy()
+    for k, order in enumerate(orders):
+        assert sorted(order) == sorted(expected.tolist())
+        assert order not in orders[:k]
+
+
 def test_a_kill_changes_nothing(whole, resumed):
     assert "resuming save/pylon/0 at epoch 4" in (resumed / "stdout").read_text()
     pd.testing.assert_frame_equal(rows_of(resumed), rows_of(whole))
@@ -87,7 +125,7 @@ def test_a_kill_changes_nothing(whole, resumed):
 
 
 def test_what_is_kept_is_of_the_validation_split(few, whole):
-    """Loss, AUROC-relevant logits and thresholds, computed anew from the saved network and the image files."""
+    """Loss, AUROC and thresholds, computed anew from the saved network and the image files."""
     card = read_json(whole / "save/pylon/0/best/training.json")
     model = pylon.load_pylon(whole / "save/pylon/0/best")
     images = read_images(few)
@@ -106,7 +144,9 @@ def test_what_is_kept_is_of_the_validation_split(few, whole):
         positive = labels[:, c] == 1
         if positive.all() or not positive.any():
             assert card["thresholds"][name] is None
+            assert np.isnan(row[name])
             continue
+        assert row[name] == pytest.approx(roc_auc_score(positive, logits[:, c]), abs=1e-6)
         # of the logits as thresholds the best; where several are as good, the highest
         candidates = np.sort(logits[:, c])[::-1]
         youden = [(logits[positive, c] >= t).mean() - (logits[~positive, c] >= t).mean() for t in candidates]
