@@ -247,6 +247,10 @@ def main(options: Options) -> None:
             break
     place = close_run(save, csv) if accelerator.is_main_process else save
     say(f"finished: {place / 'best'} has the lowest validation loss, {best_loss:.4f}")
+    # The wrapped network must not be the last to let go of the process group: torch would now and then wait for itself
+    # (pytorch#56297).
+    del model
+    accelerator.free_memory()
     accelerator.end_training()
 
 
