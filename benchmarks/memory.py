@@ -22,6 +22,15 @@ from pylon.transforms import eval_transform, train_transform
 if TYPE_CHECKING:
     from run import Options
 
+PRELOADED = [
+    "torch",
+    "accelerate",
+    "segmentation_models_pytorch",
+    "albumentations",
+    "matplotlib.pyplot",
+    "sklearn.metrics",
+]
+
 
 def measure_training_memory(options: "Options", device: torch.device, batch_size: int) -> None:
     size = min(options.cache_sizes, default=0)
@@ -70,7 +79,7 @@ def evaluation_peak(options: "Options", device: torch.device, size: int, share: 
 def in_own_process(function: Callable, *arguments) -> float:
     """Call a function in a process that is forked from one that has imported torch and the rest, and no more."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "accelerate", "segmentation_models_pytorch", "albumentations"])
+    context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(1, context) as executor:
         return executor.submit(function, *arguments).result()
 

@@ -70,7 +70,7 @@ def test_killed_run_ends_as_if_it_never_was(trained, phantom, tmp_path, number):
         process = start_script(*arguments, cwd=tmp_path, out=tmp_path, sabotage=sabotage)
         process.join()
     else:
-        process, moment = None, numbers.uniform(0.3, 8)  # seconds
+        process, moment = None, numbers.uniform(0.3, 4)  # seconds
         while process is None or process.exitcode is not None:  # it has finished before the moment
             for folder in ("save", "csv"):
                 shutil.rmtree(tmp_path / folder, ignore_errors=True)
