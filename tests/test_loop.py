@@ -137,7 +137,9 @@ def test_what_is_kept_is_of_the_validation_split(few, whole):
         logits = model(batch).logits.double().numpy()
     labels = val[class_names(images)].to_numpy()
     losses = np.logaddexp(0, logits) - labels * logits
-    row = rows_of(whole).set_index("epoch").loc[card["epoch"]]
+    table = rows_of(whole).set_index("epoch")
+    assert card["epoch"] == table["val_loss"].idxmin()
+    row = table.loc[card["epoch"]]
     assert row["val_loss"] == card["val_loss"] == pytest.approx(losses.mean(), rel=1e-4)
     decided = 0
     for c, name in enumerate(class_names(images)):

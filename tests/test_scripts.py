@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pylon
 from pylon.checkpoint import load_last, read_json, save_last
 from pylon.chestxray14 import PATHOLOGIES
+from pylon.model import Pylon
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="that option is right here")
 
@@ -297,9 +298,11 @@ def test_cache_smaller_than_the_input(trained, phantom):
 def test_two_processes_train_one_network(phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
     options = ("--data", data, "--epochs", 2, *TRAIN, "--cache-size", 256)
-    said = run_as_two("train.py", *options, cwd=tmp_path, out=tmp_path)
+    said = run_as_two("train.py", *options, cwd=tmp_path, out=tmp_path, sabotage=build_otherwise)
     assert said.count("decoding") == 1
     assert said.count("epoch  2") == 1
+    seeds = [(tmp_path / f"seeds-{rank}").read_text().split() for rank in (0, 1)]
+    assert len({*seeds[0], *seeds[1]}) == 4  # of two epochs on two processes
     assert [path.name for path in (tmp_path / "csv/pylon").iterdir()] == ["0.csv"]
     assert sorted(path.name for path in (tmp_path / "save/pylon/0").iterdir()) == ["best", "last"]
     table = rows_of(tmp_path)
@@ -322,8 +325,28 @@ def test_two_processes_score_as_one(trained, phantom, tmp_path):
         pd.testing.assert_frame_equal(single, pd.read_csv(trained / "csv/pylon" / name), rtol=1e-6)
 
 
-def be_one_of_two(variables):
+def build_otherwise():
+    """With a parameter that no gradient reaches, as some encoders have, for whose gradient two processes would wait;
+    and write down what torch's random numbers begin with, dropout's among them."""
+    build = Pylon.__init__
+
+    def build_with_spare(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        self.spare = torch.nn.Parameter(torch.zeros(3))
+        self.register_forward_pre_hook(note_seed)
+
+    def note_seed(model, _):
+        if model.training:
+            with open(f"seeds-{os.environ['RANK']}", "a") as file:
+                file.write(f"{torch.initial_seed()}\n")
+
+    Pylon.__init__ = build_with_spare
+
+
+def be_one_of_two(variables, sabotage):
     """Know of the other process what torchrun says; fail if a wrapped network outlives its process group."""
+    if sabotage is not None:
+        sabotage()
     os.environ.update(variables)
     end_training = Accelerator.end_training
 
@@ -334,7 +357,7 @@ def be_one_of_two(variables):
     Accelerator.end_training = watched
 
 
-def run_as_two(*arguments, cwd, out):
+def run_as_two(*arguments, cwd, out, sabotage=None):
     """As torchrun does, which starts each process afresh and so takes seconds longer; what they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -343,8 +366,8 @@ def run_as_two(*arguments, cwd, out):
     for rank in "01":
         (out / rank).mkdir(exist_ok=True)
         variables = {**address, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
-        sabotage = partial(be_one_of_two, variables)
-        processes.append(start_script(*arguments, cwd=cwd, out=out / rank, sabotage=sabotage))
+        be_it = partial(be_one_of_two, variables, sabotage)
+        processes.append(start_script(*arguments, cwd=cwd, out=out / rank, sabotage=be_it))
     for process, rank in zip(processes, "01", strict=True):
         process.join(300)
         assert process.exitcode == 0, (out / rank / "stderr").read_text()
