@@ -160,6 +160,17 @@ def test_weights_and_card_belong_together(model, tmp_path):
     assert checkpoint.fault_of_best(tmp_path / "best").endswith("model.safetensors is damaged")
 
 
+@pytest.mark.parametrize("change", [('"epoch": 1', '"epoch": 2'), ('"a": 0.25', '"a": 0.35'), ('"one"', '"other"')])
+def test_a_card_that_was_changed_is_refused(model, tmp_path, change):
+    card = checkpoint.make_card(["one"], {"image_size": 256}, "", {})
+    checkpoint.save_best(tmp_path / "best", model, {**card, "epoch": 1, "thresholds": {"a": 0.25}})
+    path = tmp_path / "best/training.json"
+    assert path.read_text().count(change[0]) == 1
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(UserError, match=r"training.json is damaged: it is not what was saved; copy it again"):
+        checkpoint.read_card(tmp_path / "best", model)
+
+
 def test_whether_training_has_finished(tmp_path):
     best, last = tmp_path / "best", {**dict.fromkeys(checkpoint.RESUMED, 0), "lr": 1.0}
     options = {"epochs": 5, "min_lr": 0.1}
