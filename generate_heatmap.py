@@ -50,7 +50,8 @@ def main(options: Options) -> None:
     options.require_float32(options.method)
     out = options.out if options.method == "map" else options.out / options.method
     accelerator = make_accelerator(options.device, options.precision)
-    checkpoints = leave_out_unfinished(name, checkpoints, options.seed is not None, accelerator.print)
+    asked = options.seed is not None
+    checkpoints = leave_out_unfinished(name, checkpoints, asked, accelerator.print, option="--seed", enough=1)
     path = next(iter(checkpoints.values()))
     images = read_images(options.data)
     boxes = read_boxes(options.data, images)

@@ -40,6 +40,7 @@ def measure_fed_training(
     limit = matrix_rate(device, precision) / flops_an_image(encoder_name, device)  # images/s
     # The workers are up to four batches ahead each when the clock starts; on a CPU they are so in any case.
     warm = 2 if device.type == "cpu" else 4 * max(1, num_workers)
+    pin = device.type == "cuda"
     for batch_size in batch_sizes:
         table = repeat(images, batch_size * warm * 4)
         paths, labels = table["path"].tolist(), table[class_names(images)].to_numpy(np.float32)
@@ -49,7 +50,7 @@ def measure_fed_training(
         feed(f"plain, fp32, batch {batch_size}", loader, plain_step, device, limit, warm)
         for size, cache in caches.items():
             accelerator, step = our_trainer(encoder_name, device, precision)
-            loader, sampler = train_loader(table, train_transform(256), batch_size, num_workers, 0, cache)
+            loader, sampler = train_loader(table, train_transform(256), batch_size, num_workers, 0, cache, pin)
             sampler.epoch = 1
             loader = accelerator.prepare(loader)
             feed(f"{size} cache, {precision}, batch {batch_size}", loader, step, device, limit, warm)

@@ -59,7 +59,8 @@ def training_peak(options: "Options", device: torch.device, batch_size: int, pre
             step(image, label)
     else:
         cache = open_cache(images, options.data, size, options.num_workers)
-        batches, sampler = train_loader(images, train_transform(256), batch_size, options.num_workers, 0, cache)
+        pin = device.type == "cuda"
+        batches, sampler = train_loader(images, train_transform(256), batch_size, options.num_workers, 0, cache, pin)
         accelerator, step = our_trainer(options.encoder_name, device, precision)
         sampler.epoch, batches = 1, accelerator.prepare(batches)
         for batch in batches:
@@ -71,7 +72,8 @@ def evaluation_peak(options: "Options", device: torch.device, size: int, share: 
     images = repeat(read_images(options.data), options.images // 5 * share)
     accelerator = our_accelerator(device.type, "fp32", training=False)
     cache = open_cache(images, options.data, size, options.num_workers)
-    loader = accelerator.prepare(eval_loader(images, eval_transform(256), 64, options.num_workers, cache))
+    pin = device.type == "cuda"
+    loader = accelerator.prepare(eval_loader(images, eval_transform(256), 64, options.num_workers, cache, pin))
     predict_logits(fresh(options.encoder_name, device, torch.channels_last), loader, accelerator, "predicting")
     return peak(device)
 

@@ -206,7 +206,8 @@ def measure_evaluation(options: Options, images: pd.DataFrame, caches: dict, dev
         for name, cache in {"from the PNGs": None, **{f"{size} cache": c for size, c in caches.items()}}.items():
             accelerator = our_accelerator(device.type, precision, training=False)
             batch_size = images_at_a_time(accelerator)
-            loader = eval_loader(some, eval_transform(256), batch_size, options.num_workers, cache)
+            pin = device.type == "cuda"
+            loader = eval_loader(some, eval_transform(256), batch_size, options.num_workers, cache, pin)
             task = partial(predict_logits, net, accelerator.prepare(loader), title="predicting")
             candidates[f"{precision}, {name}"] = rate(precision, task)
     show("evaluation", "images/s", alternate(max(1, options.rounds // 2), candidates))

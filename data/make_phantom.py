@@ -11,6 +11,8 @@ import csv
 import os
 import shutil
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -73,12 +75,12 @@ def main(options: Options) -> None:
     (partial_out / "images").mkdir(parents=True)
     folder, choice = partial_out / "images", options.findings
     work = partial(write_radiograph, seed=options.seed, size=options.size, folder=folder, choice=choice)
-    # where stderr is no terminal, a plain line every 30 seconds instead of a bar
-    plain = {"mininterval": 30, "maxinterval": 30, "bar_format": "{desc}: {n_fmt} of {total_fmt} images, {elapsed}\n"}
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         pictures = pool.map(work, radiographs, chunksize=16)
-        style = {} if sys.stderr.isatty() else plain
-        drawn = list(tqdm(pictures, "phantom", len(radiographs), unit="image", **style))
+        if sys.stderr.isatty():
+            drawn = list(tqdm(pictures, "phantom", len(radiographs), unit="image"))
+        else:
+            drawn = list(with_lines(pictures, len(radiographs)))
 
     names = [file_name(*radiograph) for radiograph in radiographs]
     with open(partial_out / "Data_Entry_2017.csv", "w", newline="") as labels:
@@ -105,6 +107,16 @@ def main(options: Options) -> None:
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)
     print(f"{options.out}: {len(radiographs)} images of {patients} patients, {len(test)} of them in the test list")
+
+
+def with_lines(pictures: Iterable, count: int) -> Iterator:
+    """Iterate, with a line every 30 seconds and one at the end, as is right where stderr is no terminal."""
+    start = said = time.monotonic()
+    for done, picture in enumerate(pictures, 1):
+        yield picture
+        if done == count or time.monotonic() - said > 30:
+            said = time.monotonic()
+            print(f"phantom: {done} of {count} images, {said - start:.0f} s", file=sys.stderr, flush=True)
 
 
 def write_radiograph(

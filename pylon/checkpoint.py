@@ -169,24 +169,37 @@ def require_card_of(card: dict[str, Any], sha256: str, folder: Path) -> None:
     """Raise a UserError if a card names other weights than those beside it, as after a kill between two renames."""
     if card.get("weights_sha256", sha256) != sha256:  # a card of an earlier version names none
         raise UserError(
-            f"{folder} is of two epochs: its training.json is not of its model.safetensors; "
-            "go on with the same train.py command, or copy the whole folder again"
+            f"{folder} is of two epochs: its training.json is not of its model.safetensors; go on with the same "
+            "train.py command (if that is running, try again in a moment), or copy the whole folder again"
         )
 
 
-def fault_of_best(folder: Path) -> str:
-    """What is wrong with a folder that `save_best` wrote, in a sentence; empty if nothing is."""
+def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
+    """What is wrong with a folder that `save_best` wrote, and whether the epoch after `last_epoch` mends it.
+
+    Returns:
+        A sentence without a cure, empty if nothing is wrong; and True where the folder is whole, but of two epochs,
+        since the write of that next epoch was interrupted.
+    """
+    for name in ("config.json", "model.safetensors", "training.json"):
+        if not (folder / name).is_file():
+            return f"{folder / name} is gone", False
     try:
-        weights, written = read_weights(folder / "model.safetensors")
+        read_json(folder / "config.json")
         card = read_training_json(folder)
-        if card is None or (written is not None and written != hash_of_weights(weights)):
-            return f"{folder} is damaged"
-        require_card_of(card, hash_of_weights(weights), folder)
+        weights, written = read_weights(folder / "model.safetensors")
+        sha256 = hash_of_weights(weights)
     except UserError as error:
-        return str(error).rpartition("; ")[0]  # without the cure, which is another one here
-    except Exception:  # a damaged file raises whatever its bytes happen to lead to
-        return f"{folder / 'model.safetensors'} is damaged"
-    return ""
+        return str(error).rpartition("; ")[0], False
+    except Exception:  # damaged weights raise whatever their bytes happen to lead to
+        return f"{folder / 'model.safetensors'} is damaged", False
+    if written not in (None, sha256):
+        return f"{folder / 'model.safetensors'} is damaged", False
+    try:
+        require_card_of(card, sha256, folder)
+    except UserError as error:
+        return str(error).partition("; ")[0], card.get("epoch") == last_epoch + 1
+    return "", False
 
 
 def mark_finished(folder: Path, finished: bool) -> None:
@@ -228,14 +241,17 @@ def make_card(
 
 
 def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> None:
-    """Write the folder that `load_pylon` opens; it opens at every moment, and a full disk leaves the one before."""
+    """Write the folder that `load_pylon` opens; it opens at every moment, and a full disk leaves the one before.
+
+    The card is the first to be renamed: after a kill it names weights that are not there yet, and `read_card` says so.
+    """
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = {**model._hub_mixin_config, "encoder_weights": None}
     sha256 = hash_of_weights(weights)
     write_together({
+        folder / "training.json": card_file({**card, "weights_sha256": sha256}),
         folder / "config.json": json.dumps(config, indent=2, sort_keys=True).encode(),
         folder / "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt", "sha256": sha256}),
-        folder / "training.json": card_file({**card, "weights_sha256": sha256}),
     })  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def read_boxes(data: Path, images: pd.DataFrame, complain: Complain = refuse) ->
 
     Raises:
         UserError: the file is missing or empty, a finding is unknown, a box has no area or lies left of or above 0, or
-            an image has two boxes of one finding.
+            a box is there twice.
     """
     path = data / "BBox_List_2017.csv"
     if not path.exists():
@@ -166,9 +166,9 @@ def read_boxes(data: Path, images: pd.DataFrame, complain: Complain = refuse) ->
         complain(f"{path}: the box of {row.image_id}, {row.pathology}, is {xywh}; correct x, y, w, h or remove it")
     table, numbers = table[~(bad | unknown)].copy(), numbers[~(bad | unknown)]
     table[["x", "y", "w", "h"]] = numbers.astype(np.int64)
-    twice = table.duplicated(["image_id", "pathology"])
+    twice = table.duplicated()
     for row in table[twice].itertuples():
-        complain(f"{path}: {row.image_id} has more than one box of {row.pathology}; remove all but one")
+        complain(f"{path}: {row.image_id} has the same box of {row.pathology} twice; remove one")
     table = table[~twice]
     tested = images["image_id"][images["split"] == "test"]
     return table[table["image_id"].isin(tested)].reset_index(drop=True)

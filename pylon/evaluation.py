@@ -92,7 +92,12 @@ def label_of(checkpoint: Path) -> str:
 
 
 def leave_out_unfinished(
-    name: str, checkpoints: dict[str, Path], asked: bool, say: Callable[[str], None]
+    name: str,
+    checkpoints: dict[str, Path],
+    asked: bool,
+    say: Callable[[str], None],
+    option: str = "--seeds",
+    enough: int | None = None,
 ) -> dict[str, Path]:
     """The checkpoints whose training has finished; the others, too, if they were asked for, or there is only one.
 
@@ -101,33 +106,51 @@ def leave_out_unfinished(
         checkpoints: by seed.
         asked: whether each of them was named.
         say: how to tell which are unfinished.
+        option: by which seeds are asked for.
+        enough: how many finished ones are wanted; those behind them are not looked at. All, if it is None.
 
     Raises:
         UserError: there are several, and none is finished.
     """
-    unfinished = []
-    for seed, path in checkpoints.items():
-        card = read_training_json(path)
-        if card is not None and not is_finished(path, card):
-            unfinished.append(seed)
     if asked or len(checkpoints) == 1:
-        for seed in unfinished:
-            say(f"note: {checkpoints[seed]} has not finished training: this is what it is so far")
+        for path in checkpoints.values():
+            if not has_finished(path, say):
+                say(f"note: {path} has not finished training: this is what it is so far")
         return checkpoints
-    if len(unfinished) == len(checkpoints):
+    finished = {}
+    for seed, path in checkpoints.items():
+        if len(finished) == enough:
+            break
+        if has_finished(path, say):
+            finished[seed] = path
+        else:
+            say(f"note: {path} has not finished training: it is left out, unless {option} asks for it")
+    if not finished:
         raise UserError(
-            f"no seed of {name} has finished training; wait for one, or name those to use as they are "
-            f"(seeds {', '.join(unfinished)})"
+            f"no seed of {name} has finished training; wait for one, or ask for what there is: {option} "
+            f"{' '.join(checkpoints)}"
         )
-    for seed in unfinished:
-        say(f"note: {checkpoints[seed]} has not finished training: it is left out, unless it is asked for by its seed")
-    return {seed: path for seed, path in checkpoints.items() if seed not in unfinished}
+    return finished
 
 
-def require_alike(name: str, checkpoints: dict[str, Path]) -> None:
+def has_finished(path: Path, say: Callable[[str], None]) -> bool:
+    """Whether the training of a checkpoint has finished, as far as can be told."""
+    card = read_training_json(path)
+    if card is None:
+        return True
+    try:
+        return is_finished(path, card)
+    except UserError as error:
+        say(f"note: whether {path} has finished training is not known: {error}")
+        return True
+
+
+def require_alike(name: str, checkpoints: dict[str, Path], say: Callable[[str], None]) -> None:
     """Raise a UserError if seeds, of which a mean is to be, are not of one network, trained alike on the same data."""
     read = {seed: read_training_json(path) for seed, path in checkpoints.items()}
     cards = {seed: card for seed, card in read.items() if card is not None}
+    for seed in read.keys() - cards.keys():
+        say(f"note: {checkpoints[seed]} has no training.json: whether it was trained like the other seeds is not known")
     first, *others = cards or [None]
     for seed in others:
         card, other = cards[first], cards[seed]
@@ -181,7 +204,7 @@ class ScoreOptions(EvaluationOptions):
         for name, checkpoints in runs.items():
             settled[name] = leave_out_unfinished(name, checkpoints, bool(self.seeds), say)
             if len(settled[name]) > 1:
-                require_alike(name, settled[name])
+                require_alike(name, settled[name], say)
         return settled
 
     def networks(

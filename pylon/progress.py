@@ -44,13 +44,15 @@ class Lines:
 
     def __iter__(self) -> Iterator[Any]:
         ended = threading.Event()
-        threading.Thread(target=self.write_until, args=(ended,), daemon=True).start()
+        watch = threading.Thread(target=self.write_until, args=(ended,), daemon=True)
+        watch.start()
         try:
             for item in self.iterable:
                 yield item
                 self.done += 1
         finally:
             ended.set()
+            watch.join()
         self.write()
 
     def write_until(self, ended: threading.Event) -> None:

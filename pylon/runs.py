@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pylon.checkpoint import fault_of_best, has_ended, load_last, mark_finished, read_json
+from pylon.checkpoint import fault_of_best, load_last, mark_finished, read_json
 from pylon.cli import UserError
 from pylon.device import on_main_process
 from pylon.files import flush_folder, hold_lock, require_writable
@@ -57,12 +57,12 @@ def find_last(
         defaults: of the options; what a run of an earlier version had, which did not know them all.
         overwrite: whether what was made with others is to be ignored.
 
-    Where `best` is damaged, or of two epochs since its write was interrupted, the lowest loss so far is forgotten, so
-    that the next epoch writes it anew; a note says so.
+    Where `best` is of two epochs since its write was interrupted, the lowest loss so far is forgotten, so that the next
+    epoch, which is the later of them once more, writes it anew; a note says so.
 
     Raises:
-        UserError: it was made with other options or data, and the sentence says which; or a part of it is gone; or it
-            is finished, and its `best` is damaged.
+        UserError: it was made with other options or data, and the sentence says which; or a part of it is gone or
+            damaged.
     """
     try:
         last = load_last(save / "last") if (save / "last").exists() else None
@@ -73,7 +73,7 @@ def find_last(
     whole = (save / "best/model.safetensors").exists()
     card_of_best = save / "best/training.json"
     trained = read_json(card_of_best).get("epoch", 0) if last is None and whole and card_of_best.exists() else 0
-    fault = fault_of_best(save / "best") if last is not None and whole else ""
+    fault, mends = fault_of_best(save / "best", last["epoch"]) if last is not None and whole else ("", False)
     accelerator.wait_for_everyone()  # before one of them writes there
     lost = "best" if last is not None and not whole else "last" if trained > 1 else ""  # 1: killed before `last`
     if lost and not overwrite:
@@ -84,14 +84,11 @@ def find_last(
     other = differences(before, card, "{} {} (now {})")
     if other and not overwrite:
         raise UserError(f"{save} was trained with {', '.join(other)}; choose another --name, or --overwrite it")
-    ended = has_ended(last, card["options"])
-    if fault and ended and not overwrite:
-        raise UserError(f"{fault}, and the run is finished; copy it again, choose another --name, or --overwrite")
-    if not other and not lost and not (fault and ended):
-        if fault:
-            accelerator.print(
-                f"note: {fault}; going on from {save / 'last'}, the next epoch writes {save / 'best'} anew"
-            )
+    if fault and not mends and not overwrite:
+        raise UserError(f"{fault}; copy it again, choose another --name, or --overwrite")
+    if not other and not lost and (not fault or mends):
+        if mends:
+            accelerator.print(f"note: {fault}; going on from {save / 'last'}, the next epoch writes it anew")
             last["best_loss"] = math.inf
         return last
     if accelerator.is_main_process:

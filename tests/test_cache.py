@@ -94,6 +94,8 @@ def test_only_what_is_new_or_changed_is_decoded(images, data, capsys):
     assert [line[:18] for line in decoded(capsys)] == ["decoding 3 images "]
     assert_holds(cache, images[:13])
     np.testing.assert_array_equal(cache.read(3), read_image(images["path"][20]))
+    open_cache(images[:13], data, 128, 0)
+    assert decoded(capsys) == []
     open_cache(images[:13], data, 64, 0)  # another size is another cache
     assert [line[:18] for line in decoded(capsys)] == ["decoding 13 images"]
 

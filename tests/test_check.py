@@ -66,7 +66,7 @@ def test_everything_is_listed_at_once(phantom, tmp_path):
         f"the box of {image}, Mass, reaches beyond the image (128 x 128)",
         "'Mas' is none of the findings",
         f"{image} has a box of Edema but not that label",
-        f"{image} has more than one box of Edema; remove all but one",
+        f"{image} has the same box of Edema twice; remove one",
         f"note: {train[8]} is in BBox_List_2017.csv but not in the test list",
         "1 patients are both in the test list and in training",
     ):

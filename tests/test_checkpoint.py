@@ -139,25 +139,48 @@ def test_renames_reach_the_disk(tmp_path, monkeypatch):
 
 
 def test_weights_and_card_belong_together(model, tmp_path):
+    best = tmp_path / "best"
     card = checkpoint.make_card(["a"] * 14, {"image_size": 256}, "", {})
-    checkpoint.save_best(tmp_path / "best", model, {**card, "epoch": 1})
-    earlier = (tmp_path / "best/training.json").read_bytes()
-    assert checkpoint.fault_of_best(tmp_path / "best") == ""
+    checkpoint.save_best(best, model, {**card, "epoch": 1})
+    earlier = {path: path.read_bytes() for path in best.iterdir()}
+    assert checkpoint.fault_of_best(best, 1) == ("", False)
     other = Pylon(ENCODER, None, decoder_channels=16)
-    checkpoint.save_best(tmp_path / "best", other, {**card, "epoch": 2})
-    checkpoint.mark_finished(tmp_path / "best", True)
-    assert checkpoint.fault_of_best(tmp_path / "best") == ""
-    assert checkpoint.read_card(tmp_path / "best", other)["finished"] is True
-    (tmp_path / "best/training.json").write_bytes(earlier)
-    assert checkpoint.fault_of_best(tmp_path / "best").endswith("its training.json is not of its model.safetensors")
+    checkpoint.save_best(best, other, {**card, "epoch": 4})
+    checkpoint.mark_finished(best, True)
+    assert checkpoint.fault_of_best(best, 4) == ("", False)
+    assert checkpoint.read_card(best, other)["finished"] is True
+    for name in ("config.json", "model.safetensors"):
+        (best / name).write_bytes(earlier[best / name])
+    said = f"{best} is of two epochs: its training.json is not of its model.safetensors"
+    assert checkpoint.fault_of_best(best, 3) == (said, True)
+    assert checkpoint.fault_of_best(best, 4) == (said, False)  # no write that was interrupted has left this
     with pytest.raises(UserError, match=r"best is of two epochs.*same train.py command"):
-        checkpoint.read_card(tmp_path / "best", pylon.load_pylon(tmp_path / "best"))
-    (tmp_path / "best/training.json").write_text("{}")
-    assert "training.json lacks class_names" in checkpoint.fault_of_best(tmp_path / "best")
-    (tmp_path / "best/training.json").unlink()
-    assert checkpoint.fault_of_best(tmp_path / "best").endswith("best is damaged")
-    (tmp_path / "best/model.safetensors").write_bytes(b"")
-    assert checkpoint.fault_of_best(tmp_path / "best").endswith("model.safetensors is damaged")
+        checkpoint.read_card(best, pylon.load_pylon(best))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("config.json", b"{", "config.json is damaged"),
+        ("config.json", None, "config.json is gone"),
+        ("training.json", b"{}", "training.json lacks class_names, mean, std, image_size"),
+        ("training.json", None, "training.json is gone"),
+        ("model.safetensors", b"", "model.safetensors is damaged"),
+    ],
+)
+def test_what_is_wrong_with_a_folder(model, tmp_path, name, content, sentence):
+    best = tmp_path / "best"
+    checkpoint.save_best(best, model, checkpoint.make_card(["a"], {"image_size": 256}, "", {}))
+    weights = (best / "model.safetensors").read_bytes()
+    (best / "model.safetensors").write_bytes(weights[:-5] + bytes([weights[-5] ^ 1]) + weights[-4:])
+    assert checkpoint.fault_of_best(best, 1) == (f"{best}/model.safetensors is damaged", False)
+    (best / "model.safetensors").write_bytes(weights)
+    (best / name).unlink()
+    if content is not None:
+        (best / name).write_bytes(content)
+    said, mends = checkpoint.fault_of_best(best, 1)
+    assert said.startswith(f"{best}/{sentence}")
+    assert not mends
 
 
 @pytest.mark.parametrize("change", [('"epoch": 1', '"epoch": 2'), ('"a": 0.25', '"a": 0.35'), ('"one"', '"other"')])

@@ -63,6 +63,16 @@ def test_boxes(data):
     assert boxes.to_numpy().tolist() == [["00000003_000.png", "Infiltration", 10, 20, 30, 40]]
 
 
+def test_a_finding_may_have_two_boxes_but_not_the_same_twice(data):
+    path = data / "BBox_List_2017.csv"
+    header, box, _ = path.read_text().splitlines()
+    path.write_text("\n".join([header, box, box.replace(",10.", ",90.")]))
+    assert read_boxes(data, read_images(data))["x"].tolist() == [10, 90]
+    path.write_text("\n".join([header, box, box]))
+    with pytest.raises(UserError, match=r"00000003_000.png has the same box of Infiltration twice; remove one"):
+        read_boxes(data, read_images(data))
+
+
 def test_windows_line_ends_and_byte_order_mark(data):
     expected = read_images(data)
     for path in data.iterdir():

@@ -11,7 +11,7 @@ from conftest import TRAIN, run_script, sentence_of
 
 import pylon
 from pylon.baselines import Baseline
-from pylon.checkpoint import card_file, load_last, read_json, save_last
+from pylon.checkpoint import card_file, load_last, read_json, read_training_json, save_last
 from pylon.chestxray14 import read_images
 from pylon.model import Pylon
 from pylon.results import why_not_official
@@ -183,8 +183,8 @@ def test_seeds_in_training_are_left_out(seeds, phantom):
     cwd, change = seeds
     options = ("--data", phantom, *CPU)
     change(finished=False)
-    note = "note: save/pylon/1/best has not finished training: it is left out, unless it is asked for by its seed"
-    for script in ("eval_auc.py", "eval_loc.py", "generate_heatmap.py"):
+    note = "note: save/pylon/1/best has not finished training: it is left out, unless --seeds asks for it"
+    for script in ("eval_auc.py", "eval_loc.py"):
         assert note in run_script(script, *options, cwd=cwd).stdout
     assert "1" not in pd.read_csv(cwd / "csv/pylon/auroc.csv", index_col="seed").index
     asked = "note: save/pylon/1/best has not finished training: this is what it is so far"
@@ -204,4 +204,28 @@ def test_seeds_in_training_are_left_out(seeds, phantom):
     assert "note: save/pylon/5/best has not finished training: this is what it is so far" in done.stdout
     shutil.copytree(cwd / "save/pylon/5", cwd / "save/pylon/6")
     sentence = sentence_of(run_script("eval_auc.py", *options, cwd=cwd, code=2))
-    assert "no seed of pylon has finished training; wait for one, or name those" in sentence
+    assert "no seed of pylon has finished training; wait for one, or ask for what there is: --seeds 5 6" in sentence
+
+
+def test_one_finished_seed_is_enough_for_heatmaps(seeds, phantom):
+    cwd, change = seeds
+    path = cwd / "save/pylon/1/best/training.json"
+    path.write_text("{")  # which is not looked at
+    assert "note" not in run_script("generate_heatmap.py", "--data", phantom, *CPU, cwd=cwd).stdout
+    change()
+    card = cwd / "save/pylon/0/best/training.json"
+    card.write_bytes(card_file({**read_training_json(card.parent), "finished": False}))
+    said = run_script("generate_heatmap.py", "--data", phantom, *CPU, cwd=cwd).stdout
+    assert "note: save/pylon/0/best has not finished training: it is left out, unless --seed asks for it" in said
+
+
+def test_what_is_not_known_of_a_seed_is_said(seeds, phantom):
+    cwd, _ = seeds
+    card = cwd / "save/pylon/0/best/training.json"
+    earlier = read_training_json(card.parent)
+    card.write_bytes(card_file({key: earlier[key] for key in earlier if key not in ("finished", "weights_sha256")}))
+    (cwd / "save/pylon/0/last").write_bytes(b"cut")
+    (cwd / "save/pylon/1/best/training.json").unlink()
+    said = run_script("eval_auc.py", "--data", phantom, *CPU, cwd=cwd).stdout
+    assert "note: whether save/pylon/0/best has finished training is not known: save/pylon/0/last is damaged" in said
+    assert "note: save/pylon/1/best has no training.json: whether it was trained like the other seeds is not" in said

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from conftest import TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
 
 import pylon.runs
-from pylon.checkpoint import RESUMED, load_last, read_json, read_training_json, save_last
+from pylon.checkpoint import RESUMED, card_file, load_last, read_json, read_training_json, save_last
 from pylon.cli import UserError
 from pylon.files import hold_lock, write_together
 
@@ -205,6 +205,7 @@ def test_full_disk_leaves_the_previous_checkpoint(trained, phantom, tmp_path, wa
         assert "cannot be written" in sentence_of(done)
         assert "No space left on device" in sentence_of(done) or way == "limit"
         assert saved == contents_of(cwd / "save/pylon/0")
+        assert read_training_json(cwd / "save/pylon/0/best")["finished"] is False
         (cwd / "filler").unlink(missing_ok=True)
         run_script(*arguments, "--epochs", 2, cwd=cwd)
         pd.testing.assert_frame_equal(rows_of(cwd), rows_of(trained))
@@ -248,7 +249,7 @@ def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
     (run / "best/training.json").write_text("{")
     sentence = sentence_of(run_script(*arguments, cwd=tmp_path, code=2))
     assert "training.json is damaged" in sentence
-    assert "and the run is finished; copy it again, choose another --name, or --overwrite" in sentence
+    assert sentence.endswith("; copy it again, choose another --name, or --overwrite")
     (run / "best/training.json").write_bytes(card)
     assert "is finished" in run_script(*arguments, cwd=tmp_path).stdout
     shutil.rmtree(run / "best")
@@ -260,26 +261,32 @@ def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
     assert same_weights(run, trained / "save/pylon/0")
 
 
-def test_what_is_damaged_is_written_anew(trained, tmp_path, capsys):
+def test_what_was_interrupted_is_written_anew_and_what_is_damaged_is_not(trained, tmp_path, capsys):
     """By the next epoch, whatever its loss."""
     save = shutil.copytree(trained / "save/pylon/0", tmp_path / "0")
     last = load_last(save / "last")
-    card = {**last, "options": {**last["options"], "epochs": 3}}
-    accelerator = Accelerator(cpu=True)
-    assert pylon.runs.find_last(save, card, {}, False, accelerator)["best_loss"] == last["best_loss"] < math.inf
+    wanted = {**last, "options": {**last["options"], "epochs": 3}}
+    find = partial(pylon.runs.find_last, save, wanted, {}, accelerator=Accelerator(cpu=True))
+    assert find(overwrite=False)["best_loss"] == last["best_loss"] < math.inf
     assert capsys.readouterr().out == ""
-    (save / "best/training.json").write_text("{")
-    assert pylon.runs.find_last(save, card, {}, False, accelerator)["best_loss"] == math.inf
+    card = read_training_json(save / "best")
+    (save / "best/training.json").write_bytes(card_file({**card, "epoch": 3, "weights_sha256": "of the third"}))
+    assert find(overwrite=False)["best_loss"] == math.inf
     said = capsys.readouterr().out
-    assert f"note: {save}/best/training.json is damaged" in said
-    assert f"; going on from {save}/last, the next epoch writes {save}/best anew" in said
+    assert f"note: {save}/best is of two epochs" in said
+    assert f"; going on from {save}/last, the next epoch writes it anew" in said
+    (save / "best/training.json").write_bytes(card_file({**card, "weights_sha256": "of another run"}))
+    with pytest.raises(UserError, match=r"best is of two epochs.*; copy it again, choose another --name"):
+        find(overwrite=False)
+    assert find(overwrite=True) is None
+    assert not (save / "last").exists()
 
 
 def die_between_the_renames_of_the_second_best():
     count, replace = itertools.count(1), os.replace
 
     def replace_or_die(source, target):
-        if str(target).endswith("best/training.json") and next(count) == 2:
+        if str(target).endswith("best/model.safetensors") and next(count) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
@@ -287,8 +294,7 @@ def die_between_the_renames_of_the_second_best():
 
 
 def test_killed_between_the_weights_and_their_card(trained, phantom, tmp_path):
-    """Of two epochs that both improve; the third goes on from `last`, and improves, too, or need not."""
-    arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 3, "--lr", "1e-3")
+    arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 3)
     sabotage = die_between_the_renames_of_the_second_best
     run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
     shutil.rmtree(tmp_path / "csv")
@@ -297,8 +303,30 @@ def test_killed_between_the_weights_and_their_card(trained, phantom, tmp_path):
     assert "save/pylon/0/best is of two epochs: its training.json is not of its model.safetensors" in sentence
     said = run_script(*arguments, cwd=tmp_path).stdout
     assert "note: save/pylon/0/best is of two epochs" in said
-    assert "going on from save/pylon/0/last, the next epoch writes save/pylon/0/best anew" in said
+    assert "going on from save/pylon/0/last, the next epoch writes it anew" in said
     run_script(*evaluate, cwd=tmp_path)
+
+
+def test_killed_before_the_first_weights_are_there(trained, phantom, tmp_path):
+    """There is a card then, so that nothing takes the folder for one whose training is not known."""
+    arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 1)
+    run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=die_before_the_first_weights)
+    assert read_training_json(tmp_path / "save/pylon/0/best")["finished"] is False
+    assert not (tmp_path / "save/pylon/0/best/model.safetensors").exists()
+    sentence = sentence_of(run_script("eval_auc.py", "--data", phantom, "--device", "cpu", cwd=tmp_path, code=2))
+    assert "save/pylon/0/best is no checkpoint: it has no model.safetensors" in sentence
+    assert "finished: save/pylon/0/best" in run_script(*arguments, cwd=tmp_path).stdout
+
+
+def die_before_the_first_weights():
+    replace = os.replace
+
+    def replace_or_die(source, target):
+        if str(target).endswith("best/model.safetensors"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
 
 
 def test_what_overwrites_is_not_mixed_either(tmp_path):

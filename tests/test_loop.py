@@ -61,6 +61,7 @@ def resumed(few, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("resumed")
     train(few, cwd, 0, code=-signal.SIGKILL, sabotage=die_after_the_third_epoch)
     assert load_last(cwd / "save/pylon/0/last")["epoch"] == 3
+    assert read_json(cwd / "save/pylon/0/best/training.json")["finished"] is False
     return train(few, cwd, 2)
 
 
