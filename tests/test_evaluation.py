@@ -5,8 +5,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from pylon.checkpoint import make_card, save_best
+from pylon.chestxray14 import PATHOLOGIES, list_hashes, read_images
 from pylon.cli import UserError
-from pylon.evaluation import EvaluationOptions, images_at_a_time
+from pylon.evaluation import EvaluationOptions, ScoreOptions, images_at_a_time
 from pylon.model import Pylon
 from pylon.predict import predict_logits
 
@@ -25,6 +27,34 @@ def test_names_of_checkpoints():
     assert label("/x/.pkl") == "pkl"
     with pytest.raises(UserError, match="--checkpoint names one checkpoint; leave the seeds out"):
         EvaluationOptions(checkpoint=Path("a")).choose_checkpoints((1,))
+
+
+def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
+    images, hashes = read_images(phantom), list_hashes(phantom)
+    options = EvaluationOptions(data=phantom, cache_size=256)
+    accelerator = Accelerator(cpu=True)
+
+    def load(names=PATHOLOGIES, channels=1, image_size=256, lists=hashes):
+        model = Pylon("tu-test_resnet", None, in_channels=channels, classes=len(names), decoder_channels=8)
+        save_best(tmp_path / "best", model, make_card(list(names), {"image_size": image_size}, "", lists))
+        return options.load(images, tmp_path / "best", accelerator)
+
+    _, card = load()
+    assert card["class_names"] == list(PATHOLOGIES)
+    assert capsys.readouterr().out == ""
+    load(lists={**hashes, "test_list.txt": "0", "train_val_list.txt": "1"})
+    assert "was trained with another test_list.txt, another train_val_list.txt than" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"best knows the classes Mass, Hernia, the data Atelectasis, "):
+        load(names=("Mass", "Hernia"))
+    with pytest.raises(UserError, match=r"best knows the classes Cardiomegaly, Atelectasis, "):
+        load(names=(PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]))
+    with pytest.raises(UserError, match="best takes 3 channels, but radiographs are read as one grey channel"):
+        load(channels=3)
+    with pytest.raises(UserError, match=r"--cache-size 256 is below the 512 pixels that .*best sees"):
+        load(image_size=512)
+    options = ScoreOptions(data=phantom, num_workers=0, batch_size=2)
+    _, _, _, loader = next(options.networks({"0": tmp_path / "best"}, images[:2], accelerator))
+    assert next(iter(loader))["image"].shape == (2, 1, 512, 512)
 
 
 def test_predictions_are_those_of_the_network():
