@@ -368,7 +368,11 @@ def run_as_two(*arguments, cwd, out, sabotage=None):
         variables = {**address, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
         be_it = partial(be_one_of_two, variables, sabotage)
         processes.append(start_script(*arguments, cwd=cwd, out=out / rank, sabotage=be_it))
-    for process, rank in zip(processes, "01", strict=True):
-        process.join(300)
-        assert process.exitcode == 0, (out / rank / "stderr").read_text()
-    return "".join((out / rank / "stdout").read_text() for rank in "01")
+    for process in processes:
+        process.join(100)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # the one that waits for the other, if that has failed
+    stdout, stderr = ("".join((out / rank / name).read_text() for rank in "01") for name in ("stdout", "stderr"))
+    assert codes == [0, 0], stderr
+    return stdout
