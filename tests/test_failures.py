@@ -71,14 +71,17 @@ def test_killed_run_ends_as_if_it_never_was(trained, phantom, tmp_path, number):
         process.join()
     else:
         process, moment = None, numbers.uniform(0.3, 4)  # seconds
-        while process is None or process.exitcode is not None:  # it has finished before the moment
+        while process is None or process.exitcode == 0:  # it has finished before the moment
             for folder in ("save", "csv"):
                 shutil.rmtree(tmp_path / folder, ignore_errors=True)
             process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
             process.join(moment)
             moment /= 2
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # there is no such group yet, or no longer
+                process.kill()
+            process.join()
     assert process.exitcode == -signal.SIGKILL
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     print("killed in a write" if number % 2 else "killed in whatever it did", "leaving", *left)
