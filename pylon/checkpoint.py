@@ -67,7 +67,9 @@ def load_folder(path: Path) -> Pylon | Baseline:
         model = network(**{**config, "encoder_weights": None})
         model.load_state_dict(weights)
     except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
-        raise UserError(f"{path} does not hold the network of its config.json: {first_line(error)}") from error
+        raise UserError(
+            f"{path} does not hold the network of its config.json ({first_line(error)}); copy the whole folder again"
+        ) from error
     if written is not None and written != hash_of_weights(weights):
         raise UserError(f"{path / 'model.safetensors'} is damaged: it is not what was saved; copy it again")
     require_finite_weights(weights, path)

@@ -167,7 +167,7 @@ def read_boxes(data: Path, images: pd.DataFrame, complain: Complain = refuse) ->
     table, numbers = table[~(bad | unknown)].copy(), numbers[~(bad | unknown)]
     table[["x", "y", "w", "h"]] = numbers.astype(np.int64)
     twice = table.duplicated()
-    for row in table[twice].itertuples():
+    for row in table[twice].drop_duplicates().itertuples():
         complain(f"{path}: {row.image_id} has the same box of {row.pathology} twice; remove one")
     table = table[~twice]
     tested = images["image_id"][images["split"] == "test"]

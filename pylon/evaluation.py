@@ -146,7 +146,10 @@ def has_finished(path: Path, say: Callable[[str], None]) -> bool:
 
 
 def require_alike(name: str, checkpoints: dict[str, Path], say: Callable[[str], None]) -> None:
-    """Raise a UserError if seeds, of which a mean is to be, are not of one network, trained alike on the same data."""
+    """Raise a UserError if seeds, of which a mean is to be, are not of one network, trained alike on the same data.
+
+    What may change when a run is resumed is not compared; but a note says where `--epochs` differ.
+    """
     read = {seed: read_training_json(path) for seed, path in checkpoints.items()}
     cards = {seed: card for seed, card in read.items() if card is not None}
     for seed in read.keys() - cards.keys():
@@ -163,6 +166,10 @@ def require_alike(name: str, checkpoints: dict[str, Path], say: Callable[[str], 
                 f"seeds {first} and {seed} of {name} were not trained alike: {'; '.join(unlike)}. "
                 "Choose seeds with --seeds, or train them alike"
             )
+    epochs = {seed: card["options"]["epochs"] for seed, card in cards.items() if "epochs" in card.get("options", {})}
+    if len(set(epochs.values())) > 1:
+        each = ", ".join(f"{count} (seed {seed})" for seed, count in epochs.items())
+        say(f"note: the seeds of {name} were trained with different --epochs: {each}")
 
 
 def without_identity(card: dict[str, Any]) -> dict[str, Any]:

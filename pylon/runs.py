@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pylon.checkpoint import fault_of_best, load_last, mark_finished, read_json
+from pylon.checkpoint import fault_of_best, has_ended, load_last, mark_finished, read_json
 from pylon.cli import UserError
 from pylon.device import on_main_process
 from pylon.files import flush_folder, hold_lock, require_writable
@@ -74,6 +74,7 @@ def find_last(
     card_of_best = save / "best/training.json"
     trained = read_json(card_of_best).get("epoch", 0) if last is None and whole and card_of_best.exists() else 0
     fault, mends = fault_of_best(save / "best", last["epoch"]) if last is not None and whole else ("", False)
+    mends = mends and not has_ended(last, card["options"])  # or there is no next epoch
     accelerator.wait_for_everyone()  # before one of them writes there
     lost = "best" if last is not None and not whole else "last" if trained > 1 else ""  # 1: killed before `last`
     if lost and not overwrite:

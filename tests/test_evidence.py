@@ -160,7 +160,8 @@ def test_seeds_that_were_not_trained_alike_have_no_mean(seeds, phantom):
     cwd, change = seeds
     options = ("--data", phantom, *CPU)
     change(options={"epochs": 3, "num_workers": 7, "data": "elsewhere"})  # what may change makes no other training
-    run_script("eval_auc.py", *options, cwd=cwd)
+    said = run_script("eval_auc.py", *options, cwd=cwd).stdout
+    assert "note: the seeds of pylon were trained with different --epochs: 2 (seed 0), 3 (seed 1)" in said
     table = (cwd / "csv/pylon/auroc.csv").read_bytes()
     for changes, difference in (
         ({"options": {"lr": 1e-4, "batch_size": 16}}, "--batch-size 8 and 16; --lr 0.001 and 0.0001"),

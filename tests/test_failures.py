@@ -278,6 +278,9 @@ def test_what_was_interrupted_is_written_anew_and_what_is_damaged_is_not(trained
     said = capsys.readouterr().out
     assert f"note: {save}/best is of two epochs" in said
     assert f"; going on from {save}/last, the next epoch writes it anew" in said
+    no_more = {**last, "options": {**last["options"], "epochs": 2}}
+    with pytest.raises(UserError, match=r"best is of two epochs.*; copy it again, choose another --name"):
+        pylon.runs.find_last(save, no_more, {}, False, Accelerator(cpu=True))
     (save / "best/training.json").write_bytes(card_file({**card, "weights_sha256": "of another run"}))
     with pytest.raises(UserError, match=r"best is of two epochs.*; copy it again, choose another --name"):
         find(overwrite=False)
