@@ -34,6 +34,7 @@ RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152")
 RESUMED = {
     "epoch", "lr", "best_loss", "rows", "model", "optimizer", "schedule", "scaler", "options", "split_sha256"
 }  # fmt: skip
+OF_TWO_EPOCHS = "is of two epochs: its training.json is not of its model.safetensors"
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "accelerate", "numpy")
 
 
@@ -145,7 +146,11 @@ def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     """
     card = read_training_json(Path(path))
     if card is not None:
-        require_card_of(card, hash_of_weights(model.state_dict()), Path(path))
+        if not is_card_of(card, hash_of_weights(model.state_dict())):
+            raise UserError(
+                f"{path} {OF_TWO_EPOCHS}; go on with the same train.py command (if that is running, try again in a "
+                "moment), or copy the whole folder again"
+            )
         return card
     classes = model.segmentation_head[0].out_channels
     if classes != len(PATHOLOGIES):
@@ -167,13 +172,9 @@ def read_training_json(folder: Path) -> dict[str, Any] | None:
     return card
 
 
-def require_card_of(card: dict[str, Any], sha256: str, folder: Path) -> None:
-    """Raise a UserError if a card names other weights than those beside it, as after a kill between two renames."""
-    if card.get("weights_sha256", sha256) != sha256:  # a card of an earlier version names none
-        raise UserError(
-            f"{folder} is of two epochs: its training.json is not of its model.safetensors; go on with the same "
-            "train.py command (if that is running, try again in a moment), or copy the whole folder again"
-        )
+def is_card_of(card: dict[str, Any], sha256: str) -> bool:
+    """Whether a card names the weights of that hash, and not others, as after a kill between two renames."""
+    return card.get("weights_sha256", sha256) == sha256  # a card of an earlier version names none
 
 
 def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
@@ -197,10 +198,8 @@ def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
         return f"{folder / 'model.safetensors'} is damaged", False
     if written not in (None, sha256):
         return f"{folder / 'model.safetensors'} is damaged", False
-    try:
-        require_card_of(card, sha256, folder)
-    except UserError as error:
-        return str(error).partition("; ")[0], card.get("epoch") == last_epoch + 1
+    if not is_card_of(card, sha256):
+        return f"{folder} {OF_TWO_EPOCHS}", card.get("epoch") == last_epoch + 1
     return "", False
 
 

@@ -56,9 +56,16 @@ def die_in_write(number):
     pylon.files.open = lambda *args: Fatal(open(*args)) if next(count) == number else open(*args)  # noqa: SIM115, its caller closes it
 
 
-def die_before_rename(number):
+def die_before_rename(number, name=""):
+    """Of all files, or of those whose paths end with a name."""
     count, replace = itertools.count(1), os.replace
-    os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL) if next(count) == number else replace(*paths)
+
+    def replace_or_die(source, target):
+        if str(target).endswith(name) and next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
 
 
 @pytest.mark.parametrize("number", range(KILLS))
@@ -288,20 +295,9 @@ def test_what_was_interrupted_is_written_anew_and_what_is_damaged_is_not(trained
     assert not (save / "last").exists()
 
 
-def die_between_the_renames_of_the_second_best():
-    count, replace = itertools.count(1), os.replace
-
-    def replace_or_die(source, target):
-        if str(target).endswith("best/model.safetensors") and next(count) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-
-    os.replace = replace_or_die
-
-
-def test_killed_between_the_weights_and_their_card(trained, phantom, tmp_path):
+def test_killed_between_the_weights_and_their_card(phantom, tmp_path):
     arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 3)
-    sabotage = die_between_the_renames_of_the_second_best
+    sabotage = partial(die_before_rename, 2, "best/model.safetensors")
     run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
     shutil.rmtree(tmp_path / "csv")
     evaluate = ("eval_auc.py", "--data", phantom, "--device", "cpu", "--num-workers", 0)
@@ -313,26 +309,16 @@ def test_killed_between_the_weights_and_their_card(trained, phantom, tmp_path):
     run_script(*evaluate, cwd=tmp_path)
 
 
-def test_killed_before_the_first_weights_are_there(trained, phantom, tmp_path):
+def test_killed_before_the_first_weights_are_there(phantom, tmp_path):
     """There is a card then, so that nothing takes the folder for one whose training is not known."""
     arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 1)
-    run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=die_before_the_first_weights)
+    sabotage = partial(die_before_rename, 1, "best/model.safetensors")
+    run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
     assert read_training_json(tmp_path / "save/pylon/0/best")["finished"] is False
     assert not (tmp_path / "save/pylon/0/best/model.safetensors").exists()
     sentence = sentence_of(run_script("eval_auc.py", "--data", phantom, "--device", "cpu", cwd=tmp_path, code=2))
     assert "save/pylon/0/best is no checkpoint: it has no model.safetensors" in sentence
     assert "finished: save/pylon/0/best" in run_script(*arguments, cwd=tmp_path).stdout
-
-
-def die_before_the_first_weights():
-    replace = os.replace
-
-    def replace_or_die(source, target):
-        if str(target).endswith("best/model.safetensors"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-
-    os.replace = replace_or_die
 
 
 def test_what_overwrites_is_not_mixed_either(tmp_path):
