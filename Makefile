@@ -1,4 +1,5 @@
-# `make demo`, `make test` and `make study` first make .venv with everything in it. STUDY="--epochs 40" gives options.
+# `make demo`, `make test` and `make study` first make .venv with everything in it.
+# STUDY="--epochs 40" gives options.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,8 @@ DEMO := --data $(DATA) --name demo
 .PHONY: demo test study clean
 
 demo: .venv/ready
-	test -f $(DATA)/PHANTOM.txt || $(BIN)/python data/make_phantom.py --out $(DATA) --images 1500 --size 256 --seed 0
+	test -f $(DATA)/PHANTOM.txt || \
+	  $(BIN)/python tools/make_phantom.py --out $(DATA) --images 1500 --size 256 --seed 0
 	$(BIN)/python train.py $(DEMO) --encoder-name tu-test_resnet --encoder-weights none \
 	  --epochs 8 --batch-size 4 --lr 1e-3 --patience 3
 	$(BIN)/python eval_auc.py $(DEMO)
@@ -32,15 +34,18 @@ test: .venv/ready
 study: .venv/ready
 	$(BIN)/python benchmarks/study.py $(STUDY)
 
-# A change of the requirements makes a new .venv. The versions are those of requirements.lock.
-.venv/ready: requirements.txt requirements-dev.txt requirements.lock
+# A change of the requirements makes a new .venv, with the versions of requirements.lock. The package
+# itself is installed from this folder, so a change of its code does not.
+WHAT := -r requirements.txt -e '.[test]' -c requirements.lock
+
+.venv/ready: pyproject.toml requirements.txt requirements.lock
 	rm -rf .venv
 ifdef UV
 	uv venv --python $(PYTHON) .venv
-	uv pip install --python $(BIN)/python -r requirements-dev.txt -c requirements.lock
+	uv pip install --python $(BIN)/python $(WHAT)
 else
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -r requirements-dev.txt -c requirements.lock
+	$(BIN)/python -m pip install $(WHAT)
 endif
 	touch $@
 

@@ -1,29 +1,22 @@
 """AUROC of every class on the test list, with 95 % intervals, beside the published five seeds.
 
     python eval_auc.py                           # every seed under save/pylon/
-    python eval_auc.py --checkpoint model.pkl    # the authors' weights, or any folder that load_pylon opens
-    python eval_auc.py --compare backbone        # and those under save/backbone/, patient by patient
+    python eval_auc.py --checkpoint model.pkl    # the authors' weights, or any other
+    python eval_auc.py --compare backbone        # and those under save/backbone/, in pairs
+    python eval_auc.py --from csv/pylon          # the tables anew, from rows that were written
 
-Reads  checkpoints and DATA.
-Writes csv/NAME/auroc.csv: a row a seed, mean and standard deviation, intervals (patients resampled);
-       csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: a row a class, differences and verdicts.
+Reads  checkpoints and DATA; or, with --from, rows alone.
+Writes csv/NAME/SEED_images.csv, .json: a row a test image, labels and logits;
+       csv/NAME/auroc.csv: a row a seed, mean and standard deviation, intervals over patients;
+       csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: a row a class, differences and
+       verdicts.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from pylon.chestxray14 import class_names, read_images, require_files
-from pylon.cli import run
-from pylon.device import make_accelerator
-from pylon.evaluation import ScoreOptions, require_numbers
-from pylon.intervals import patients_behind_auroc, resampled_auroc
-from pylon.metrics import auroc, mean_auroc
-from pylon.model import Pylon
-from pylon.predict import predict_logits
-from pylon.results import Run, print_beside, print_table, table_of_seeds, why_not_official, write_csv
+from pylon.experiment.options import ScoreOptions
+from pylon.system.cli import parse, start
 
 
 @dataclass
@@ -31,45 +24,96 @@ class Options(ScoreOptions):
     """AUROC of every class on the test list."""
 
 
+if __name__ == "__main__":
+    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+
+from accelerate import Accelerator
+
+from pylon.data.checks import require_files
+from pylon.data.sources import read_radiographs
+from pylon.experiment.evaluate import about_rows, open_networks, predict_logits, require_numbers
+from pylon.experiment.selection import choose_experiments, read_experiments, settle
+from pylon.scoring.compare import print_beside, why_not_published
+from pylon.scoring.rows import Rows, image_rows, write_rows
+from pylon.scoring.tables import print_table, score_images, table_of_seeds
+from pylon.system.device import make_accelerator
+from pylon.system.files import write_csv
+
+
 def main(options: Options) -> None:
-    chosen = options.choose_runs()
+    # from rows that were written: no network, no data
+    if options.from_ is not None:
+        write_tables(read_experiments(options, "images"), options.from_)
+        return
+
+    # from networks
+    experiments = choose_experiments(options)
     accelerator = make_accelerator(options.device, options.precision, options.batch_size)
-    chosen = options.settle_runs(chosen, accelerator.print)
-    images = read_images(options.data)
-    test = images[images["split"] == "test"]
-    require_files(test, options.data)
-    columns = [*class_names(images), "weighted", "macro"]
-
-    witnesses = patients_behind_auroc(test[columns[:-2]].to_numpy(), test["patient_id"].to_numpy())
-
-    # score: a row a seed, and the same in resamples of the patients
-    name, *_ = chosen
-    runs, whole = {}, True
-    for run_name, checkpoints in chosen.items():
-        rows, resamples = {}, []
-        for seed, model, card, loader in options.networks(checkpoints, test, accelerator):
-            logits, labels = predict_logits(model, loader, accelerator, f"{run_name} {seed}", card["mean"], card["std"])
-            require_numbers(logits, checkpoints[seed])
-            areas = auroc(labels, logits)
-            rows[seed] = dict(zip(columns, [*areas, *mean_auroc(areas, labels)], strict=True))
-            if accelerator.is_main_process:
-                resamples.append(resampled_auroc(labels, logits, test["patient_id"].to_numpy()))
-            if run_name == name:
-                whole &= isinstance(model, Pylon) and not model.ablated
-        runs[run_name] = Run(pd.DataFrame.from_dict(rows, orient="index"), np.array(resamples), witnesses)
-
+    experiments = settle(experiments, options, accelerator.print)
+    rows = predict_rows(experiments, options, accelerator)
     if accelerator.is_main_process:
-        table = table_of_seeds(runs[name])
-        path = Path("csv") / name / "auroc.csv"
-        write_csv(path, table)
-        print_table(table.rename(columns={"weighted": "weighted (micro)"}))  # "micro" is the published word
-        for pathology in (column for column in class_names(images) if table[column].isna().iloc[0]):
-            print(f"note: {pathology} lacks positive or negative test images: it is blank and left out of the means")
-        print(f"{len(test)} test images; low, high: 95 % interval over patients; table written to {path}")
-        why_not = why_not_official(images) or (None if whole else "they are whole PYLON's")
-        print_beside("auroc", runs, path.parent, "", why_not)
+        write_tables(rows, Path("csv") / next(iter(rows)))
     accelerator.end_training()
 
 
+def predict_rows(
+    experiments: dict[str, dict[str, Path]], options: Options, accelerator: Accelerator
+) -> dict[str, dict[str, Rows]]:
+    """Rows of the test images by every network, by experiment and seed.
+
+    Those of the first experiment are written; of the others, everything stays as it is.
+    """
+    radiographs = read_radiographs(options.data)
+    test = radiographs.of_split("test")
+    require_files(test, options.data)
+    first = next(iter(experiments))
+    rows = {}
+    for name, checkpoints in experiments.items():
+        rows[name] = {}
+        networks = open_networks(options, checkpoints, radiographs, test, accelerator)
+        for seed, model, card, loader in networks:
+            logits, labels = predict_logits(
+                model, loader, accelerator, f"{name} {seed}", card["mean"], card["std"]
+            )
+            require_numbers(logits, checkpoints[seed])
+            about = about_rows(model, card, radiographs)
+            rows[name][seed] = image_rows(test, labels, logits, about)
+            if name == first and accelerator.is_main_process:
+                write_rows(Path("csv") / name, seed, "images", rows[name][seed])
+    return rows
+
+
+def write_tables(rows: dict[str, dict[str, Rows]], folder: Path) -> None:
+    """Print and write the scores of the first experiment, beside published and other ones.
+
+    Args:
+        rows: by experiment and seed.
+        folder: of the tables.
+    """
+    scored = {name: score_images(rows_of_seed) for name, rows_of_seed in rows.items()}
+    name = next(iter(rows))
+    first = next(iter(rows[name].values()))
+
+    # the table; "micro" is the published word for the weighted mean
+    table = table_of_seeds(scored[name])
+    path = folder / "auroc.csv"
+    write_csv(path, table)
+    print_table(table.rename(columns={"weighted": "weighted (micro)"}))
+    for pathology in first.class_names:
+        if table[pathology].isna().iloc[0]:
+            print(
+                f"note: {pathology} lacks positive or negative test images: it is blank and left "
+                "out of the means"
+            )
+    print(
+        f"{len(first.table)} test images; low, high: 95 % interval over patients; "
+        f"table written to {path}"
+    )
+
+    # beside the others
+    why_not = why_not_published(rows[name], "whole PYLON's")
+    print_beside("auroc", scored, folder, "", why_not)
+
+
 if __name__ == "__main__":
-    run(main, Options)
+    start(main, OPTIONS)

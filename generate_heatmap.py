@@ -1,36 +1,18 @@
 """Draw the heatmaps of the boxed test images.
 
     python generate_heatmap.py                           # seed 0 of save/pylon/
-    python generate_heatmap.py --checkpoint model.pkl    # the authors' weights, or any folder that load_pylon opens
+    python generate_heatmap.py --checkpoint model.pkl    # the authors' weights, or any other
 
 Reads  one checkpoint and DATA, with BBox_List_2017.csv.
-Writes figs/picked/PAGE.jpg, the images of the paper's page, and figs/all/PAGE.jpg: a row a boxed class, ten a page.
+Writes figs/picked/PAGE.jpg, the images of the paper's page, and figs/all/PAGE.jpg: a row a boxed
+       class, ten a page.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from pylon.cache import open_cache
-from pylon.chestxray14 import class_names, read_boxes, read_images, select_boxed
-from pylon.cli import run
-from pylon.dataset import eval_loader
-from pylon.device import make_accelerator
-from pylon.evaluation import EvaluationOptions, leave_out_unfinished, require_numbers
-from pylon.explain import Method, heatmaps_of
-from pylon.files import is_number, write_atomically
-from pylon.heatmap import Row, draw_page
-from pylon.images import read_image
-from pylon.progress import track
-from pylon.transforms import eval_transform, normalize
-
-PICKED = (
-    "00000032_037", "00000150_002", "00000211_041", "00000468_017", "00001075_024", "00008547_001",
-    "00004547_003", "00008522_032", "00002106_000", "00004911_018", "00002350_001", "00003440_000",
-    "00002533_002", "00006736_000", "00002856_009", "00002980_000", "00008386_000", "00008008_027",
-)  # fmt: skip
-ROWS_A_PAGE = 10
+from pylon.experiment.options import EvaluationOptions, Method
+from pylon.system.cli import parse, start
 
 
 @dataclass
@@ -40,69 +22,153 @@ class Options(EvaluationOptions):
     seed: int | None = None
     """Seed whose checkpoint is drawn; the lowest under save/NAME if none is named."""
     out: Path = Path("figs")
-    """Folder of the pages: OUT/picked and OUT/all; with another --method than map, OUT/METHOD/picked and so on."""
+    """Folder of the pages: OUT/picked and OUT/all; with another --method than map,
+    OUT/METHOD/picked and so on."""
     method: Method = "map"
-    """Whose heatmaps: map, the network's own; or what a method of the grad-cam library finds in its deepest feature."""
+    """Whose heatmaps: map, the network's own; or what a method of the grad-cam library finds in its
+    deepest feature."""
+
+
+if __name__ == "__main__":
+    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+
+from typing import Any
+
+import pandas as pd
+from accelerate import Accelerator
+from torch import nn
+
+from pylon.data.cache import ImageCache, open_cache
+from pylon.data.checks import select_boxed
+from pylon.data.chestxray14 import PICKED
+from pylon.data.dataset import eval_loader
+from pylon.data.images import read_image
+from pylon.data.sources import read_radiographs
+from pylon.data.transforms import eval_transform, normalize
+from pylon.drawing import Row, draw_page
+from pylon.experiment.evaluate import load_network, require_numbers
+from pylon.experiment.selection import check_method, choose_checkpoints, leave_out_unfinished
+from pylon.heatmaps import heatmaps_of
+from pylon.system.device import make_accelerator
+from pylon.system.files import is_number, write_atomically
+from pylon.system.progress import track
+
+ROWS_A_PAGE = 10
+
+
+@dataclass
+class Network:
+    """A network, and what its checkpoint says of it."""
+
+    path: Path
+    model: nn.Module
+    card: dict[str, Any]
 
 
 def main(options: Options) -> None:
-    name, checkpoints = options.choose_checkpoints(() if options.seed is None else (options.seed,))
-    options.require_float32(options.method)
-    out = options.out if options.method == "map" else options.out / options.method
-    accelerator = make_accelerator(options.device, options.precision)
+    # one checkpoint
     asked = options.seed is not None
-    checkpoints = leave_out_unfinished(name, checkpoints, asked, accelerator.print, option="--seed", enough=1)
+    name, checkpoints = choose_checkpoints(options, (options.seed,) if asked else ())
+    check_method(options.method, options)
+    accelerator = make_accelerator(options.device, options.precision)
+    say = accelerator.print
+    checkpoints = leave_out_unfinished(name, checkpoints, asked, say, option="--seed", enough=1)
     path = next(iter(checkpoints.values()))
-    images = read_images(options.data)
-    boxes = read_boxes(options.data, images)
-    boxed = select_boxed(images, boxes, options.data).set_index("image_id", drop=False)
-    model, card = options.load(images, path, accelerator)
-    cache = open_cache(boxed, options.data, options.cache_size, options.num_workers, accelerator.print)
-    transform = eval_transform(card["image_size"])
-    class_of = {name: c for c, name in enumerate(class_names(images))}
-    boxes = boxes.sort_values("pathology", key=lambda names: names.map(class_of), kind="stable")
 
-    def draw_pages(folder: Path, image_ids: list[str]) -> None:
-        """Write the pages of some images, in their order, a row a box."""
-        rows = pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
-        pin = accelerator.device.type == "cuda"
-        loader = eval_loader(boxed.loc[rows["image_id"]], transform, ROWS_A_PAGE, options.num_workers, cache, pin)
-        progress = track(loader, str(folder), "page", shown=accelerator.is_main_process, leave=True)
-        for page, batch in enumerate(progress):
-            if page % accelerator.num_processes != accelerator.process_index:
-                continue
-            boxes_of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
-            b, c = list(range(len(boxes_of_page))), boxes_of_page["pathology"].map(class_of).tolist()
-            network_input = normalize(batch["image"].to(accelerator.device), card["mean"], card["std"])
-            with accelerator.autocast():
-                heatmaps, probabilities = heatmaps_of(model, network_input, b, c, options.method)
-            require_numbers(probabilities.cpu().numpy(), path)
-            panels = [
-                Row(
-                    image_id=box.image_id,
-                    image=read_image(boxed.at[box.image_id, "path"]),
-                    heatmap=heatmap,
-                    title=f"{box.pathology}: {probability:.3f}",
-                    bbox_xywh=(box.x, box.y, box.w, box.h),
-                )
-                for box, heatmap, probability in zip(
-                    boxes_of_page.itertuples(), heatmaps.cpu().numpy(), probabilities.tolist(), strict=True
-                )
-            ]
-            write_atomically(folder / f"{page + 1}.jpg", draw_page(panels))
-        remove_pages_from(folder, len(loader) + 1)
+    # the boxed test images, and the boxes in the order of the classes
+    radiographs = read_radiographs(options.data, with_boxes=True)
+    boxed = select_boxed(radiographs.images, radiographs.boxes, options.data)
+    boxed = boxed.set_index("image_id", drop=False)
+    order = list(radiographs.class_names).index
+    by_class = {"key": lambda names: names.map(order), "kind": "stable"}
+    boxes = radiographs.boxes.sort_values("pathology", **by_class)
 
-    accelerator.print(f"heatmaps of {path} for {len(boxes)} boxes on {len(boxed)} images of {options.data}")
-    picked = [f"{name}.png" for name in PICKED if f"{name}.png" in boxed.index]
-    if len(picked) < len(PICKED):
-        lacking = " ".join(name for name in PICKED if f"{name}.png" not in boxed.index)
-        accelerator.print(f"skipped {len(PICKED) - len(picked)} picked images that {options.data} lacks: {lacking}")
+    # the network
+    model, card = load_network(options, radiographs, path, accelerator)
+    network = Network(path, model, card)
+    workers = options.num_workers
+    cache = open_cache(boxed, options.data / "cache", options.cache_size, workers, say)
+    say(f"heatmaps of {path} for {len(boxes)} boxes on {len(boxed)} images of {options.data}")
+
+    # the paper's images
+    out = options.out if options.method == "map" else options.out / options.method
+    picked = [f"{stem}.png" for stem in PICKED if f"{stem}.png" in boxed.index]
+    lacking = [stem for stem in PICKED if f"{stem}.png" not in boxed.index]
+    if lacking:
+        names = " ".join(lacking)
+        say(f"skipped {len(lacking)} picked images that {options.data} lacks: {names}")
     if picked:
-        draw_pages(out / "picked", picked)
+        rows = boxes_of_images(picked, boxes)
+        draw_pages(out / "picked", rows, boxed, cache, network, options, accelerator)
     else:
         remove_pages_from(out / "picked", 1)
-    draw_pages(out / "all", list(boxed.index))
+
+    # and all
+    rows = boxes_of_images(list(boxed.index), boxes)
+    draw_pages(out / "all", rows, boxed, cache, network, options, accelerator)
     accelerator.end_training()
+
+
+def boxes_of_images(image_ids: list[str], boxes: pd.DataFrame) -> pd.DataFrame:
+    """The boxes of some images, in the order of the images."""
+    return pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
+
+
+def draw_pages(
+    folder: Path,
+    rows: pd.DataFrame,
+    boxed: pd.DataFrame,
+    cache: ImageCache | None,
+    network: Network,
+    options: Options,
+    accelerator: Accelerator,
+) -> None:
+    """Write the pages of some boxes, a row each, ten a page; processes take turns.
+
+    Args:
+        folder: of the pages.
+        rows: of the table of boxes.
+        boxed: table of their images, by image_id.
+        cache: of the images.
+    """
+    # the image of each box
+    loader = eval_loader(
+        boxed.loc[rows["image_id"]],
+        network.card["class_names"],
+        eval_transform(network.card["image_size"]),
+        ROWS_A_PAGE,
+        options.num_workers,
+        cache,
+        accelerator.device.type == "cuda",
+    )
+    shown = accelerator.is_main_process
+    for page, batch in enumerate(track(loader, str(folder), "page", shown=shown, leave=True)):
+        if page % accelerator.num_processes != accelerator.process_index:
+            continue
+
+        # the heatmap of each box, of its class
+        of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
+        positions = list(range(len(of_page)))
+        classes = of_page["pathology"].map(network.card["class_names"].index).tolist()
+        bytes_ = batch["image"].to(accelerator.device)
+        images = normalize(bytes_, network.card["mean"], network.card["std"])
+        with accelerator.autocast():
+            heatmaps, probabilities = heatmaps_of(
+                network.model, images, positions, classes, options.method
+            )
+        require_numbers(probabilities.cpu().numpy(), network.path)
+
+        # the picture
+        panels = []
+        for box, heatmap, probability in zip(
+            of_page.itertuples(), heatmaps.cpu().numpy(), probabilities.tolist(), strict=True
+        ):
+            image = read_image(boxed.at[box.image_id, "path"])
+            title = f"{box.pathology}: {probability:.3f}"
+            bbox_xywh = (box.x, box.y, box.w, box.h)
+            panels.append(Row(box.image_id, image, heatmap, title, bbox_xywh))
+        write_atomically(folder / f"{page + 1}.jpg", draw_page(panels))
+    remove_pages_from(folder, len(loader) + 1)
 
 
 def remove_pages_from(folder: Path, first: int) -> None:
@@ -113,4 +179,4 @@ def remove_pages_from(folder: Path, first: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Options)
+    start(main, OPTIONS)

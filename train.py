@@ -3,41 +3,33 @@
     python train.py                                   # the paper's experiment, NIH's files in data/
     python train.py --data data/phantom --name demo   # on the phantom
 
-Reads  DATA/images, Data_Entry_2017*.csv, train_val_list.txt, test_list.txt (or original_split_*.csv).
-Writes csv/NAME/SEED.csv, a row an epoch; save/NAME/SEED/best, the network of the lowest validation loss;
-       save/NAME/SEED/last, from which the same command goes on after an interruption.
+Reads  DATA/images, Data_Entry_2017*.csv, train_val_list.txt, test_list.txt (or
+       original_split_*.csv).
+Writes csv/NAME/SEED.csv, a row an epoch; save/NAME/SEED/best, the network of the lowest validation
+       loss; save/NAME/SEED/last, from which the same command goes on after an interruption.
 """
 
 import math
 import os
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pandas as pd
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from pylon.system.cli import (
+    Device,
+    Precision,
+    check_name,
+    parse,
+    require_at_least,
+    start,
+    with_flags,
+)
 
-from pylon.baselines import Baseline, check_model
-from pylon.cache import open_cache, unreadable_images
-from pylon.checkpoint import has_ended, make_card, mark_finished, save_best, save_last
-from pylon.chestxray14 import class_names, list_hashes, read_images, require_files, shared_patients, split_hash
-from pylon.cli import UserError, check_name, require_at_least, run
-from pylon.dataset import eval_loader, train_loader
-from pylon.device import Device, Precision, make_accelerator, on_main_process, seed_epoch
-from pylon.metrics import auroc, mean_auroc, youden_thresholds
-from pylon.model import STRIDE, Pylon, freeze_unused_parameters
-from pylon.predict import predict_logits
-from pylon.progress import track
-from pylon.results import write_csv
-from pylon.runs import close_run, find_last, open_run
-from pylon.transforms import eval_transform, normalize, train_transform
+Model = Literal[
+    "pylon", "backbone", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan",
+    "deeplabv3", "deeplabv3plus", "upernet", "segformer",
+]  # fmt: skip
 
 
 @dataclass
@@ -47,9 +39,11 @@ class Options:
     data: Path = Path("data")
     """Folder with NIH's files."""
     name: str | None = None
-    """Name of the experiment, that of --model if none is given: results go to csv/NAME and save/NAME."""
+    """Name of the experiment, that of --model if none is given: results go to csv/NAME and
+    save/NAME."""
     seed: int = 0
-    """Seed of initial weights, order and augmentation. The split of the data is the same for all seeds."""
+    """Seed of initial weights, order and augmentation. The split of the data is the same for all
+    seeds."""
     epochs: int = 40
     """Stop after this many epochs at the latest."""
     batch_size: int = 64
@@ -68,86 +62,130 @@ class Options:
     """Any encoder of segmentation-models-pytorch, or tu-NAME for one of timm's."""
     encoder_weights: str = "imagenet"
     """imagenet (downloaded once) or none."""
-    model: str = "pylon"
-    """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or one of segmentation-models-pytorch's:
-    unet, unetplusplus, manet, linknet, fpn, pspnet, pan, deeplabv3, deeplabv3plus, upernet, segformer."""
+    model: Model = "pylon"
+    """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or one of
+    segmentation-models-pytorch's."""
     pool: Literal["max", "avg"] = "max"
     """What makes a logit of a map; avg is for --model backbone alone."""
-    up_layers: int = 1
+    up_layers: Literal[1, 2] = 1
     """Convolutions in an UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
-    up_modules: int = 3
+    up_modules: Literal[0, 1, 2, 3] = 3
     """UP modules of pylon; with 2, 1, 0 of them, an ablation, its maps are at stride 8, 16, 32."""
     attention: bool = True
     """The attention branch of pylon; --no-attention leaves it out, an ablation."""
     precision: Precision = "auto"
-    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32 (on CUDA: TF32)."""
+    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32 (on
+    CUDA: TF32)."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     compile: bool = False
-    """Compile the network (torch.compile): minutes at the start, faster steps then. Needs a GPU and a C++ compiler."""
+    """Compile the network (torch.compile): minutes at the start, faster steps then. Needs a GPU and
+    a C++ compiler."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read and augment images."""
     cache_size: int = 0
-    """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels; 1024 is exact for NIH's
-    and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
+    """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels; 1024
+    is exact for NIH's and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
     skip_unreadable: bool = False
-    """Leave out, after naming them, images that cannot be read; for that all are decoded once before the first step.
-    Without it, one such image stops the run at once."""
+    """Leave out, after naming them, images that cannot be read; for that all are decoded once
+    before the first step. Without it, one such image stops the run at once."""
     overwrite: bool = False
-    """Start afresh where an earlier run is: in save/NAME/SEED.new, which takes that run's place when it is finished."""
+    """Start afresh where an earlier run is: in save/NAME/SEED.new, which takes that run's place
+    when it is finished."""
     deterministic: bool = False
-    """The same result each time on a GPU, too (torch.use_deterministic_algorithms); slower. A CPU's always is."""
+    """The same result each time on a GPU, too (torch.use_deterministic_algorithms); slower. A CPU's
+    always is."""
 
 
-PYLON_ALONE = ("up_layers", "up_modules", "attention")
+if __name__ == "__main__":
+    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pylon.baselines import Baseline, build_network
+from pylon.data.cache import open_cache
+from pylon.data.chestxray14 import MEAN, STD
+from pylon.data.contract import split_hash
+from pylon.data.dataset import eval_loader, train_loader
+from pylon.data.sources import read_radiographs
+from pylon.data.transforms import eval_transform, normalize, train_transform
+from pylon.encoders import ArgumentError
+from pylon.experiment.card import has_ended, make_card, mark_finished
+from pylon.experiment.checkpoint import save_best, save_last
+from pylon.experiment.evaluate import predict_logits
+from pylon.experiment.runs import close_run, find_last, open_run
+from pylon.experiment.training import (
+    LossWatch,
+    describe_split,
+    freeze_unused_parameters,
+    leave_out_unreadable,
+    require_finite,
+    require_images_a_process,
+)
+from pylon.model import STRIDE, Pylon, criterion
+from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
+from pylon.system.device import make_accelerator
+from pylon.system.errors import UserError
+from pylon.system.files import write_csv
+from pylon.system.parallel import seed_epoch
+
+OF_PYLON = ("up_layers", "up_modules", "attention")  # options of no other network
 
 
 def main(options: Options) -> None:
+    # options, device
     options.name = options.name or options.model
     check(options)
     accelerator = make_accelerator(
-        options.device, options.precision, options.batch_size, training=True, deterministic=options.deterministic
+        options.device,
+        options.precision,
+        options.batch_size,
+        training=True,
+        deterministic=options.deterministic,
     )
-    if options.compile and accelerator.device.type == "cpu":
-        # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds: pytorch#160391, #191837.
-        raise UserError("--compile needs a GPU: torch cannot compile this network for a CPU; leave --compile out")
+    check_on_device(options, accelerator)
     say = accelerator.print
 
     # tables, split
-    images = leave_out_unreadable(read_images(options.data), options, accelerator)
-    train, val = (images[images["split"] == split] for split in ("train", "val"))
-    if len(train) < 2 or len(val) == 0:
-        raise UserError(f"{options.data} has {len(train)} training and {len(val)} validation images; it takes 2 and 1")
-    names = class_names(images)
-    say(f"{options.data}: {len(train)} images to train on, {len(val)} to validate on")
-    for split in ("val", "test"):
-        shared, of = shared_patients(images, split)
-        if shared:
-            say(f"note: {shared} of the {of} patients of the {split} split are also in training")
+    radiographs = read_radiographs(options.data)
+    names = radiographs.class_names
+    images = leave_out_unreadable(radiographs.images, options, accelerator)
+    train = images[images["split"] == "train"]
+    val = images[images["split"] == "val"]
+    describe_split(images, options, say)
 
     # what an earlier run left: resume, or find it finished
     save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
     card = make_card(
-        names, {**asdict(options), "data": str(options.data)}, split_hash(images), list_hashes(options.data)
+        names,
+        {**asdict(options), "data": str(options.data)},
+        split_hash(images, names),
+        radiographs.list_sha256,
+        MEAN,
+        STD,
     )
     last = find_last(save, card, asdict(Options()), options.overwrite, accelerator)
     if last:
-        if accelerator.is_main_process:
-            write_csv(csv, pd.DataFrame(last["rows"]), index=False)  # a killed process may not have come so far
+        if accelerator.is_main_process:  # a killed process may not have come so far
+            write_csv(csv, pd.DataFrame(last["rows"]), index=False)
         if has_ended(last, card["options"]):
             place = close_run(save, csv) if accelerator.is_main_process else save
-            say(f"{place} is finished: {last['epoch']} epochs, lowest validation loss {last['best_loss']:.4f}")
+            best_loss = last["best_loss"]
+            say(
+                f"{place} is finished: {last['epoch']} epochs, "
+                f"lowest validation loss {best_loss:.4f}"
+            )
             return
 
     # network
     torch.manual_seed(options.seed)
-    weights = None if last or options.encoder_weights.lower() == "none" else options.encoder_weights
     with accelerator.main_process_first():  # one process downloads
-        if options.model == "pylon":
-            of_pylon = {key: getattr(options, key) for key in PYLON_ALONE}
-            net = Pylon(options.encoder_name, weights, classes=len(names), **of_pylon)
-        else:
-            net = Baseline(options.model, options.encoder_name, weights, classes=len(names), pool=options.pool)
+        net = build(options, len(names), pretrained=not last)
     freeze_unused_parameters(net)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -155,100 +193,118 @@ def main(options: Options) -> None:
         net.load_state_dict(last["model"])
     net = net.to(accelerator.device, memory_format=torch.channels_last)
 
-    # loaders, optimizer, schedule
-    cache = open_cache(pd.concat([train, val]), options.data, options.cache_size, options.num_workers, say)
+    # loaders
+    size = options.image_size
+    batch_size = options.batch_size
+    workers = options.num_workers
     pin = accelerator.device.type == "cuda"
+    used = pd.concat([train, val])
+    cache = open_cache(used, options.data / "cache", options.cache_size, workers, say)
     train_batches, sampler = train_loader(
-        train, train_transform(options.image_size), options.batch_size, options.num_workers, options.seed, cache, pin
+        train, names, train_transform(size), batch_size, workers, options.seed, cache, pin
     )
-    val_batches = eval_loader(
-        val, eval_transform(options.image_size), options.batch_size, options.num_workers, cache, pin
-    )
+    val_batches = eval_loader(val, names, eval_transform(size), batch_size, workers, cache, pin)
+
+    # optimizer, schedule
     adam = torch.optim.Adam(net.parameters(), lr=options.lr, fused=accelerator.device.type != "mps")
     schedule = ReduceLROnPlateau(adam, factor=options.lr_factor, patience=options.patience)
-    model, optimizer, train_batches, val_batches = accelerator.prepare(net, adam, train_batches, val_batches)
+    model, optimizer, train_batches, val_batches = accelerator.prepare(
+        net, adam, train_batches, val_batches
+    )
     if options.compile:
         model.compile()
-    rows, best_loss, first = [], math.inf, 1
+
+    # where training stands
+    rows = []
+    best_loss = math.inf
+    first = 1
     if last:
         adam.load_state_dict(last["optimizer"])
         schedule.load_state_dict(last["schedule"])
         if accelerator.scaler is not None and last["scaler"] is not None:
             accelerator.scaler.load_state_dict(last["scaler"])
-        rows, best_loss, first = last["rows"], last["best_loss"], last["epoch"] + 1
+        rows = last["rows"]
+        best_loss = last["best_loss"]
+        first = last["epoch"] + 1
         if accelerator.is_main_process and best_loss < math.inf:
             mark_finished(save / "best", False)
         say(f"resuming {save} at epoch {first}")
-    every = 1 if accelerator.device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU waits
 
     for epoch in range(first, options.epochs + 1):
-        start, lr = time.perf_counter(), adam.param_groups[0]["lr"]
+        lr = adam.param_groups[0]["lr"]
         seed_epoch(options.seed, epoch, accelerator.process_index)
         sampler.epoch = epoch
 
         # train: forward under autocast, loss in float32, backward, step
         model.train()
-        losses = torch.zeros(len(train_batches), device=accelerator.device)
-        loss_sum, seen = torch.zeros((), device=accelerator.device), 0
-        shown = torch.zeros((), pin_memory=pin)
-        progress = track(train_batches, f"epoch {epoch}", "batch", shown=accelerator.is_main_process)
-        for step, batch in enumerate(progress):
-            output = model(normalize(batch["image"]))
-            loss = F.binary_cross_entropy_with_logits(output.logits, batch["label"])
+        watch = LossWatch(train_batches, epoch, lr, accelerator, save)
+        for batch in watch:
+            output = model(normalize(batch["image"], MEAN, STD))
+            loss = criterion(output.logits, batch["label"])
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            losses[step] = loss.detach()
-            loss_sum += loss.detach() * len(batch["label"])
-            seen += len(batch["label"])
-            if step % every == 0:
-                if step:  # `shown` is the mean loss of one look ago: it has come from the GPU without being waited for
-                    require_finite(shown.item(), losses, epoch, save)
-                    rate = seen * accelerator.num_processes / (time.perf_counter() - start)
-                    figures = {"loss": f"{shown.item():.4f}", "lr": f"{lr:.1e}", "images/s": f"{rate:.0f}"}
-                    progress.set_postfix(figures, refresh=False)
-                shown.copy_(loss_sum / seen, non_blocking=True)
-        totals = accelerator.reduce(torch.stack([loss_sum, torch.full_like(loss_sum, seen)]), reduction="sum")
-        train_loss, trained_on = (totals[0] / totals[1]).item(), totals[1].item()  # here the GPU is waited for
-        require_finite(train_loss, losses, epoch, save)
-        images_per_second = trained_on / (time.perf_counter() - start)
+            watch.see(loss, len(batch["label"]))
+        train_loss, images_per_second = watch.finish()
 
         # validate, step the schedule
-        logits, labels = predict_logits(model, val_batches, accelerator, "validating")
-        val_loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        logits, labels = predict_logits(model, val_batches, accelerator, "validating", MEAN, STD)
+        val_loss = criterion(torch.from_numpy(logits), torch.from_numpy(labels)).item()
         require_finite(val_loss, None, epoch, save)
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)
         schedule.step(val_loss)
 
-        # write: the best network, the row of this epoch, then what resuming needs
+        # the row of this epoch
         rows.append({
-            "epoch": epoch, "lr": lr, "train_loss": train_loss, "val_loss": val_loss,
-            **dict(zip(names, map(float, areas), strict=True)), "weighted": weighted, "macro": macro,
-            "images_per_second": round(images_per_second, 2), "seconds": round(time.perf_counter() - start, 2),
+            "epoch": epoch,
+            "lr": lr,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            **dict(zip(names, map(float, areas), strict=True)),
+            "weighted": weighted,
+            "macro": macro,
+            "images_per_second": round(images_per_second, 2),
+            "seconds": round(watch.seconds(), 2),
         })  # fmt: skip
-        improved, best_loss, lr = val_loss < best_loss, min(val_loss, best_loss), adam.param_groups[0]["lr"]
+        improved = val_loss < best_loss
+        best_loss = min(val_loss, best_loss)
+        lr = adam.param_groups[0]["lr"]
+
+        # write: the best network, the rows, then what resuming needs
         if accelerator.is_main_process:
             if improved:
-                card |= {"epoch": epoch, "val_loss": val_loss, "thresholds": youden_thresholds(labels, logits, names)}
+                thresholds = youden_thresholds(labels, logits, list(names))
+                card |= {"epoch": epoch, "val_loss": val_loss, "thresholds": thresholds}
                 save_best(save / "best", net, card)
             write_csv(csv, pd.DataFrame(rows), index=False)
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            scaler = accelerator.scaler
             save_last(save / "last", {
-                "epoch": epoch, "lr": lr, "best_loss": best_loss, "rows": rows, "model": net.state_dict(),
-                "optimizer": adam.state_dict(), "schedule": schedule.state_dict(), "scaler": scaler,
-                "options": card["options"], "split_sha256": card["split_sha256"],
+                "epoch": epoch,
+                "lr": lr,
+                "best_loss": best_loss,
+                "rows": rows,
+                "model": net.state_dict(),
+                "optimizer": adam.state_dict(),
+                "schedule": schedule.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "options": card["options"],
+                "split_sha256": card["split_sha256"],
             })  # fmt: skip
         say(
-            f"epoch {epoch:2d}  train loss {train_loss:.4f}  validation loss {val_loss:.4f}{'*' if improved else ' '}"
-            f"  AUROC {'-' if np.isnan(macro) else format(macro, '.3f')}  {images_per_second:.1f} images/s"
+            f"epoch {epoch:2d}  train loss {train_loss:.4f}  "
+            f"validation loss {val_loss:.4f}{'*' if improved else ' '}"
+            f"  AUROC {'-' if np.isnan(macro) else format(macro, '.3f')}"
+            f"  {images_per_second:.1f} images/s"
         )
         if lr <= options.min_lr:
             break
+
+    # mark it as finished, in its place
     place = close_run(save, csv) if accelerator.is_main_process else save
     say(f"finished: {place / 'best'} has the lowest validation loss, {best_loss:.4f}")
-    # The wrapped network must not be the last to let go of the process group: torch would now and then wait for itself
-    # (pytorch#56297).
+    # The wrapped network must not be the last to let go of the process group: torch would now and
+    # then wait for itself (pytorch#56297).
     del model
     accelerator.free_memory()
     accelerator.end_training()
@@ -260,52 +316,72 @@ def check(options: Options) -> None:
     if options.seed >= 2**32:
         raise UserError(f"--seed must be below 2**32, not {options.seed}")
     if not 0 < options.lr < math.inf or not 0 <= options.min_lr < options.lr:
-        raise UserError(f"--lr {options.lr} and --min-lr {options.min_lr}: it takes 0 <= min-lr < lr")
+        raise UserError(
+            f"--lr {options.lr} and --min-lr {options.min_lr}: it takes 0 <= min-lr < lr"
+        )
     if not 0 < options.lr_factor < 1:
         raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
     if options.image_size < STRIDE or options.image_size % STRIDE:
         raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
     if options.image_size > 4096:
-        raise UserError(f"--image-size must be at most 4096, which no radiograph exceeds, not {options.image_size}")
+        raise UserError(
+            "--image-size must be at most 4096, which no radiograph exceeds, "
+            f"not {options.image_size}"
+        )
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
-    if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise UserError("--compile needs a GPU and a C++ compiler; install g++, or leave --compile out")
-    check_model(options.model, options.pool)
-    if options.model != "pylon" and any(getattr(options, key) != getattr(Options, key) for key in PYLON_ALONE):
-        raise UserError(f"--up-layers, --up-modules and --no-attention are for --model pylon, not {options.model}")
+    if options.compile and not has_compiler():
+        raise UserError(
+            "--compile needs a GPU and a C++ compiler; install g++, or leave --compile out"
+        )
+    if options.pool != "max" and options.model != "backbone":
+        raise UserError(
+            f"--pool {options.pool} is not for --model {options.model}: avg is for backbone, "
+            "max for all"
+        )
+    changed = [key for key in OF_PYLON if getattr(options, key) != getattr(Options, key)]
+    if options.model != "pylon" and changed:
+        raise UserError(
+            "--up-layers, --up-modules and --no-attention are for --model pylon, "
+            f"not {options.model}"
+        )
     check_name(options.name)
 
 
-def leave_out_unreadable(images: pd.DataFrame, options: Options, accelerator: Accelerator) -> pd.DataFrame:
-    """The images that can be read; raise a UserError if that is not all and --skip-unreadable was not given."""
-    used = images[images["split"] != "test"]
-    require_files(used, options.data)
-    faults = on_main_process(
-        accelerator,
-        lambda: unreadable_images(
-            used, options.data, options.cache_size, options.num_workers, decode=options.skip_unreadable
-        ),
-    )
-    if faults and not options.skip_unreadable:
+def has_compiler() -> bool:
+    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+
+
+def check_on_device(options: Options, accelerator: Accelerator) -> None:
+    """Raise a UserError of options that are wrong on this device, or with so many processes."""
+    if options.compile and accelerator.device.type == "cpu":
+        # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds:
+        # pytorch#160391, #191837.
         raise UserError(
-            f"{next(iter(faults.values()))} ({len(faults)} of {len(used)} images cannot be read: python data/check.py "
-            "names them all, --skip-unreadable trains without them)"
+            "--compile needs a GPU: torch cannot compile this network for a CPU; "
+            "leave --compile out"
         )
-    for fault in faults.values():
-        accelerator.print(f"skipped: {fault}")
-    if faults:
-        accelerator.print(f"skipped {len(faults)} of {len(used)} images, which cannot be read")
-    return images[~images["image_id"].isin(faults)]
+    require_images_a_process(options, options.batch_size, accelerator.num_processes)
 
 
-def require_finite(loss: float, losses: Tensor | None, epoch: int, save: Path) -> None:
-    """Raise a UserError that names the epoch and, given the losses of its steps, the step; what is saved stays."""
-    if not math.isfinite(loss):
-        broken = [] if losses is None else (~losses.isfinite()).nonzero().flatten().tolist()
-        where = f"epoch {epoch}" + (f", step {broken[0] + 1}" if broken else "")
-        raise UserError(f"{where}: the loss is not finite; lower --lr, or try --precision fp32. {save} is as it was")
+def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
+    """The network that the options ask for; a UserError where they cannot be had."""
+    config = {
+        "encoder_name": options.encoder_name,
+        "encoder_weights": options.encoder_weights if pretrained else None,
+        "classes": classes,
+    }
+    if options.encoder_weights.lower() == "none":
+        config["encoder_weights"] = None
+    if options.model == "pylon":
+        config |= {"kind": "pylon", **{key: getattr(options, key) for key in OF_PYLON}}
+    else:
+        config |= {"kind": "baseline", "model": options.model, "pool": options.pool}
+    try:
+        return build_network(config)
+    except ArgumentError as error:
+        raise UserError(with_flags(str(error), config)) from error
 
 
 if __name__ == "__main__":
-    run(main, Options, after_stop="the same command goes on from the last finished epoch")
+    start(main, OPTIONS, after_stop="the same command goes on from the last finished epoch")

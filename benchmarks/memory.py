@@ -5,22 +5,27 @@ import re
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import plain
 import torch
-from tools import fresh, our_accelerator, our_trainer, plain_trainer, repeat, show
 
-from pylon.cache import open_cache
-from pylon.chestxray14 import class_names, read_images
-from pylon.dataset import eval_loader, train_loader
-from pylon.predict import predict_logits
-from pylon.transforms import eval_transform, train_transform
-
-if TYPE_CHECKING:
-    from run import Options
+import plain
+from measure import (
+    fresh,
+    our_accelerator,
+    our_trainer,
+    paths_and_labels,
+    plain_trainer,
+    repeat,
+    show,
+)
+from pylon.data.cache import open_cache
+from pylon.data.chestxray14 import MEAN, STD
+from pylon.data.dataset import eval_loader, train_loader
+from pylon.data.sources import read_radiographs
+from pylon.data.transforms import eval_transform, train_transform
+from pylon.experiment.evaluate import predict_logits
 
 PRELOADED = [
     "torch",
@@ -32,54 +37,92 @@ PRELOADED = [
 ]
 
 
-def measure_training_memory(options: "Options", device: torch.device, batch_size: int) -> None:
-    size = min(options.cache_sizes, default=0)
-    plain_peak = in_own_process(training_peak, options, device, batch_size, None, 0)
-    peaks = {
-        f"{precision}, {size} cache": [in_own_process(training_peak, options, device, batch_size, precision, size)]
-        for precision in options.precisions
-    }
-    show(f"peak memory of training, batch {batch_size}", "GB", {"plain": [plain_peak], **peaks}, more_is_better=False)
+@dataclass(frozen=True)
+class Setting:
+    """What a process works on whose peak is measured."""
+
+    data: Path
+    device: torch.device
+    encoder_name: str
+    num_workers: int
+    cache_size: int  # 0 without a cache
 
 
-def measure_evaluation_memory(options: "Options", device: torch.device) -> None:
-    size = min(options.cache_sizes, default=0)
-    peaks = [in_own_process(evaluation_peak, options, device, size, share) for share in (1, 4)]
-    count = options.images // 5
-    print(f"| peak memory of evaluation, fp32 | {count} images: {peaks[0]:.2f} GB | {4 * count}: {peaks[1]:.2f} GB | |")
+def measure_training_memory(setting: Setting, batch_size: int, precisions: tuple[str, ...]) -> None:
+    plain_peak = in_own_process(plain_training_peak, setting, batch_size)
+    peaks = {"plain": [plain_peak]}
+    for precision in precisions:
+        name = f"{precision}, {setting.cache_size} cache"
+        peaks[name] = [in_own_process(training_peak, setting, batch_size, precision)]
+    what = f"peak memory of training, batch {batch_size}"
+    show(what, "GB", peaks, more_is_better=False)
 
 
-def training_peak(options: "Options", device: torch.device, batch_size: int, precision: str | None, size: int) -> float:
-    images = read_images(options.data)[: batch_size * 4]
-    if precision is None:
-        step = plain_trainer(options.encoder_name, device)
-        paths, labels = images["path"].tolist(), images[class_names(images)].to_numpy(np.float32)
-        batches = plain.loader(paths, labels, plain.train_transform(), batch_size, options.num_workers, True)
-        for image, label in batches:
-            step(image, label)
-    else:
-        cache = open_cache(images, options.data, size, options.num_workers)
-        pin = device.type == "cuda"
-        batches, sampler = train_loader(images, train_transform(256), batch_size, options.num_workers, 0, cache, pin)
-        accelerator, step = our_trainer(options.encoder_name, device, precision)
-        sampler.epoch, batches = 1, accelerator.prepare(batches)
-        for batch in batches:
-            step(batch["image"], batch["label"])
-    return peak(device)
+def measure_evaluation_memory(setting: Setting, count: int) -> None:
+    few, many = (in_own_process(evaluation_peak, setting, n) for n in (count, 4 * count))
+    print(
+        f"| peak memory of evaluation, fp32 | {count} images: {few:.2f} GB "
+        f"| {4 * count}: {many:.2f} GB | |"
+    )
 
 
-def evaluation_peak(options: "Options", device: torch.device, size: int, share: int) -> float:
-    images = repeat(read_images(options.data), options.images // 5 * share)
-    accelerator = our_accelerator(device.type, "fp32", training=False)
-    cache = open_cache(images, options.data, size, options.num_workers)
-    pin = device.type == "cuda"
-    loader = accelerator.prepare(eval_loader(images, eval_transform(256), 64, options.num_workers, cache, pin))
-    predict_logits(fresh(options.encoder_name, device, torch.channels_last), loader, accelerator, "predicting")
-    return peak(device)
+def plain_training_peak(setting: Setting, batch_size: int) -> float:
+    radiographs = read_radiographs(setting.data)
+    step = plain_trainer(setting.encoder_name, setting.device)
+    images = radiographs.images[: batch_size * 4]
+    paths, labels = paths_and_labels(images, radiographs.class_names)
+    transform = plain.train_transform()
+    for image, label in plain.loader(
+        paths, labels, transform, batch_size, setting.num_workers, True
+    ):
+        step(image, label)
+    return peak(setting.device)
 
 
-def in_own_process(function: Callable, *arguments) -> float:
-    """Call a function in a process that is forked from one that has imported torch and the rest, and no more."""
+def training_peak(setting: Setting, batch_size: int, precision: str) -> float:
+    radiographs = read_radiographs(setting.data)
+    images = radiographs.images[: batch_size * 4]
+    workers = setting.num_workers
+    cache = open_cache(images, setting.data / "cache", setting.cache_size, workers)
+    batches, sampler = train_loader(
+        images,
+        radiographs.class_names,
+        train_transform(256),
+        batch_size,
+        workers,
+        seed=0,
+        cache=cache,
+        pin_memory=setting.device.type == "cuda",
+    )
+    accelerator, step = our_trainer(setting.encoder_name, setting.device, precision)
+    sampler.epoch = 1
+    for batch in accelerator.prepare(batches):
+        step(batch["image"], batch["label"])
+    return peak(setting.device)
+
+
+def evaluation_peak(setting: Setting, count: int) -> float:
+    radiographs = read_radiographs(setting.data)
+    images = repeat(radiographs.images, count)
+    accelerator = our_accelerator(setting.device.type, "fp32", training=False)
+    workers = setting.num_workers
+    cache = open_cache(images, setting.data / "cache", setting.cache_size, workers)
+    loader = eval_loader(
+        images,
+        radiographs.class_names,
+        eval_transform(256),
+        64,
+        workers,
+        cache,
+        pin_memory=setting.device.type == "cuda",
+    )
+    net = fresh(setting.encoder_name, setting.device, torch.channels_last)
+    predict_logits(net, accelerator.prepare(loader), accelerator, "predicting", MEAN, STD)
+    return peak(setting.device)
+
+
+def in_own_process(function: Callable[..., float], *arguments: object) -> float:
+    """Call a function in a process forked from one that has imported torch and the rest alone."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(1, context) as executor:
@@ -92,5 +135,6 @@ def peak(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss begins with the peak of the parent
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1)) * 1024 / 1e9
+        kilobytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1)
+        return int(kilobytes) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9

@@ -1,7 +1,8 @@
-"""The pipeline as it was published in 2020, written plainly: what `run.py` measures ours against.
+"""The pipeline as it was published in 2020, written plainly: what `speed.py` measures ours against.
 
-Each PNG is decoded for each sample and rotated at full size; the network trains in float32, in PyTorch's own memory
-order, with Adam as it comes; boxes are drawn as masks; a page of heatmaps is a matplotlib figure with an axes a panel.
+Each PNG is decoded for each sample and rotated at full size; the network trains in float32, in
+PyTorch's own memory order, with Adam as it comes; boxes are drawn as masks; a page of heatmaps is a
+matplotlib figure with an axes a panel.
 """
 
 import io
@@ -20,13 +21,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
-MEAN, STD = 0.4984, 0.2483
+MEAN = 0.4984
+STD = 0.2483
 
 
 def train_transform(size: int = 256) -> A.Compose:
+    border = cv2.BORDER_CONSTANT
     return A.Compose([
-        A.Rotate(limit=90, p=0.5, interpolation=cv2.INTER_CUBIC, border_mode=cv2.BORDER_CONSTANT, fill=0),
-        A.RandomResizedCrop((size, size), scale=(0.7, 1.0), ratio=(3 / 4, 4 / 3), interpolation=cv2.INTER_CUBIC),
+        A.Rotate(limit=90, p=0.5, interpolation=cv2.INTER_CUBIC, border_mode=border, fill=0),
+        A.RandomResizedCrop(
+            (size, size), scale=(0.7, 1.0), ratio=(3 / 4, 4 / 3), interpolation=cv2.INTER_CUBIC
+        ),
         A.HorizontalFlip(p=0.5),
         A.RandomBrightnessContrast(brightness_limit=0.5, contrast_limit=0.5, p=0.5),
         A.Normalize(mean=(MEAN,), std=(STD,), max_pixel_value=255.0),
@@ -44,7 +49,9 @@ def eval_transform(size: int = 256) -> A.Compose:
 
 class PlainDataset(Dataset):
     def __init__(self, paths: list[str], labels: np.ndarray, transform: A.Compose):
-        self.paths, self.labels, self.transform = paths, labels, transform
+        self.paths = paths
+        self.labels = labels
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,13 +62,25 @@ class PlainDataset(Dataset):
 
 
 def loader(
-    paths: list[str], labels: np.ndarray, transform: A.Compose, batch_size: int, workers: int, shuffle: bool = False
+    paths: list[str],
+    labels: np.ndarray,
+    transform: A.Compose,
+    batch_size: int,
+    workers: int,
+    shuffle: bool = False,
 ) -> DataLoader:
-    dataset = PlainDataset(paths, labels, transform)
-    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
+    return DataLoader(
+        PlainDataset(paths, labels, transform),
+        batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
 
 
-def train_step(net: nn.Module, adam: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+def train_step(
+    net: nn.Module, adam: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> float:
     loss = F.binary_cross_entropy_with_logits(net(images).logits, labels)
     adam.zero_grad()
     loss.backward()
@@ -78,7 +97,9 @@ def predict(net: nn.Module, batches: DataLoader, device: torch.device) -> Tensor
 def point_localization(
     maps: Tensor, pairs: list[list[tuple[int, np.ndarray]]], image_size: int = 1024, size: int = 256
 ) -> np.ndarray:
-    """Hits by masks: a box is drawn on the image, the mask resized as the image is, the maximum looked up in it.
+    """Hits by masks.
+
+    A box is drawn on the image, the mask resized as the image is, the maximum looked up in it.
 
     Args:
         maps: (N, C, h, w) probabilities.
@@ -86,7 +107,9 @@ def point_localization(
     """
     hits = []
     for n, boxes in enumerate(pairs):
-        large = F.interpolate(maps[n : n + 1], (size, size), mode="bilinear", align_corners=False)[0].numpy()
+        large = F.interpolate(maps[n : n + 1], (size, size), mode="bilinear", align_corners=False)[
+            0
+        ].numpy()
         masks = np.zeros((maps.shape[1], image_size, image_size), np.uint8)
         for c, (x, y, w, h) in boxes:
             masks[c, y : y + h, x : x + w] = 1
@@ -96,9 +119,10 @@ def point_localization(
 
 
 def draw_page(rows: list[tuple[str, np.ndarray, str, tuple[int, int, int, int]]]) -> bytes:
-    """Rows of (image file, heatmap, title, bbox_xywh) as a figure of two axes a row. Returns a JPEG file."""
+    """Draw rows of (image file, heatmap, title, bbox_xywh), two axes a row. Returns a JPEG file."""
     figure, axes = plt.subplots(len(rows), 2, figsize=(10, 5 * len(rows)))
-    for (left, right), (file, heatmap, title, (x, y, w, h)) in zip(axes, rows, strict=True):
+    for (left, right), (file, heatmap, title, bbox_xywh) in zip(axes, rows, strict=True):
+        x, y, w, h = bbox_xywh
         image = cv2.imread(file, cv2.IMREAD_GRAYSCALE)
         left.imshow(image, cmap="gray")
         right.imshow(image, cmap="gray")

@@ -1,10 +1,38 @@
-"""PYLON, the Pyramid Localization Network: where a finding is, learnt from image-level labels alone."""
+"""PYLON, the Pyramid Localization Network: where a finding is, learnt from image labels alone.
 
+    pylon.Pylon, pylon.PylonOutput    the network and what it returns (pylon/model.py)
+    pylon.load_pylon                  a network from a checkpoint (pylon/experiment/checkpoint.py)
+
+They are imported when first used: `python train.py --help` needs neither torch nor SMP.
+"""
+
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or albumentations asks the network for news when imported
+if TYPE_CHECKING:
+    from pylon.experiment.checkpoint import load_pylon
+    from pylon.model import Pylon, PylonOutput
 
-from pylon.checkpoint import load_pylon
-from pylon.model import Pylon, PylonOutput
+# or albumentations, wherever it is imported, asks the network for news
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __all__ = ["Pylon", "PylonOutput", "load_pylon"]
+
+_MODULES = {
+    "Pylon": "pylon.model",
+    "PylonOutput": "pylon.model",
+    "load_pylon": "pylon.experiment.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pylon' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

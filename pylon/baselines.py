@@ -1,31 +1,64 @@
 """Networks to compare PYLON with: the classic CAM net, and SMP's segmentation nets as they are.
 
 image (B, 1, H, W) -> maps (B, C, h, w) -> their maximum or mean: logits (B, C)
+
+`build_network` builds any network, PYLON or a baseline, from what its checkpoint says.
 """
 
 import difflib
+from typing import Any
 
 import segmentation_models_pytorch as smp
 from huggingface_hub import PyTorchModelHubMixin
 from segmentation_models_pytorch.base import initialization
 from torch import Tensor, nn
 
-from pylon.cli import UserError
-from pylon.model import PylonOutput, build_encoder
+from pylon.encoders import ArgumentError, build_encoder
+from pylon.model import Pylon, PylonOutput
 
 
-class Baseline(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-x-ray", "weak-localization"]):
+def build_network(config: dict[str, Any]) -> "Pylon | Baseline":
+    """Build a network from its arguments.
+
+    Args:
+        config: `kind`, "pylon" or "baseline", and the arguments of `Pylon` or `Baseline`. Where
+            there is no kind, as in checkpoints of earlier versions, `model` tells a baseline.
+
+    Raises:
+        ValueError: the kind is unknown, or as `Pylon` and `Baseline` raise.
+    """
+    networks = {"pylon": Pylon, "baseline": Baseline}
+    kind = kind_of(config)
+    if kind not in networks:
+        raise ArgumentError("kind", f"must be one of {', '.join(networks)}, got {kind}")
+    arguments = {key: value for key, value in config.items() if key != "kind"}
+    return networks[kind](**arguments)
+
+
+def kind_of(config: dict[str, Any]) -> str:
+    """What the arguments of a network are of: "pylon" or "baseline"."""
+    return config.get("kind", "baseline" if "model" in config else "pylon")
+
+
+class Baseline(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="pylon",
+    tags=["chest-x-ray", "weak-localization"],
+):
     """A network that is trained, scored and drawn as PYLON is.
 
     Args:
-        model: "backbone", an encoder and a 1x1 convolution, whose maps (B, C, H/32, W/32) are class activation maps
-            (CAM, Zhou et al. 2016); or an architecture of segmentation-models-pytorch, such as "unet" or "fpn", with
-            its own decoder and head, whose maps are (B, C, H, W).
+        model: "backbone", an encoder and a 1x1 convolution, whose maps (B, C, H/32, W/32) are class
+            activation maps (CAM, Zhou et al. 2016); or an architecture of
+            segmentation-models-pytorch, such as "unet" or "fpn", with its own decoder and head,
+            whose maps are (B, C, H, W).
         encoder_name, encoder_weights, in_channels, classes: as for `pylon.model.Pylon`.
         pool: "max" or "avg", what makes a logit of a map; "avg" is for the backbone alone.
 
     Raises:
-        UserError: the architecture or the encoder is unknown, they do not fit, or weights cannot be had.
+        ValueError: the architecture or the encoder is unknown, they do not fit, or weights cannot
+            be had. The text begins with the argument's name.
     """
 
     def __init__(
@@ -38,18 +71,26 @@ class Baseline(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["che
         pool: str = "max",
     ):
         super().__init__()
-        check_model(model, pool)
-        self.in_channels, self.pool = in_channels, pool
+        check_architecture(model, pool)
+        self.in_channels = in_channels
+        self.pool = pool
         encoder = build_encoder(encoder_name, encoder_weights, in_channels)
         self.deepest = nn.Identity()  # where methods such as Grad-CAM listen
+
+        # the classic CAM net
         if model == "backbone":
-            self.encoder, self.decoder = encoder, None
+            self.encoder = encoder
+            self.decoder = None
             self.segmentation_head = nn.Sequential(nn.Conv2d(encoder.out_channels[-1], classes, 1))
             initialization.initialize_head(self.segmentation_head)
             return
+
+        # one of SMP's; a net that is dilated, or needs less depth, takes the same weights
         net = build_segmentation_net(model, encoder_name, in_channels, classes)
-        self.encoder, self.decoder, self.segmentation_head = net.encoder, net.decoder, net.segmentation_head
-        if encoder_weights is not None:  # a net that is dilated, or needs less depth, takes the same ones
+        self.encoder = net.encoder
+        self.decoder = net.decoder
+        self.segmentation_head = net.segmentation_head
+        if encoder_weights is not None:
             known = encoder.state_dict()
             self.encoder.load_state_dict({key: known[key] for key in self.encoder.state_dict()})
 
@@ -60,36 +101,42 @@ class Baseline(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["che
             images: (B, in_channels, H, W) float, normalised; H and W multiples of 32.
 
         Raises:
-            UserError: batch norm would see a single value, as behind some nets' global pooling.
+            ValueError: batch norm would see a single value, as behind some nets' global pooling.
         """
         if self.training and len(images) < 2:
-            raise UserError("training needs at least 2 images a batch and process: raise --batch-size")
+            raise ValueError("training needs at least 2 images a batch and process")
         *features, deepest = self.encoder(images)
-        features = [*features, self.deepest(deepest)]
-        maps = self.segmentation_head(features[-1] if self.decoder is None else self.decoder(features)).float()
-        return PylonOutput(logits=maps.amax(dim=(2, 3)) if self.pool == "max" else maps.mean(dim=(2, 3)), maps=maps)
+        deepest = self.deepest(deepest)  # (B, c, H/32, W/32), or larger where it is dilated
+        x = deepest if self.decoder is None else self.decoder([*features, deepest])
+        maps = self.segmentation_head(x).float()  # (B, C, h, w)
+        logits = maps.amax(dim=(2, 3)) if self.pool == "max" else maps.mean(dim=(2, 3))
+        return PylonOutput(logits=logits, maps=maps)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs):
-        """Rebuild from a folder or the hub: all weights come from the file, so none from ImageNet."""
+        """Rebuild from a folder or the hub: all weights come from the file, none from ImageNet."""
         return super()._from_pretrained(strict=strict, **{**kwargs, "encoder_weights": None})
 
 
-def check_model(model: str, pool: str) -> None:
-    """Raise a UserError if there is no such network, or if it does not pool so."""
-    known = ["pylon", "backbone", *smp.MODEL_ARCHITECTURES_MAPPING]
+def check_architecture(model: str, pool: str) -> None:
+    """Raise an ArgumentError if there is no such baseline, or if it does not pool so."""
+    known = ["backbone", *smp.MODEL_ARCHITECTURES_MAPPING]
     known.remove("dpt")  # its encoder must be a vision transformer, which has no strides
     if model not in known:
         near = difflib.get_close_matches(model, known, n=3) or known
-        raise UserError(f"--model {model} is unknown; did you mean {', '.join(near)}?")
+        raise ArgumentError("model", f"{model} is unknown; did you mean {', '.join(near)}?")
     if pool != "max" and (model, pool) != ("backbone", "avg"):
-        raise UserError(f"--pool {pool} is not for --model {model}: avg is for backbone, max for all")
+        raise ArgumentError("pool", f"{pool} is not for {model}: avg is for backbone, max for all")
 
 
-def build_segmentation_net(model: str, encoder_name: str, in_channels: int, classes: int) -> nn.Module:
+def build_segmentation_net(
+    model: str, encoder_name: str, in_channels: int, classes: int
+) -> nn.Module:
     try:
         return smp.create_model(model, encoder_name, None, in_channels, classes)
-    except Exception as error:  # architectures that an encoder does not fit fail in as many ways as there are of them
-        raise UserError(
-            f"--model {model} cannot be used with --encoder-name {encoder_name}: {str(error)[:200]}; choose another"
-        ) from error
+    except Exception as error:  # what an encoder does not fit fails in as many ways as there are
+        problem = (
+            f"{model} cannot be used with encoder_name {encoder_name}: {str(error)[:200]}; "
+            "choose another"
+        )
+        raise ArgumentError("model", problem) from error

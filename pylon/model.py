@@ -4,19 +4,14 @@ image (B, 1, H, W) -> features at 1/4 .. 1/32 -> PA at 1/32 -> UP at 1/16, 1/8, 
                    -> maps (B, C, H/4, W/4) -> their maximum: logits (B, C)
 """
 
-import difflib
-import warnings
 from typing import NamedTuple
 
-import segmentation_models_pytorch as smp
-import timm
-import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from segmentation_models_pytorch.base import initialization
 from torch import Tensor, nn
 
-from pylon.cli import UserError
+from pylon.encoders import ArgumentError, build_encoder
 
 STRIDE = 256  # the attention branch halves the stride-32 feature three times more
 
@@ -24,6 +19,15 @@ STRIDE = 256  # the attention branch halves the stride-32 feature three times mo
 class PylonOutput(NamedTuple):
     logits: Tensor  # (B, C) float32
     maps: Tensor  # (B, C, H/4, W/4) float32, logits a pixel
+
+
+def criterion(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss: binary cross entropy, the mean over images and classes.
+
+    Args:
+        logits, labels: (B, C) float32; labels 0 or 1.
+    """
+    return F.binary_cross_entropy_with_logits(logits, labels)
 
 
 class ConvBnRelu(nn.Module):
@@ -44,7 +48,10 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
 
 
 class PyramidAttention(nn.Module):
-    """PA: one attention channel, seen at three scales, times the projected feature; or, without it, that feature."""
+    """PA: one attention channel, seen at three scales, times the projected feature.
+
+    Without attention, as an ablation, it is the projected feature alone.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, attention: bool = True):
         super().__init__()
@@ -60,15 +67,19 @@ class PyramidAttention(nn.Module):
         self.conv1 = ConvBnRelu(1, 1, 7)
 
     def forward(self, x: Tensor) -> Tensor:
-        mid = self.mid(x)  # 1/32
+        mid = self.mid(x)  # (B, D, H/32, W/32)
         if not self.attention:
             return mid
-        down1 = self.down1(x)  # 1/64
-        down2 = self.down2(down1)  # 1/128
-        down3 = self.down3(down2)  # 1/256
-        attention = resize(self.conv3(down3), like=down2)
-        attention = resize(self.conv2(down2) + attention, like=down1)
-        attention = resize(self.conv1(down1) + attention, like=mid)
+
+        # down: one channel each
+        down1 = self.down1(x)  # (B, 1, H/64, W/64)
+        down2 = self.down2(down1)  # (B, 1, H/128, W/128)
+        down3 = self.down3(down2)  # (B, 1, H/256, W/256)
+
+        # and up again
+        attention = resize(self.conv3(down3), like=down2)  # (B, 1, H/128, W/128)
+        attention = resize(self.conv2(down2) + attention, like=down1)  # (B, 1, H/64, W/64)
+        attention = resize(self.conv1(down1) + attention, like=mid)  # (B, 1, H/32, W/32)
         return attention * mid
 
 
@@ -81,17 +92,28 @@ class Up(nn.Module):
     def __init__(self, skip_channels: int, out_channels: int, layers: int):
         super().__init__()
         last = ConvBnRelu(skip_channels, out_channels, 1)
-        self.conv1 = last if layers == 1 else nn.Sequential(ConvBnRelu(skip_channels, skip_channels, 1), last)
+        if layers == 1:
+            self.conv1 = last
+        else:
+            self.conv1 = nn.Sequential(ConvBnRelu(skip_channels, skip_channels, 1), last)
 
     def forward(self, deeper: Tensor, skip: Tensor) -> Tensor:
         return resize(deeper, like=skip) + self.conv1(skip)
 
 
 class PylonDecoder(nn.Module):
-    """From the features at strides 4, 8, 16, 32 to one of `out_channels` at stride 4 (16, 32 with fewer modules)."""
+    """From the features at strides 4, 8, 16, 32 to one of `out_channels` at stride 4.
+
+    With fewer UP modules, as an ablation, its stride is 8, 16 or 32.
+    """
 
     def __init__(
-        self, encoder_channels: tuple[int, ...], out_channels: int, up_layers: int, up_modules: int, attention: bool
+        self,
+        encoder_channels: tuple[int, ...],
+        out_channels: int,
+        up_layers: int,
+        up_modules: int,
+        attention: bool,
     ):
         super().__init__()
         c4, c8, c16, c32 = encoder_channels
@@ -102,13 +124,22 @@ class PylonDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         f4, f8, f16, f32 = features
-        x = self.pa(f32)  # 1/32
-        for up, skip in ((self.up3, f16), (self.up2, f8), (self.up1, f4)):  # 1/16, 1/8, 1/4
-            x = x if up is None else up(x, skip)
+        x = self.pa(f32)  # (B, D, H/32, W/32)
+        if self.up3 is not None:
+            x = self.up3(x, f16)  # (B, D, H/16, W/16)
+        if self.up2 is not None:
+            x = self.up2(x, f8)  # (B, D, H/8, W/8)
+        if self.up1 is not None:
+            x = self.up1(x, f4)  # (B, D, H/4, W/4)
         return x
 
 
-class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-x-ray", "weak-localization"]):
+class Pylon(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="pylon",
+    tags=["chest-x-ray", "weak-localization"],
+):
     """Pyramid Localization Network.
 
     Args:
@@ -116,7 +147,8 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
             that has features at strides 4, 8, 16 and 32.
         encoder_weights: "imagenet" (the one download) or None. For `tu-` encoders anything but None
             means the weights that timm has.
-        in_channels: channels of the input. With one, SMP sums the RGB kernels of the first convolution.
+        in_channels: channels of the input. With one, SMP sums the RGB kernels of the first
+            convolution.
         classes: number of maps and logits.
         decoder_channels: width D of the decoder, 128 in the paper.
         up_layers: 1 (2020 code) or 2 (2021 code, iScience paper) convolutions in each UP module.
@@ -124,7 +156,8 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
         attention: False leaves the attention branch out, as an ablation.
 
     Raises:
-        UserError: the encoder is unknown, lacks a stride, or its weights cannot be had.
+        ValueError: the encoder is unknown, lacks a stride, or its weights cannot be had; or
+            up_layers or up_modules is out of range. The text begins with the argument's name.
     """
 
     def __init__(
@@ -140,13 +173,16 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
     ):
         super().__init__()
         if up_layers not in (1, 2):
-            raise UserError(f"--up-layers must be 1 or 2, not {up_layers}")
+            raise ArgumentError("up_layers", f"must be 1 or 2, got {up_layers}")
         if up_modules not in range(4):
-            raise UserError(f"--up-modules must be 0, 1, 2 or 3, not {up_modules}")
-        self.in_channels, self.pool = in_channels, "max"
+            raise ArgumentError("up_modules", f"must be 0, 1, 2 or 3, got {up_modules}")
+        self.in_channels = in_channels
+        self.pool = "max"
         self.ablated = up_modules < 3 or not attention
+
+        # encoder, decoder, head; `deepest` is where methods such as Grad-CAM listen
         self.encoder = build_encoder(encoder_name, encoder_weights, in_channels)
-        self.deepest = nn.Identity()  # where methods such as Grad-CAM listen
+        self.deepest = nn.Identity()
         channels = self.encoder.out_channels[-4:]
         self.decoder = PylonDecoder(channels, decoder_channels, up_layers, up_modules, attention)
         self.segmentation_head = nn.Sequential(nn.Conv2d(decoder_channels, classes, 1))
@@ -160,84 +196,23 @@ class Pylon(nn.Module, PyTorchModelHubMixin, library_name="pylon", tags=["chest-
             images: (B, in_channels, H, W) float, normalised; H and W multiples of 256.
 
         Raises:
-            UserError: a side is no multiple of 256, or batch norm would see a single value.
+            ValueError: a side is no multiple of 256, or batch norm would see a single value.
         """
         batch, _, height, width = images.shape
         if height % STRIDE or width % STRIDE:
-            raise UserError(f"the sides of the input must be multiples of {STRIDE}, not {height} x {width}")
+            raise ValueError(
+                f"images must have sides that are multiples of {STRIDE}, got {height} x {width}"
+            )
         if self.training and batch * (height // STRIDE) * (width // STRIDE) == 1:
-            raise UserError("training needs at least 2 images a batch: batch norm has no variance of one value")
-        *features, deepest = self.encoder(images)
-        maps = self.segmentation_head(self.decoder([*features[-3:], self.deepest(deepest)])).float()
+            raise ValueError(
+                "training needs at least 2 images a batch: batch norm has no variance of one value"
+            )
+        *features, deepest = self.encoder(images)  # strides 2, 4, 8, 16; 32
+        x = self.decoder([*features[-3:], self.deepest(deepest)])  # (B, D, H/4, W/4)
+        maps = self.segmentation_head(x).float()  # (B, C, H/4, W/4)
         return PylonOutput(logits=maps.amax(dim=(2, 3)), maps=maps)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs):
-        """Rebuild from a folder or the hub: all weights come from the file, so none from ImageNet."""
+        """Rebuild from a folder or the hub: all weights come from the file, none from ImageNet."""
         return super()._from_pretrained(strict=strict, **{**kwargs, "encoder_weights": None})
-
-
-def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module:
-    """One of SMP's encoders, checked to have the four strides that PYLON uses."""
-    if name.startswith("tu-"):
-        known, wanted = timm.list_models(), name[3:].split(".")[0]
-        near = [f"tu-{match}" for match in difflib.get_close_matches(wanted, known, n=3)]
-    else:
-        known, wanted = smp.encoders.get_encoder_names(), name
-        near = difflib.get_close_matches(wanted, known, n=3)
-    if wanted not in known:
-        hint = f"did you mean {', '.join(near)}?" if near else "see segmentation-models-pytorch's list of encoders"
-        raise UserError(f"--encoder-name {name} is unknown; {hint}")
-    try:
-        encoder = smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=None)
-        strides_fit = has_four_strides(encoder, in_channels)
-    except Exception as error:  # architectures that do not fit fail in as many ways as there are of them
-        raise UserError(f"--encoder-name {name} cannot be used: {str(error)[:200]}; choose another encoder") from error
-    if not strides_fit:
-        raise UserError(f"--encoder-name {name} has no features at strides 4, 8, 16 and 32; choose another encoder")
-    if weights is None:
-        return encoder
-    if name.startswith("tu-") and not timm.models.is_model_pretrained(name[3:]):
-        raise UserError(f"--encoder-weights {weights}: timm has no weights of {name}; use --encoder-weights none")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="For 'tu-'")  # "imagenet" stands for timm's own weights
-            return smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=weights)
-    except KeyError as error:  # SMP's word for weights that it does not list
-        raise UserError(f"--encoder-weights {weights}: {error.args[0]}") from error
-    except Exception as error:  # without a network, or with a damaged file, whatever the libraries happen to raise
-        raise UserError(
-            f"the {weights} weights of {name} could not be downloaded, or are damaged; connect to the network once "
-            "(and empty Hugging Face's cache), or train from scratch with --encoder-weights none"
-        ) from error
-
-
-def freeze_unused_parameters(model: nn.Module) -> list[str]:
-    """Exclude from training the parameters that no gradient reaches; return their names.
-
-    Some encoders have layers behind the features that are used, such as the head of EfficientNet. Processes that train
-    one network (DistributedDataParallel) would wait for the gradients of these.
-
-    Args:
-        model: a `Pylon` or a `Baseline`, on the CPU. Mode, gradients and torch's random numbers stay as they are.
-    """
-    training = model.training
-    model.eval()  # in training, a dropped layer could hide a parameter
-    with torch.random.fork_rng(devices=[]):
-        model(torch.zeros(1, model.in_channels, STRIDE, STRIDE)).logits.sum().backward()
-    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
-    model.zero_grad()
-    model.train(training)
-    return unused
-
-
-@torch.no_grad()
-def has_four_strides(encoder: nn.Module, in_channels: int) -> bool:
-    """Whether the last four features lie at strides 4, 8, 16 and 32, seen by trying."""
-    if any(parameter.is_meta for parameter in encoder.parameters()):
-        return True  # built for its shapes alone: there is nothing to try
-    features = encoder.eval()(torch.zeros(1, in_channels, STRIDE, STRIDE))
-    encoder.train()
-    return [feature.shape[-1] for feature in features[-4:]] == [STRIDE // stride for stride in (4, 8, 16, 32)]

@@ -15,20 +15,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+import torch
 
-from pylon.chestxray14 import read_boxes, read_images
+from pylon.data.sources import read_radiographs
 
 ROOT = Path(__file__).parent.parent
-TINY = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none", "--precision", "fp32", "--device", "cpu")
+NETWORK = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
+TINY = (*NETWORK, "--precision", "fp32", "--device", "cpu")
 TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
 NO_REFERENCE = "needs the reference files, which are not part of the project"
-SHARED = ROOT.parent / "shared"  # reference material that is not part of the project: its tests skip without it
+# reference material that is not part of the project: its tests skip without it
+SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in several processes
 
-os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "data", ROOT / "tests")))
+# for the process that scripts are forked from, which imports preloaded.py and by it the scripts
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "tests")))
 
-# Scripts run in processes of their own, forked from one that has imported torch and the rest: that takes seconds.
+# Scripts run in processes of their own, forked from one that has imported torch and the rest: that
+# takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["preloaded"])
 
@@ -36,10 +41,15 @@ FORKS.set_forkserver_preload(["preloaded"])
 def start_script(
     *arguments, cwd: Path, out: Path, sabotage: Callable[[], None] | None = None
 ) -> multiprocessing.process.BaseProcess:
-    """Start `python ARGUMENTS` in `cwd`, sabotaged first if asked; it prints to out/stdout and out/stderr."""
+    """Start `python ARGUMENTS` in `cwd`, sabotaged first if asked.
+
+    It prints to out/stdout and out/stderr.
+    """
     measured = coverage.Coverage.current() is not None
     arguments = list(map(str, arguments))
-    process = FORKS.Process(target=be_script, args=(arguments, cwd, out, dict(os.environ), sabotage, measured))
+    process = FORKS.Process(
+        target=be_script, args=(arguments, cwd, out, dict(os.environ), sabotage, measured)
+    )
     process.start()
     return process
 
@@ -52,11 +62,14 @@ def be_script(
     sabotage: Callable[[], None] | None,
     measured: bool,
 ) -> None:
-    coverage_of_this = coverage.Coverage(ROOT / ".coverage", True, config_file=ROOT / "pyproject.toml")
+    coverage_of_this = coverage.Coverage(
+        ROOT / ".coverage", True, config_file=ROOT / "pyproject.toml"
+    )
     if measured:
         coverage_of_this.start()
     os.setpgrp()  # so that it can be killed with its workers
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    # a shell's background job has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -69,7 +82,8 @@ def be_script(
     sys.path.insert(0, str((ROOT / script).parent))
     if sabotage is not None:
         sabotage()
-    multiprocessing.set_start_method(None, force=True)  # the system's own, not the one that has led here
+    # the system's own, not the one that has led here
+    multiprocessing.set_start_method(None, force=True)
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
@@ -81,14 +95,23 @@ def be_script(
 def run_script(
     *arguments, cwd: Path, code: int | None = 0, sabotage: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess:
-    """Run `python ARGUMENTS` as a user would, in `cwd`, and check the exit code, if it is foreseen."""
+    """Run `python ARGUMENTS` as a user would, in `cwd`, and check the exit code, if it is known."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         process = start_script(*arguments, cwd=cwd, out=out, sabotage=sabotage)
         process.join(300)
-        stdout, stderr = ((out / name).read_text() for name in ("stdout", "stderr"))
+        stdout = (out / "stdout").read_text()
+        stderr = (out / "stderr").read_text()
     assert code in (None, process.exitcode), f"{arguments}\n{stdout}\n{stderr}"
     return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+
+
+def refusal_of(done: subprocess.CompletedProcess) -> str:
+    """What tyro says of a choice that is none, in a frame, before anything begins."""
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout == ""
+    return done.stderr
 
 
 def sentence_of(done: subprocess.CompletedProcess) -> str:
@@ -103,7 +126,8 @@ def sentence_of(done: subprocess.CompletedProcess) -> str:
 def phantom(tmp_path_factory) -> Path:
     """A small phantom in NIH's layout. Tests that change it work on a copy."""
     folder = tmp_path_factory.mktemp("phantom") / "data"
-    run_script("data/make_phantom.py", "--out", folder, "--images", 90, "--size", 128, "--seed", 3, cwd=folder.parent)
+    options = ("--out", folder, "--images", 90, "--size", 128, "--seed", 3)
+    run_script("tools/make_phantom.py", *options, cwd=folder.parent)
     return folder
 
 
@@ -124,13 +148,38 @@ def trained(trained_once, tmp_path_factory) -> Path:
 
 def same_weights(a: Path, b: Path) -> bool:
     """Whether two runs, by their folders, have the same best network, bit for bit."""
-    a, b = (safetensors.torch.load_file(folder / "best/model.safetensors") for folder in (a, b))
-    return a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
+    one = safetensors.torch.load_file(a / "best/model.safetensors")
+    other = safetensors.torch.load_file(b / "best/model.safetensors")
+    return one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
 
 
 def rows_of(cwd: Path, seed: int = 0) -> pd.DataFrame:
     """The csv of a run, less what depends on the clock."""
     return pd.read_csv(cwd / f"csv/pylon/{seed}.csv").drop(columns=["images_per_second", "seconds"])
+
+
+@pytest.fixture
+def by_hand(tmp_path) -> Path:
+    """A folder with lists of six images of four patients, written by hand."""
+    (tmp_path / "Data_Entry_2017.csv").write_text(
+        "Image Index,Finding Labels,Follow-up #,Patient ID\n"
+        "00000001_000.png,Mass|Nodule,0,1\n"
+        "00000001_001.png,No Finding,1,1\n"
+        "00000002_000.png,Hernia,0,2\n"
+        "00000003_000.png,Infiltration,0,3\n"
+        "00000003_001.png,Mass,1,3\n"
+        "00000004_000.png,Edema,0,4\n"
+    )
+    (tmp_path / "train_val_list.txt").write_text(
+        "00000001_000.png\n00000001_001.png\n00000002_000.png"
+    )
+    (tmp_path / "test_list.txt").write_text("00000003_000.png\n00000003_001.png\n")
+    (tmp_path / "BBox_List_2017.csv").write_text(
+        "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+        "00000003_000.png,Infiltrate,10.9,20.2,30.99,40,,,\n"
+        "00000004_000.png,Mass,1,2,3,4,,,\n"
+    )
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +193,9 @@ def pytest_terminal_summary(terminalreporter):
     """Say how many checks were left out because the reference files are absent."""
     skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
     count = sum(NO_REFERENCE in str(reason) for reason in skipped)
-    terminalreporter.write_line(f"{count} checks were left out because the reference files are absent")
+    terminalreporter.write_line(
+        f"{count} checks were left out because the reference files are absent"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -158,9 +209,17 @@ def official(shared, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def official_boxes(official) -> pd.DataFrame:
-    return read_boxes(official, read_images(official))
+    return read_radiographs(official, with_boxes=True).boxes
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

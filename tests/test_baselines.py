@@ -1,3 +1,5 @@
+"""The networks that PYLON is compared with, and how a network is built from its config."""
+
 import json
 
 import pytest
@@ -5,9 +7,11 @@ import segmentation_models_pytorch as smp
 import torch
 
 import pylon
-from pylon import baselines, checkpoint
-from pylon.baselines import Baseline
-from pylon.cli import UserError
+from pylon import baselines
+from pylon.baselines import Baseline, build_network
+from pylon.experiment.card import make_card
+from pylon.experiment.checkpoint import save_best
+from pylon.model import Pylon
 
 ENCODER = "tu-test_resnet"
 NETS = sorted(set(smp.MODEL_ARCHITECTURES_MAPPING) - {"dpt"})
@@ -38,7 +42,8 @@ def test_mean_of_maps_is_the_classic_cam_net():
     model = Baseline("backbone", ENCODER, None, classes=3, pool="avg").eval()
     with torch.no_grad():
         logits, maps = model(IMAGES)
-        pooled = model.encoder(IMAGES)[-1].mean(dim=(2, 3))  # global average pooling, then a linear layer
+        # global average pooling, then a linear layer
+        pooled = model.encoder(IMAGES)[-1].mean(dim=(2, 3))
         linear = torch.nn.functional.linear(pooled, model.segmentation_head[0].weight[:, :, 0, 0])
     torch.testing.assert_close(logits, linear + model.segmentation_head[0].bias)
     torch.testing.assert_close(logits, maps.mean(dim=(2, 3)))
@@ -47,9 +52,11 @@ def test_mean_of_maps_is_the_classic_cam_net():
 @pytest.mark.parametrize(("name", "pool"), [("backbone", "avg"), ("linknet", "max")])
 def test_round_trip(tmp_path, name, pool):
     model = Baseline(name, ENCODER, None, classes=2, pool=pool).eval()
-    card = checkpoint.make_card(["one", "two"], {"image_size": 256}, "abc", {})
-    checkpoint.save_best(tmp_path / "best", model, card)
-    assert json.loads((tmp_path / "best/config.json").read_text())["model"] == name
+    card = make_card(["one", "two"], {"image_size": 256}, "abc", {}, 0.5, 0.25)
+    save_best(tmp_path / "best", model, card)
+    config = json.loads((tmp_path / "best/config.json").read_text())
+    assert config["model"] == name
+    assert config["kind"] == "baseline"
     again = pylon.load_pylon(tmp_path / "best")
     assert isinstance(again, Baseline)
     with torch.no_grad():
@@ -71,15 +78,32 @@ def test_weights_of_the_encoder_are_taken_over(monkeypatch, name):
 
 
 def test_unknown_and_unfit():
-    with pytest.raises(UserError, match="--model fnp is unknown; did you mean fpn"):
+    with pytest.raises(ValueError, match=r"^model fnp is unknown; did you mean fpn"):
         Baseline("fnp", ENCODER, None)
-    with pytest.raises(UserError, match="--model dpt is unknown"):
+    with pytest.raises(ValueError, match=r"^model dpt is unknown"):
         Baseline("dpt", ENCODER, None)
-    with pytest.raises(UserError, match="--pool avg is not for --model fpn"):
+    with pytest.raises(ValueError, match=r"^pool avg is not for fpn"):
         Baseline("fpn", ENCODER, None, pool="avg")
-    with pytest.raises(UserError, match="--encoder-name resnet51 is unknown"):
+    with pytest.raises(ValueError, match=r"^encoder_name resnet51 is unknown"):
         Baseline("fpn", "resnet51", None)
-    with pytest.raises(UserError, match="at least 2 images a batch"):
+    with pytest.raises(ValueError, match="at least 2 images a batch"):
         Baseline("deeplabv3", ENCODER, None)(IMAGES[:1])
-    with pytest.raises(UserError, match="--model linknet cannot be used with --encoder-name mit_b0"):
+    with pytest.raises(ValueError, match=r"^model linknet cannot be used with encoder_name mit_b0"):
         Baseline("linknet", "mit_b0", None)
+
+
+def test_networks_are_built_from_their_configs():
+    arguments = {"encoder_name": ENCODER, "encoder_weights": None, "classes": 2}
+    pylon_of = {**arguments, "decoder_channels": 8, "up_layers": 2}
+    for config in (pylon_of, {**pylon_of, "kind": "pylon"}):  # an earlier version names no kind
+        network = build_network(config)
+        assert isinstance(network, Pylon)
+        assert len(network.decoder.up3.conv1) == 2
+    baseline = {**arguments, "model": "backbone", "pool": "avg"}
+    for config in (baseline, {**baseline, "kind": "baseline"}):
+        network = build_network(config)
+        assert isinstance(network, Baseline)
+        assert (network.pool, network.decoder) == ("avg", None)
+        assert config["model"] == "backbone"  # which is left as it was
+    with pytest.raises(ValueError, match=r"^kind must be one of pylon, baseline, got tree"):
+        build_network({**arguments, "kind": "tree"})

@@ -1,0 +1,250 @@
+"""A cache of decoded radiographs.
+
+FOLDER/SIZE/images.uint8  a memory map (N, SIZE, SIZE), a row an image, of which the system keeps in
+                          memory what it has room for
+            index.csv     a row an image, in the same order: image_id, height, width, and bytes and
+                          modified_ns of its file
+            lock          held by the process that fills it
+"""
+
+import errno
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from torch.utils.data import DataLoader, Dataset
+
+from pylon.data.images import fault_of, read_image, require_readable
+from pylon.system.errors import UserError
+from pylon.system.files import csv_file, locked, write_atomically
+from pylon.system.parallel import loader_generator, look_at, start_worker
+from pylon.system.progress import track
+
+COLUMNS = ["image_id", "height", "width", "bytes", "modified_ns"]
+WHOLE_NUMBERS = dict.fromkeys(COLUMNS[1:], "int64")
+SECONDS_BETWEEN_COMMITS = 20  # what a killed process may have to decode again
+
+
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """Reduce an image so that no side is above `size`, by averaging areas; one that fits stays."""
+    height, width = fitted(*image.shape, size)
+    if (height, width) == image.shape:
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image once no side is above `size`, pixels."""
+    scale = min(1, size / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+class ImageCache:
+    """Grey images, no side above `size`, in one memory map, which all processes share."""
+
+    def __init__(self, folder: Path, size: int):
+        self.path = folder / "images.uint8"
+        self.size = size
+        index = read_index(folder, size)
+        self.height_width = index[["height", "width"]].to_numpy()
+        self.row_of = pd.Series(np.arange(len(index)), index=index["image_id"])
+        self.map = None
+
+    def __getstate__(self) -> dict:
+        # a memory map would be pickled with all that is in it
+        return {**self.__dict__, "map": None}
+
+    def read(self, row: int) -> np.ndarray:
+        """The image in a row, (h, w) uint8, no side above `size`; a view that is read-only."""
+        if self.map is None:
+            self.map = open_map(self.path, self.size, "r")
+        height, width = fitted(*self.height_width[row], self.size)
+        return self.map[row, :height, :width]
+
+
+def open_cache(
+    images: pd.DataFrame,
+    folder: Path,
+    size: int,
+    num_workers: int,
+    say: Callable[[str], None] = print,
+) -> ImageCache | None:
+    """Open the cache of `size`; decode into it the images that it lacks or that have changed.
+
+    One process fills it, by `num_workers` others; the rest wait. What a killed one leaves is used.
+
+    Args:
+        images: a table of images (see contract.py).
+        folder: where caches are; this one is in FOLDER/SIZE.
+        size: side of a row, pixels. 0: there is no cache, and None is returned.
+        say: how to tell that another process is waited for.
+
+    Raises:
+        UserError: an image cannot be read, there is too little room, or the folder cannot be
+            written.
+    """
+    if size == 0:
+        return None
+    place = folder / str(size)
+    # one that is complete may be read-only, and is not locked
+    if len(find_missing(read_index(place, size), images)):
+        with locked(place, say):
+            fill(place, images, size, num_workers)
+    return ImageCache(place, size)
+
+
+def unreadable_images(
+    images: pd.DataFrame, folder: Path, size: int, num_workers: int, decode: bool = False
+) -> dict[str, str]:
+    """What is wrong with each image that cannot be read, by image_id.
+
+    Images in the cache of that size can be read. Of a PNG the checksums are compared, a hundred
+    times as fast as decoding; what is encoded wrongly under right checksums is found with `decode`
+    alone.
+    """
+    if size:
+        images = find_missing(read_index(folder / str(size), size), images)
+    look = partial(fault_of, read=read_image if decode else require_readable)
+    faults = look_at(images["path"], look, num_workers, "looking at the images")
+    return {name: fault for name, fault in zip(images["image_id"], faults, strict=True) if fault}
+
+
+def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """The images that the index lacks or whose files have changed, and the rows that they get."""
+    # size and time of each file; a link may lead nowhere
+    images = images.drop_duplicates("image_id")
+    files = [os.stat(path, follow_symlinks=os.path.exists(path)) for path in images["path"]]
+    wanted = pd.DataFrame({
+        "image_id": images["image_id"].to_numpy(),
+        "path": images["path"].to_numpy(),
+        "bytes": [file.st_size for file in files],
+        "modified_ns": [file.st_mtime_ns for file in files],
+    })  # fmt: skip
+
+    # against those of the index
+    numbered = index.reset_index(names="row")
+    merged = wanted.merge(numbered, on="image_id", how="left", suffixes=("", "_then"))
+    resized = merged["bytes"] != merged["bytes_then"]
+    retimed = merged["modified_ns"] != merged["modified_ns_then"]
+    missing = merged[resized | retimed].reset_index(drop=True)
+
+    # a changed file keeps its row, a new one gets the next
+    new = missing["row"].isna()
+    missing.loc[new, "row"] = np.arange(len(index), len(index) + new.sum())
+    return missing.astype({"row": int})
+
+
+def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> None:
+    """Decode into a cache what it lacks; only the process that holds the lock may."""
+    index = read_index(folder, size)
+    missing = find_missing(index, images)
+    if len(missing) == 0:  # another process has filled it in the meantime
+        return
+    rows = max(len(index), missing["row"].max() + 1)
+    size_bytes = rows * size * size
+    make_room(folder / "images.uint8", size_bytes)
+    print(
+        f"decoding {len(missing)} images into {folder}, {size_bytes / 1e9:.1f} GB when it is whole"
+    )
+
+    # workers write each image into its row and tell its height and width
+    decoder = Decoder(folder / "images.uint8", size, missing)
+    loader = DataLoader(
+        decoder,
+        16,
+        num_workers=num_workers,
+        worker_init_fn=start_worker,
+        generator=loader_generator(),
+    )
+    store = open_map(folder / "images.uint8", size, "r+")
+    done = []
+    committed = time.monotonic()
+    for batch in track(loader, "decoding", "batch"):
+        done += batch.tolist()
+        if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or len(done) == len(missing):
+            # The rows reach the disk before the index names them, in the order of the table: its
+            # new rows are an unbroken tail.
+            store.flush()
+            part = missing.iloc[: len(done)].copy()
+            part[["height", "width"]] = done
+            index = pd.concat([index, part.set_index("row")[COLUMNS]])
+            index = index[~index.index.duplicated(keep="last")].sort_index().astype(WHOLE_NUMBERS)
+            write_atomically(folder / "index.csv", csv_file(index, index=False))
+            committed = time.monotonic()
+
+
+class Decoder(Dataset):
+    """Item k: image k of `todo`, decoded into its row of the map; (height, width) of the file."""
+
+    def __init__(self, path: Path, size: int, todo: pd.DataFrame):
+        self.path = path
+        self.size = size
+        self.files = todo["path"].to_numpy(dtype=str)
+        self.rows = todo["row"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        image = read_image(self.files[k])
+        small = shrink(image, self.size)
+        row = open_map(self.path, self.size, "r+")[self.rows[k]]
+        row[: small.shape[0], : small.shape[1]] = small
+        return np.array(image.shape)
+
+
+def open_map(path: Path, size: int, mode: str) -> np.memmap:
+    rows = path.stat().st_size // (size * size)
+    return np.memmap(path, np.uint8, mode, shape=(rows, size, size))
+
+
+def read_index(folder: Path, size: int) -> pd.DataFrame:
+    """The index of a cache, a row an image; empty where there is none."""
+    path = folder / "index.csv"
+    store = folder / "images.uint8"
+    if not path.exists() or not store.exists():
+        return pd.DataFrame(columns=COLUMNS).astype(WHOLE_NUMBERS)
+    try:
+        index = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=WHOLE_NUMBERS)[COLUMNS]
+    except (ValueError, KeyError, pd.errors.ParserError) as error:
+        raise UserError(
+            f"{path} is damaged; when no run uses {folder}, remove it, to have it made again"
+        ) from error
+    return index[: store.stat().st_size // (size * size)]  # a copy may have been cut short
+
+
+def make_room(path: Path, length: int) -> None:
+    """Make a file `length` bytes long or longer, all on the disk.
+
+    To run out of room later, while a memory map is written, would kill the process.
+    """
+    there = path.stat().st_size if path.exists() else 0
+    if there >= length:
+        return
+    cure = f"make room, link {path.parent} to a larger disk, or choose a smaller --cache-size"
+    free = shutil.disk_usage(path.parent).free
+    if length - there > free:
+        raise UserError(
+            f"{path} needs {(length - there) / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; "
+            f"{cure}"
+        )
+    try:
+        with open(path, "r+b" if path.exists() else "w+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, length)
+            except (AttributeError, OSError) as error:
+                # macOS, or a file system that cannot: the look above must do
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+            file.truncate(length)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made {length / 1e9:.1f} GB long ({error.strerror}); {cure}"
+        ) from error

@@ -1,0 +1,222 @@
+"""What is wrong with the files of a data set: sentences in lists, in the order of the files.
+
+The scripts raise the first one; tools/check_data.py prints all.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pylon.data import chestxray14
+from pylon.data.chestxray14 import (
+    BOX_LIST,
+    ORIGINAL_SPLIT,
+    PATHOLOGIES,
+    WHERE,
+    OfficialLists,
+    OriginalSplit,
+)
+from pylon.data.images import image_size
+from pylon.system.errors import UserError
+
+
+def raise_first(faults: list[str]) -> None:
+    """Raise a UserError of the first fault, if there is one."""
+    if faults:
+        raise UserError(faults[0])
+
+
+def subject(names: Iterable[str]) -> str:
+    """`a is`, or `a and 2 more are`: what is at fault, for a sentence."""
+    first, *others = names
+    return f"{first} and {len(others)} more are" if others else f"{first} is"
+
+
+def faults_of_lists(lists: OfficialLists | OriginalSplit) -> list[str]:
+    """What is wrong with the lists of images and labels."""
+    if isinstance(lists, OfficialLists):
+        return faults_of_official_lists(lists)
+    return faults_of_original_split(lists)
+
+
+def faults_of_official_lists(lists: OfficialLists) -> list[str]:
+    data = lists.data
+    entries = lists.entries[0]
+    faults = []
+    if len(lists.entries) > 1:
+        names = " and ".join(path.name for path in lists.entries)
+        faults.append(f"{data} has {names}; keep the one that shall give the labels")
+
+    # images that are named twice, in both lists, or without labels
+    faults += rows_of_one_name(lists.labels, entries)
+    faults += repeated_names(lists.train_val, data / "train_val_list.txt")
+    faults += repeated_names(lists.test, data / "test_list.txt")
+    both = sorted(set(lists.train_val) & set(lists.test))
+    if both:
+        faults.append(
+            f"{subject(both)} both in train_val_list.txt and in test_list.txt of {data}; "
+            "take it out of one"
+        )
+    unlabelled = sorted({*lists.train_val, *lists.test} - set(lists.labels["Image Index"]))
+    if unlabelled:
+        faults.append(
+            f"{subject(unlabelled)} in the lists of {data} but {entries.name} has no row of it; "
+            "get both anew"
+        )
+
+    # patients and findings of the images that are listed
+    table = chestxray14.listed_rows(lists)
+    if not pd.api.types.is_integer_dtype(table["Patient ID"]):
+        faults.append(f"{entries}: every row must have a whole number as 'Patient ID'; correct it")
+    findings = chestxray14.findings_of(table)
+    if (findings == "").any():
+        names = subject(table["Image Index"][findings == ""])
+        faults.append(f"{entries}: {names} without a finding; NIH writes 'No Finding'")
+    named = set().union(*map(chestxray14.split_findings, findings.unique()))
+    faults += [unknown_class(name, entries) for name in sorted(named - set(PATHOLOGIES))]
+
+    # validation takes patients of its own
+    trained = table["Image Index"].isin(set(lists.train_val) - set(lists.test))
+    if table["Patient ID"][trained].nunique(dropna=False) < 2:
+        faults.append(
+            "train_val_list.txt must hold at least 2 patients: one to train on, one to validate on"
+        )
+    return faults
+
+
+def faults_of_original_split(lists: OriginalSplit) -> list[str]:
+    faults = []
+    used = []
+    for split, listed in lists.tables.items():
+        path = lists.data / ORIGINAL_SPLIT[split]
+        faults += rows_of_one_name(listed, path)
+        table = listed[~listed["Image Index"].duplicated()]
+
+        # labels and names
+        labelled = chestxray14.are_labels(table)
+        if not labelled.all():
+            names = subject(table["Image Index"][~labelled])
+            faults.append(
+                f"{path}: {names} labelled other than 0 or 1 in the columns of the findings; "
+                "correct it"
+            )
+        nameless = chestxray14.patient_ids_of(table).isna()
+        if nameless.any():
+            names = subject(table["Image Index"][nameless])
+            faults.append(f"{path}: {names} not named PATIENT_NUMBER.png; correct it")
+        used.append(table["Image Index"][labelled & ~nameless])
+
+    # images of two splits
+    names = pd.concat(used)
+    again = names[names.duplicated()]
+    if len(again):
+        files = ", ".join(ORIGINAL_SPLIT.values())
+        faults.append(f"{subject(again)} in two of {files} of {lists.data}; take it out of one")
+    return faults
+
+
+def rows_of_one_name(table: pd.DataFrame, path: Path) -> list[str]:
+    again = table["Image Index"][table["Image Index"].duplicated()]
+    if len(again) == 0:
+        return []
+    return [f"{path}: {subject(again)} in more than one row; remove all but one"]
+
+
+def repeated_names(names: list[str], path: Path) -> list[str]:
+    again = sorted(name for name, count in Counter(names).items() if count > 1)
+    if not again:
+        return []
+    return [f"{path}: {subject(again)} named more than once; remove all but one"]
+
+
+def unknown_class(name: str, path: Path) -> str:
+    return f"{path}: {name!r} is none of the findings {', '.join(PATHOLOGIES)}; correct it"
+
+
+def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
+    """What is wrong with the rows of the list of boxes, images aside.
+
+    Args:
+        listed: of `chestxray14.read_box_list`.
+        data: folder of the list.
+    """
+    path = data / BOX_LIST
+    unknown = ~listed["pathology"].isin(PATHOLOGIES)
+    faults = [unknown_class(name, path) for name in listed["pathology"][unknown].unique()]
+    for box in listed[~chestxray14.are_boxes(listed)].itertuples():
+        numbers = ", ".join(f"{number:g}" for number in (box.x, box.y, box.w, box.h))
+        faults.append(
+            f"{path}: the box of {box.image_id}, {box.pathology}, is {numbers}; "
+            "correct x, y, w, h or remove it"
+        )
+    usable = listed[~unknown & chestxray14.are_boxes(listed)].astype(
+        dict.fromkeys("xywh", np.int64)
+    )
+    for box in usable[usable.duplicated()].drop_duplicates().itertuples():
+        faults.append(
+            f"{path}: {box.image_id} has the same box of {box.pathology} twice; remove one"
+        )
+    return faults
+
+
+def require_files(images: pd.DataFrame, data: Path) -> None:
+    """Raise a UserError that counts and names the images that are not on the disk."""
+    missing = images["image_id"][images["path"].isna()]
+    if len(images) == 0:
+        raise UserError(f"the lists of {data} name no image of the split that is asked for")
+    if len(missing):
+        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(
+            f"{len(missing)} of {len(images)} images are missing from {data / 'images'}: {named}; "
+            f"unpack all of NIH's image archives there ({WHERE})"
+        )
+
+
+def select_boxed(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """The images that have boxes, in the order of the table.
+
+    Raises:
+        UserError: there is none, a file is missing, or a box reaches beyond its image.
+    """
+    boxed = images[images["image_id"].isin(boxes["image_id"])]
+    if len(boxed) == 0:
+        raise UserError(f"{data / BOX_LIST} has no box of an image of the test list")
+    require_files(boxed, data)
+    raise_first(boxes_beyond_images(boxed, boxes, data))
+    return boxed
+
+
+def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -> list[str]:
+    """Which boxes reach beyond their images; all images of the boxes must be there."""
+    paths = dict(zip(images["image_id"], images["path"], strict=True))
+    faults = []
+    for box in boxes.itertuples():
+        width, height = image_size(paths[box.image_id])
+        if box.x + box.w > width or box.y + box.h > height:
+            faults.append(
+                f"{data / BOX_LIST}: the box of {box.image_id}, {box.pathology}, reaches beyond "
+                f"the image ({width} x {height}); boxes are in pixels of the image files, "
+                "so scale both or neither"
+            )
+    return faults
+
+
+def files_of_one_name(data: Path) -> list[str]:
+    """Which image files are in more than one folder."""
+    counts = Counter(name for name, _ in chestxray14.find_files(data))
+    again = sorted(name for name, count in counts.items() if count > 1)
+    return [f"{name} is in more than one folder of {data}; keep one of them" for name in again]
+
+
+def boxes_without_label(listed: pd.DataFrame, images: pd.DataFrame) -> list[str]:
+    """Which boxes are of a finding that their image does not have."""
+    labels = images.set_index("image_id")
+    known = listed[listed["image_id"].isin(labels.index)]
+    return [
+        f"{box.image_id} has a box of {box.pathology} but not that label; correct one of them"
+        for box in known.itertuples()
+        if not labels.at[box.image_id, box.pathology]
+    ]

@@ -1,0 +1,334 @@
+"""NIH's ChestX-ray14: its files read as they are, and every fact about it.
+
+What is wrong with the files is said by checks.py; here, rows at fault are left out.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pylon.data.contract import BOX_COLUMNS, Radiographs, hash_of_table
+from pylon.system.errors import UserError
+
+PATHOLOGIES = (
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
+    "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening",
+    "Hernia",
+)  # fmt: skip
+WHERE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+
+# of intensities in [0, 1], protocol of the 2020 code
+MEAN = 0.4984
+STD = 0.2483
+
+ORIGINAL_SPLIT = {split: f"original_split_{split}.csv" for split in ("train", "val", "test")}
+BOX_LIST = "BBox_List_2017.csv"
+VALIDATION_SHARE = 0.1  # of the patients of train+val
+LARGEST_BOX = 100_000  # pixels from the corner of an image; more is no number of pixels
+
+NIH_COUNTS = {
+    "images in the lists": 112_120,
+    "to train and validate on": 86_524,
+    "to test on": 25_596,
+    "patients": 30_805,
+    "boxes": 984,
+    "images with boxes": 880,
+}
+NIH_SHA256 = {  # by `list_hashes`, of the files that NIH distributes
+    "BBox_List_2017.csv": "ea8069e6ab76ecba3eb366be1888b5ca50ff9367bfbb579c81f32685d7d17a3f",
+    "Data_Entry_2017_v2020.csv": "e580686b38ab82b5ac340138e478bd0c0dd7b61106776db18dd144af6af7ab4b",
+    "test_list.txt": "4ae872aeda1545e95f440f2e5dffea7d4facf74ad04c202040b2ac437769ec55",
+    "train_val_list.txt": "e2abb51704b88ad23771230435ad210fd03c22abccf44e3b24400e4963a06d36",
+}
+# of the sorted names of NIH's test images, a line each; of their labels and of NIH's boxes, as
+# sorted tables in csv
+OFFICIAL_TEST_SHA256 = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
+OFFICIAL_LABELS_SHA256 = "077c7323fb2b2e763b7c74058cb2a6b267ccf3e2b618fa113e8f785205c26b2e"
+OFFICIAL_BOXES_SHA256 = "ba17d51af60957a343ec3d15758e4d34ab3f0c08aada1fe3aae51088e30c9e0d"
+
+# the images of the paper's page of heatmaps
+PICKED = (
+    "00000032_037", "00000150_002", "00000211_041", "00000468_017", "00001075_024", "00008547_001",
+    "00004547_003", "00008522_032", "00002106_000", "00004911_018", "00002350_001", "00003440_000",
+    "00002533_002", "00006736_000", "00002856_009", "00002980_000", "00008386_000", "00008008_027",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OfficialLists:
+    """NIH's lists: labels of all images, and names of those to train on and to test on."""
+
+    data: Path
+    entries: list[Path]  # the files of labels that are there; the first is read
+    labels: pd.DataFrame  # Image Index str, Finding Labels, Patient ID; a row a line of the file
+    train_val: list[str]
+    test: list[str]
+
+
+@dataclass(frozen=True)
+class OriginalSplit:
+    """The authors' three files: labels of the images of each split."""
+
+    data: Path
+    tables: dict[str, pd.DataFrame]  # Image Index str, a column a class; a row a line of the file
+
+
+def read_lists(data: Path) -> OfficialLists | OriginalSplit:
+    """Read the lists of a folder; the authors' original_split_*.csv rule where they are.
+
+    Raises:
+        UserError: a file or a column is missing, or a file is no table.
+    """
+    if any((data / name).exists() for name in ORIGINAL_SPLIT.values()):
+        return read_original_split(data)
+    return read_official_lists(data)
+
+
+# Deviation: the authors prepared labels and split as csv files. NIH's own files are read.
+def read_official_lists(data: Path) -> OfficialLists:
+    # which files are there
+    entries = sorted(data.glob("Data_Entry_2017*.csv"))
+    lists = {name: data / name for name in ("train_val_list.txt", "test_list.txt")}
+    lacking = [] if entries else ["Data_Entry_2017.csv"]
+    lacking += [name for name, path in lists.items() if not path.exists()]
+    if lacking:
+        lacking += [] if find_files(data) else ["images/"]
+        raise UserError(
+            f"{data} lacks {', '.join(lacking)}: get ChestX-ray14 from {WHERE} and put it there "
+            "(README, 'NIH step by step'), or name another folder with --data"
+        )
+
+    # read them
+    labels = read_table(entries[0], ["Image Index", "Finding Labels", "Patient ID"])
+    train_val, test = (read_names(path) for path in lists.values())
+    return OfficialLists(data, entries, labels, train_val, test)
+
+
+def read_original_split(data: Path) -> OriginalSplit:
+    tables = {}
+    for split, name in ORIGINAL_SPLIT.items():
+        path = data / name
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing beside the others of the authors' split; "
+                "add it or remove the others"
+            )
+        tables[split] = read_table(path, ["Image Index", *PATHOLOGIES])
+    return OriginalSplit(data, tables)
+
+
+def images_of(lists: OfficialLists | OriginalSplit) -> pd.DataFrame:
+    """The table of images (see contract.py); rows at fault are left out, or as far as is possible.
+
+    With NIH's lists the test set is the official one, and validation is a patient-disjoint tenth
+    of train+val.
+    """
+    official = isinstance(lists, OfficialLists)
+    images = images_of_official_lists(lists) if official else images_of_original_split(lists)
+    images.insert(3, "path", images["image_id"].map(dict(find_files(lists.data))))
+    return images
+
+
+def images_of_official_lists(lists: OfficialLists) -> pd.DataFrame:
+    # the split of each image that is listed; the lists may be a selection
+    split = pd.Series("train", index=list(dict.fromkeys(lists.train_val)), dtype=object)
+    split = split[~split.index.isin(set(lists.test))]
+    test = pd.Series("test", index=list(dict.fromkeys(lists.test)), dtype=object)
+    split = pd.concat([split, test])
+    table = listed_rows(lists)
+
+    # patients: numbers, and -1 for what is none
+    patient_ids = table["Patient ID"]
+    if not pd.api.types.is_integer_dtype(patient_ids):
+        numbers = pd.to_numeric(patient_ids, errors="coerce")
+        patient_ids = numbers.where(numbers.abs() < 2**53, -1).astype("int64")
+    images = pd.DataFrame({
+        "image_id": table["Image Index"],
+        "patient_id": patient_ids,
+        "split": split.reindex(table["Image Index"]).to_numpy(),
+    })  # fmt: skip
+    return separate_validation(pd.concat([images, parse_findings(table)], axis=1))
+
+
+def listed_rows(lists: OfficialLists) -> pd.DataFrame:
+    """The rows of the labels whose images are in one of the lists; of equal names the first."""
+    table = lists.labels[~lists.labels["Image Index"].duplicated()]
+    listed = table["Image Index"].isin({*lists.train_val, *lists.test})
+    return table[listed].reset_index(drop=True)
+
+
+def parse_findings(table: pd.DataFrame) -> pd.DataFrame:
+    """`Mass|Nodule` -> one 0/1 column a class; what is no class is left out."""
+    # only the distinct combinations are parsed, some 800 in NIH's file
+    codes, combinations = pd.factorize(findings_of(table))
+    rows = [split_findings(combination) for combination in combinations]
+    members = np.array([[name in row for name in PATHOLOGIES] for row in rows], np.uint8)
+    members = members.reshape(-1, len(PATHOLOGIES))
+    return pd.DataFrame(members[codes], columns=list(PATHOLOGIES))
+
+
+def findings_of(table: pd.DataFrame) -> pd.Series:
+    """The findings of each row as NIH writes them; empty where there is nothing."""
+    return table["Finding Labels"].fillna("").astype(str)
+
+
+def split_findings(combination: str) -> set[str]:
+    return set(combination.split("|")) - {"", "No Finding"}
+
+
+def separate_validation(images: pd.DataFrame) -> pd.DataFrame:
+    # Deviation: the authors split train+val by image, so most validation patients were in training
+    # too. Here they are other patients. One fixed split for all seeds, as theirs was.
+    from sklearn.model_selection import GroupShuffleSplit
+
+    rows = np.flatnonzero(images["split"] == "train")
+    patient_ids = images["patient_id"].to_numpy()[rows]
+    if len(np.unique(patient_ids)) < 2:
+        return images
+    splitter = GroupShuffleSplit(n_splits=1, test_size=VALIDATION_SHARE, random_state=0)
+    _, validation = next(splitter.split(rows, groups=patient_ids))
+    images.loc[rows[validation], "split"] = "val"
+    return images
+
+
+def images_of_original_split(lists: OriginalSplit) -> pd.DataFrame:
+    tables = []
+    for split, listed in lists.tables.items():
+        table = listed[~listed["Image Index"].duplicated()]
+        table = table[are_labels(table) & patient_ids_of(table).notna()]
+        head = pd.DataFrame({
+            "image_id": table["Image Index"],
+            "patient_id": patient_ids_of(table).astype(int),
+            "split": split,
+        })  # fmt: skip
+        labels = table[list(PATHOLOGIES)].astype(np.uint8)
+        tables.append(pd.concat([head, labels], axis=1))
+    images = pd.concat(tables, ignore_index=True)
+    return images[~images["image_id"].duplicated()].reset_index(drop=True)
+
+
+def are_labels(table: pd.DataFrame) -> pd.Series:
+    """Whether all classes of a row are 0 or 1."""
+    return table[list(PATHOLOGIES)].isin([0, 1]).all(axis=1)
+
+
+def patient_ids_of(table: pd.DataFrame) -> pd.Series:
+    """The patient of 00000001_000.png, as text; NaN of other names."""
+    return table["Image Index"].str.extract(r"^(\d{1,15})_\d+", expand=False)
+
+
+def read_box_list(data: Path) -> pd.DataFrame:
+    """Read BBox_List_2017.csv, by position, as it is: image_id, pathology, x, y, w, h float64.
+
+    Raises:
+        UserError: the file is missing, empty or no such table.
+    """
+    path = data / BOX_LIST
+    if not path.exists():
+        raise UserError(f"{path} is missing: get it from {WHERE}")
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            if not next(lines, "").startswith("Image Index"):
+                raise ValueError(
+                    "its first line must be NIH's header, which begins with Image Index"
+                )
+        table = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), encoding="utf-8-sig")
+        table.columns = BOX_COLUMNS
+        table = table.astype(dict.fromkeys("xywh", float))
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(
+            f"{path} must hold image, finding, x, y, w, h in its first six columns ({error})"
+        ) from error
+    table["pathology"] = table["pathology"].replace("Infiltrate", "Infiltration")
+    return table
+
+
+def boxes_of(listed: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """The table of boxes (see contract.py) of the images of the test split.
+
+    x, y, w, h are truncated to integers, as the authors did. Boxes at fault are left out.
+    """
+    boxes = usable_boxes(listed)
+    tested = images["image_id"][images["split"] == "test"]
+    return boxes[boxes["image_id"].isin(tested)].reset_index(drop=True)
+
+
+def usable_boxes(listed: pd.DataFrame) -> pd.DataFrame:
+    """The boxes of a class, in pixels as integers, each once."""
+    boxes = listed[listed["pathology"].isin(PATHOLOGIES) & are_boxes(listed)]
+    boxes = boxes.astype(dict.fromkeys("xywh", np.int64))
+    return boxes[~boxes.duplicated()]
+
+
+def are_boxes(listed: pd.DataFrame) -> pd.Series:
+    """Whether the numbers of a row are a box: from 0 on, with an area, finite."""
+    numbers = listed[["x", "y", "w", "h"]]
+    return ((numbers >= [0, 0, 1, 1]) & (numbers < LARGEST_BOX)).all(axis=1)  # NaN is neither
+
+
+def why_not_official(radiographs: Radiographs, with_boxes: bool = False) -> str | None:
+    """What keeps scores on these test images, or boxes, from being compared with published ones."""
+    test = radiographs.of_split("test").sort_values("image_id")
+    names = "\n".join(test["image_id"]).encode()
+    if hashlib.sha256(names).hexdigest() != OFFICIAL_TEST_SHA256:
+        return "its test images are not those of NIH's official test list"
+    if hash_of_table(test[["image_id", *radiographs.class_names]]) != OFFICIAL_LABELS_SHA256:
+        return "its labels of the test images are not NIH's"
+    if with_boxes:
+        boxes = radiographs.boxes[list(BOX_COLUMNS)].sort_values(["image_id", "pathology"])
+        if hash_of_table(boxes) != OFFICIAL_BOXES_SHA256:
+            return "its boxes are not the 984 of NIH's list"
+    return None
+
+
+def list_hashes(data: Path) -> dict[str, str]:
+    """SHA-256 of each list in a folder; line ends and a byte order mark make no difference."""
+    patterns = ("Data_Entry_2017*.csv", BOX_LIST, "*_list.txt", "original_split_*.csv")
+    hashes = {}
+    for path in sorted(path for pattern in patterns for path in data.glob(pattern)):
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+        hashes[path.name] = hashlib.sha256(content.rstrip(b"\n")).hexdigest()
+    return hashes
+
+
+def find_files(data: Path) -> list[tuple[str, str]]:
+    """Names and paths of the files in images/ and in images_001/images/ .. images_012/images/."""
+    found = []
+    for folder in (*sorted(data.glob("images_*/images")), data / "images"):
+        if folder.is_dir():
+            with os.scandir(folder) as files:
+                found += [(file.name, file.path) for file in files]
+    return found
+
+
+def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Some columns of a csv file with a row or more; Image Index as str."""
+    try:
+        table = pd.read_csv(path, encoding="utf-8-sig")
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(
+            f"{path} is no table of comma-separated values ({str(error).strip()})"
+        ) from error
+    lacking = [column for column in columns if column not in table]
+    if lacking:
+        there = ", ".join(map(str, table.columns))
+        raise UserError(f"{path} has no column {lacking[0]!r}; its columns are {there}")
+    if len(table) == 0:
+        raise UserError(f"{path} has no rows")
+    table["Image Index"] = table["Image Index"].astype(str)
+    return table[columns]
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a list, as often as they are there."""
+    try:
+        names = path.read_text(encoding="utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8; save it as such") from error
+    if not names:
+        raise UserError(f"{path} is empty: it must name images, one a line")
+    return names

@@ -1,0 +1,65 @@
+"""The contract: two plain tables and the names of the classes. Nothing downstream asks for more.
+
+images, a row an image:
+    image_id          patient_id  split  path                              Atelectasis  Mass  ...
+    00000001_000.png  1           train  data/images/00000001_000.png      0            1
+boxes, a row a box, in pixels of the image file:
+    image_id          pathology    x    y    w   h
+    00013118_008.png  Atelectasis  225  547  86  79
+
+A reader of another data set is one file that returns `Radiographs`, and a line in sources.py.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+BOX_COLUMNS = ("image_id", "pathology", "x", "y", "w", "h")
+
+
+@dataclass(frozen=True)
+class Radiographs:
+    """A data set.
+
+    Attributes:
+        images: image_id str, unique; patient_id int64; split "train", "val" or "test"; path str,
+            NaN where there is no file; a uint8 column, 0 or 1, a class. Other columns are allowed,
+            and ignored.
+        boxes: image_id str; pathology str, a class; x, y, w, h int64, pixels of the image file.
+            Empty unless boxes were asked for.
+        class_names: the classes, in the order of the network's outputs.
+        list_sha256: SHA-256 of each list that the tables come from, by its name.
+    """
+
+    images: pd.DataFrame
+    boxes: pd.DataFrame
+    class_names: tuple[str, ...]
+    list_sha256: dict[str, str] = field(default_factory=dict)
+
+    def of_split(self, split: str) -> pd.DataFrame:
+        """The images of a split."""
+        return self.images[self.images["split"] == split]
+
+
+def no_boxes() -> pd.DataFrame:
+    """A table of boxes without a row."""
+    return pd.DataFrame({name: [] for name in BOX_COLUMNS})
+
+
+def shared_patients(images: pd.DataFrame, split: str) -> tuple[int, int]:
+    """How many patients of a split are in training too, of how many."""
+    train = set(images["patient_id"][images["split"] == "train"])
+    others = set(images["patient_id"][images["split"] == split])
+    return len(train & others), len(others)
+
+
+def split_hash(images: pd.DataFrame, class_names: tuple[str, ...]) -> str:
+    """SHA-256 of sorted lines of image_id, patient_id, split and labels, wherever the files lie."""
+    columns = ["image_id", "patient_id", "split", *class_names]
+    return hash_of_table(images[columns].sort_values("image_id"))
+
+
+def hash_of_table(table: pd.DataFrame) -> str:
+    """SHA-256 of a table as csv."""
+    return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()

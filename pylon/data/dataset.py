@@ -1,0 +1,149 @@
+"""A table of images and a transform -> torch Dataset and loaders."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import albumentations as A
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pylon.data.cache import ImageCache
+from pylon.data.images import read_image
+from pylon.system.parallel import loader_generator, start_worker
+
+Transform = Callable[..., dict[str, Tensor]]
+
+
+class RadiographDataset(Dataset):
+    """Radiographs with their labels.
+
+    An item is asked for as `index`, or as `(epoch, index)` where the transform is random: its
+    random numbers are then a function of seed, epoch and index, so they depend neither on the
+    number of workers nor on what was drawn before.
+
+    Args:
+        images: a table of images (see contract.py), or some of its rows.
+        class_names: the columns of its labels.
+        transform: one of transforms.py.
+        seed: seed of the transform's random numbers.
+        cache: where the images are read from instead of their files; it holds all of the table.
+
+    Items are dicts: image (1, S, S) uint8, for `normalize` of transforms.py; label (C,) float32;
+    index, the row; height_width (2,) of the file, pixels.
+    """
+
+    def __init__(
+        self,
+        images: pd.DataFrame,
+        class_names: Sequence[str],
+        transform: Transform,
+        seed: int = 0,
+        cache: ImageCache | None = None,
+    ):
+        self.paths = images["path"].to_numpy(dtype=str)
+        self.labels = torch.tensor(images[list(class_names)].to_numpy(np.float32))  # (N, C)
+        self.transform = transform
+        self.seed = seed
+        self.cache = cache
+        self.rows = None if cache is None else cache.row_of[images["image_id"]].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+
+        # the pixels, (H, W) uint8
+        if self.cache is None:
+            image = read_image(self.paths[index])
+            height_width = image.shape
+        else:
+            image = self.cache.read(self.rows[index])
+            height_width = self.cache.height_width[self.rows[index]]
+
+        # Deviation: not from the state of albumentations, which 2.0.8 makes the same in every
+        # worker and epoch. One state for all steps: its set_random_seed would start each with the
+        # same numbers, and all coins fall alike.
+        if isinstance(key, tuple):
+            numbers = random.Random(f"{self.seed} {epoch} {index}")
+            generator = np.random.default_rng(numbers.getrandbits(64))
+            self.transform.set_random_state(generator, numbers)
+        return {
+            "image": self.transform(image=image)["image"],  # (1, S, S) uint8
+            "label": self.labels[index],
+            "index": torch.tensor(index),
+            "height_width": torch.tensor(height_width),
+        }
+
+
+class EpochSampler(Sampler):
+    """Every index once, in an order that seed and epoch fix, as (epoch, index) for the workers.
+
+    Set `epoch` before each one. (It is no method `set_epoch`: Accelerate would call that with a
+    count of its own, which starts at 0 again when a run is resumed.)
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return iter([(self.epoch, int(index)) for index in order])
+
+
+def train_loader(
+    images: pd.DataFrame,
+    class_names: Sequence[str],
+    transform: A.Compose,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    cache: ImageCache | None = None,
+    pin_memory: bool = False,
+) -> tuple[DataLoader, EpochSampler]:
+    """Shuffled, augmented batches. Set the sampler's `epoch` first; `pin_memory` is for a GPU."""
+    sampler = EpochSampler(len(images), seed)
+    # Deviation: batch norm cannot train on one image; where one would be left over, each epoch
+    # leaves another one out.
+    drop_last = len(images) % batch_size == 1
+    dataset = RadiographDataset(images, class_names, transform, seed, cache)
+    options = {"sampler": sampler, "drop_last": drop_last}
+    return make_loader(dataset, batch_size, num_workers, pin_memory, **options), sampler
+
+
+def eval_loader(
+    images: pd.DataFrame,
+    class_names: Sequence[str],
+    transform: Transform,
+    batch_size: int,
+    num_workers: int,
+    cache: ImageCache | None = None,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """All images in the order of the table. `pin_memory` is for a GPU."""
+    dataset = RadiographDataset(images, class_names, transform, cache=cache)
+    return make_loader(dataset, batch_size, num_workers, pin_memory)
+
+
+def make_loader(
+    dataset: Dataset, batch_size: int, num_workers: int, pin_memory: bool, **options
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size,
+        num_workers=num_workers,
+        worker_init_fn=start_worker,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        pin_memory=pin_memory,
+        generator=loader_generator(),
+        **options,
+    )

@@ -1,0 +1,132 @@
+"""The paper's transforms: (H, W) uint8 -> (1, S, S) uint8, and on the device to float32."""
+
+import random
+from functools import partial
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from albumentations.pytorch import ToTensorV2
+from torch import Tensor
+
+
+class OneWarp(A.ImageOnlyTransform):
+    """Rotation, random resized crop and flip, drawn by albumentations' transforms, done at once.
+
+    Given the same random numbers, an image that is not rotated is what the three would make of it
+    one after another, exactly; a rotated one differs by the rounding of a picture between two
+    interpolations that is never made.
+
+    Args:
+        rotate, crop, flip: the three transforms, of images (H, W) uint8.
+    """
+
+    def __init__(self, rotate: A.Rotate, crop: A.RandomResizedCrop, flip: A.HorizontalFlip):
+        super().__init__(p=1.0)
+        self.rotate = rotate
+        self.crop = crop
+        self.flip = flip
+
+    def set_random_state(
+        self, random_generator: np.random.Generator, py_random: random.Random
+    ) -> None:
+        super().set_random_state(random_generator, py_random)
+        for step in (self.rotate, self.crop, self.flip):
+            step.set_random_state(random_generator, py_random)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        rotation = None
+        if self.rotate.should_apply():
+            rotation = self.rotate.get_params_dependent_on_data(params, data)["matrix"]
+        x0y0x1y1 = self.crop.get_params_dependent_on_data(params, data)["crop_coords"]
+        flipped = self.flip.should_apply()
+        return {"rotation": rotation, "x0y0x1y1": x0y0x1y1, "flipped": flipped}
+
+    def apply(
+        self,
+        img: np.ndarray,
+        rotation: np.ndarray | None,
+        x0y0x1y1: tuple[int, ...],
+        flipped: bool,
+        **_: Any,
+    ) -> np.ndarray:
+        x0, y0, x1, y1 = x0y0x1y1
+        height, width = self.crop.size
+
+        # not rotated: as the three would do it
+        if rotation is None:
+            part = img[y0:y1, x0:x1]
+            crop = cv2.resize(part, (width, height), interpolation=self.crop.interpolation)
+            return cv2.flip(crop, 1) if flipped else crop
+
+        # from a pixel of the result back to the image; centres of pixels lie at whole numbers
+        sx = (x1 - x0) / width
+        sy = (y1 - y0) / height
+        back = np.array([[sx, 0, x0 + (sx - 1) / 2], [0, sy, y0 + (sy - 1) / 2], [0, 0, 1]])
+        if flipped:
+            back = back @ np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]])
+        back = np.linalg.inv(rotation) @ back
+
+        # OpenCV's cubic warp is twice as fast in float32 as in uint8
+        warped = cv2.warpAffine(
+            img.astype(np.float32),
+            back[:2],
+            (width, height),
+            flags=self.rotate.interpolation | cv2.WARP_INVERSE_MAP,
+            borderMode=self.rotate.border_mode,
+            borderValue=self.rotate.fill,
+        )
+        return cv2.add(warped, 0, dtype=cv2.CV_8U)  # rounds, and cuts at 0 and 255
+
+
+def train_transform(image_size: int) -> A.Compose:
+    """Augment. Set the random state for each sample, or every worker and epoch repeats itself."""
+    cubic = cv2.INTER_CUBIC
+    black = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0}
+    size = (image_size, image_size)
+    return A.Compose([
+        # Deviation: the first three are one interpolation, of the size of the result, not two.
+        OneWarp(
+            A.Rotate(limit=90, p=0.5, interpolation=cubic, **black),
+            A.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(3 / 4, 4 / 3), interpolation=cubic),
+            A.HorizontalFlip(p=0.5),
+        ),
+        A.RandomBrightnessContrast(brightness_limit=0.5, contrast_limit=0.5, p=0.5),
+        ToTensorV2(),  # and `normalize`, on the device
+    ])  # fmt: skip
+
+
+def eval_transform(image_size: int) -> partial[dict[str, Tensor]]:
+    """Resize: bicubic, no antialiasing, OpenCV's, as in training.
+
+    (A Compose of it alone takes half as long again.)
+    """
+    return partial(resize, size=image_size)
+
+
+def resize(image: np.ndarray, size: int) -> dict[str, Tensor]:
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
+    return {"image": torch.from_numpy(resized)[None]}  # (1, S, S)
+
+
+def normalize(images: Tensor, mean: float, std: float) -> Tensor:
+    """Bytes to the network's input, the last step of both transforms.
+
+    It is done a batch, on the network's device: a worker's bytes travel four times as fast as its
+    floats.
+
+    Args:
+        images: (B, 1, S, S) uint8.
+        mean, std: of intensities in [0, 1].
+
+    Returns:
+        (B, 1, S, S) float32, channels last.
+    """
+    # torch.add goes over the images once, and a GPU does not wait for it
+    shift = torch.tensor(-mean / std)
+    scaled = torch.add(shift, images, alpha=1 / (255 * std))
+    return scaled.contiguous(memory_format=torch.channels_last)

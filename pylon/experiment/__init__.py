@@ -1,0 +1,1 @@
+"""What a training leaves, and what an evaluation makes of it."""

@@ -1,0 +1,254 @@
+"""Networks over images: checkpoints in, rows out. What the rows are worth is for scoring."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pylon.baselines import Baseline
+from pylon.data.cache import open_cache
+from pylon.data.chestxray14 import why_not_official
+from pylon.data.contract import Radiographs
+from pylon.data.dataset import eval_loader
+from pylon.data.images import image_size
+from pylon.data.transforms import eval_transform, normalize
+from pylon.experiment.checkpoint import config_of, hash_of_weights, load_pylon, read_card
+from pylon.experiment.options import EvaluationOptions, ScoreOptions
+from pylon.heatmaps import heatmaps_of
+from pylon.model import STRIDE, Pylon
+from pylon.scoring.metrics import point_localization
+from pylon.system.errors import UserError
+from pylon.system.progress import track
+
+
+def load_network(
+    options: EvaluationOptions, radiographs: Radiographs, path: Path, accelerator: Accelerator
+) -> tuple[Pylon | Baseline, dict[str, Any]]:
+    """Network, on the device, and card of a checkpoint, which must be one for the classes.
+
+    Raises:
+        UserError: the checkpoint is damaged, or does not fit the data or the cache.
+    """
+    model = load_pylon(path)
+    card = read_card(path, model)
+    if model.in_channels != 1:
+        raise UserError(
+            f"{path} takes {model.in_channels} channels, but radiographs are read as one grey "
+            "channel"
+        )
+    if card["class_names"] != list(radiographs.class_names):
+        raise UserError(
+            f"{path} knows the classes {', '.join(card['class_names'])}, "
+            f"the data {', '.join(radiographs.class_names)}"
+        )
+    if card["image_size"] < STRIDE or card["image_size"] % STRIDE:
+        raise UserError(
+            f"{path} says in training.json that image_size is {card['image_size']}, which is no "
+            f"multiple of {STRIDE}; copy the whole folder again"
+        )
+    if 0 < options.cache_size < card["image_size"]:
+        raise UserError(
+            f"--cache-size {options.cache_size} is below the {card['image_size']} pixels that "
+            f"{path} sees"
+        )
+
+    # lists that have changed since
+    trained_with = card.get("list_sha256", {})
+    now = radiographs.list_sha256
+    others = [name for name, sha256 in trained_with.items() if now.get(name, sha256) != sha256]
+    if others:
+        names = ", another ".join(others)
+        accelerator.print(f"note: {path} was trained with another {names} than {options.data} has")
+    return model.to(accelerator.device, memory_format=torch.channels_last), card
+
+
+def open_networks(
+    options: ScoreOptions,
+    checkpoints: dict[str, Path],
+    radiographs: Radiographs,
+    images: pd.DataFrame,
+    accelerator: Accelerator,
+) -> Iterator[tuple[str, Pylon | Baseline, dict[str, Any], DataLoader]]:
+    """Seed, network and card of each checkpoint, and the images as that network sees them."""
+    cache = None
+    batch_size = options.batch_size or images_at_a_time(accelerator)
+    pin = accelerator.device.type == "cuda"
+    for seed, path in checkpoints.items():
+        # the network's image size is needed before the cache is filled
+        model, card = load_network(options, radiographs, path, accelerator)
+        if cache is None:
+            folder = options.data / "cache"
+            workers = options.num_workers
+            cache = open_cache(images, folder, options.cache_size, workers, accelerator.print)
+        loader = eval_loader(
+            images,
+            radiographs.class_names,
+            eval_transform(card["image_size"]),
+            batch_size,
+            options.num_workers,
+            cache,
+            pin,
+        )
+        yield seed, model, card, accelerator.prepare(loader)
+        accelerator.free_memory()  # it would keep every seed's loader, and those their workers
+
+
+def images_at_a_time(accelerator: Accelerator) -> int:
+    """Images a batch over all processes."""
+    # A CPU is half as fast again with few images, whose features it keeps in memory that it has.
+    return accelerator.num_processes * (8 if accelerator.device.type == "cpu" else 128)
+
+
+def about_rows(
+    model: Pylon | Baseline,
+    card: dict[str, Any],
+    radiographs: Radiographs,
+    method: str = "map",
+    with_boxes: bool = False,
+) -> dict[str, Any]:
+    """What rows of a network are of (`about` of pylon/scoring/rows.py)."""
+    weights = {key: value.cpu() for key, value in model.state_dict().items()}
+    return {
+        "class_names": list(radiographs.class_names),
+        "network": name_of_network(model),
+        "method": method,
+        "not_official": why_not_official(radiographs, with_boxes),
+        "list_sha256": radiographs.list_sha256,
+        "weights_sha256": hash_of_weights(weights),
+        "card": {key: card.get(key) for key in ("options", "split_sha256") if key in card},
+        "config": config_of(model),
+    }
+
+
+def name_of_network(model: Pylon | Baseline) -> str:
+    """What the rows say: "pylon", "ablated pylon", or the architecture of a baseline."""
+    if isinstance(model, Pylon):
+        return "ablated pylon" if model.ablated else "pylon"
+    return model._hub_mixin_config["model"]
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: nn.Module,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    title: str,
+    mean: float,
+    std: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of all images on every process; maps are dropped batch by batch.
+
+    Args:
+        mean, std: of intensities in [0, 1], for `normalize`.
+
+    Returns:
+        logits, labels: (N, C) float32 each, in the loader's order.
+    """
+    model.eval()
+    logits = []
+    labels = []
+    for batch in track(loader, title, "batch", shown=accelerator.is_main_process):
+        with accelerator.autocast():
+            output = model(normalize(batch["image"], mean, std))  # logits (B, C)
+        gathered = accelerator.gather_for_metrics((output.logits, batch["label"]))
+        logits.append(gathered[0].cpu())
+        labels.append(gathered[1].cpu())
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+
+def boxes_with_images(boxed: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
+    """The boxes, with patient and image size of each: the head of the rows that are written.
+
+    Args:
+        boxed: table of the images that have boxes.
+        boxes: table of boxes.
+    """
+    images = boxed.set_index("image_id").loc[boxes["image_id"]]
+    sizes = [image_size(path) for path in images["path"]]  # width, height
+    rows = boxes.rename(columns={key: f"bbox_{key}" for key in "xywh"})
+    rows.insert(1, "patient_id", images["patient_id"].to_numpy())
+    rows["image_height"] = [height for _, height in sizes]
+    rows["image_width"] = [width for width, _ in sizes]
+    return rows
+
+
+def localize_boxes(
+    model: Pylon | Baseline,
+    card: dict[str, Any],
+    loader: Iterable[dict[str, Tensor]],
+    boxed: pd.DataFrame,
+    boxes: pd.DataFrame,
+    method: str,
+    with_maps: bool = False,
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Where a network sees the finding of each box, on every process.
+
+    Args:
+        card: of the network.
+        loader: the images of `boxed`.
+        boxed: table of the images that have boxes.
+        boxes: of `boxes_with_images`.
+        method: whose heatmaps (`heatmaps_of`).
+        with_maps: whether to keep the heatmaps.
+
+    Returns:
+        The rows: the columns of `boxes`, and probability, row and column of the maximum, hit,
+        threshold and called. `called` is 1 where the network calls the finding present (its
+        probability reaches the threshold that training chose on the validation split), 0 where not,
+        NaN where there is no threshold.
+        The heatmaps, (N, h, w) float32 in the order of the rows, or None.
+    """
+    rows_of_image = boxes.groupby("image_id").indices  # image -> rows of the table
+    class_of = boxes["pathology"].map(card["class_names"].index).to_numpy()
+    bbox_xywh = boxes[["bbox_x", "bbox_y", "bbox_w", "bbox_h"]].to_numpy()
+    sizes = boxes[["image_height", "image_width"]].to_numpy()
+    found = []
+    for batch in loader:
+        # one heatmap per box: an image with three boxes appears three times
+        image_ids = boxed["image_id"].iloc[batch["index"].tolist()]
+        positions = []
+        box_rows = []
+        for position, image_id in enumerate(image_ids):
+            for box_row in rows_of_image[image_id]:
+                positions.append(position)
+                box_rows.append(box_row)
+
+        # heatmaps (N, h, w), and whether their maxima are in the boxes
+        images = normalize(batch["image"], card["mean"], card["std"])  # (B, 1, S, S)
+        classes = class_of[box_rows].tolist()
+        heatmaps, probability = heatmaps_of(model, images, positions, classes, method)
+        hit, row, column = point_localization(
+            heatmaps, bbox_xywh[box_rows], sizes[box_rows], images.shape[-2:]
+        )
+        maps = heatmaps.cpu().numpy() if with_maps else [None] * len(box_rows)
+        places = zip(row.tolist(), column.tolist(), hit.tolist(), strict=True)
+        for box_row, score, place, heatmap in zip(
+            box_rows, probability.tolist(), places, maps, strict=True
+        ):
+            found.append((box_row, score, *place, heatmap))
+
+    # with several processes: everybody's boxes, less those of images that fill up the last batch
+    columns = ["box", "probability", "row", "column", "hit", "map"]
+    answers = pd.DataFrame(gather_object(found), columns=columns)
+    answers = answers.drop_duplicates("box").set_index("box").sort_index()
+    rows = pd.concat([boxes, answers[["probability", "row", "column", "hit"]]], axis=1)
+    rows["threshold"] = boxes["pathology"].map(card.get("thresholds", {})).astype(float)
+    called = rows["probability"] >= rows["threshold"]
+    rows["called"] = called.where(rows["threshold"].notna()).astype(float)
+    return rows, np.stack(answers["map"]) if with_maps else None
+
+
+def require_numbers(scores: np.ndarray, path: Path) -> None:
+    """Raise a UserError if a network, however finite its weights, gives no numbers."""
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"{path} gives scores that are not finite numbers; name another checkpoint with "
+            "--checkpoint"
+        )

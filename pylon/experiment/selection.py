@@ -1,0 +1,307 @@
+"""Which checkpoints an evaluation is of: found, finished, and trained alike if averaged.
+
+Checkpoints are kept by what the tables call them: the seed, or the name of a file.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pylon.baselines import kind_of
+from pylon.experiment.card import read_json, read_training_json
+from pylon.experiment.checkpoint import is_finished
+from pylon.experiment.options import EvaluationOptions, Method, ScoreOptions
+from pylon.experiment.runs import differences
+from pylon.model import STRIDE
+from pylon.scoring.rows import Rows, read_all_rows
+from pylon.system.cli import check_name, require_at_least
+from pylon.system.errors import UserError
+from pylon.system.files import is_number
+
+
+def choose_checkpoints(
+    options: EvaluationOptions, seeds: tuple[int, ...]
+) -> tuple[str, dict[str, Path]]:
+    """The name of the experiment and its checkpoints.
+
+    Raises:
+        UserError: an option is out of range, or a checkpoint is not there.
+    """
+    require_at_least(options, num_workers=0)
+    if options.cache_size != 0 and options.cache_size < STRIDE:
+        raise UserError(f"--cache-size must be 0 or at least {STRIDE}, not {options.cache_size}")
+    if options.name is not None:
+        check_name(options.name)
+    if options.checkpoint is None:
+        name = options.name or "pylon"
+        return name, find_checkpoints(name, seeds)
+    if seeds:
+        raise UserError("--checkpoint names one checkpoint; leave the seeds out")
+    label = label_of(options.checkpoint)
+    check_name(label, "--checkpoint")
+    return options.name or label, {label: options.checkpoint}
+
+
+def find_checkpoints(
+    name: str, seeds: tuple[int, ...] = (), option: str = "--name"
+) -> dict[str, Path]:
+    """`best` of the seeds asked for, or of every seed under save/<name>/; `option` named it.
+
+    Raises:
+        UserError: there is none, or one asked for is not there; the sentence lists those that are.
+    """
+    folder = Path("save") / name
+    found = {best.parent.name: best for best in folder.glob("*/best")}
+    found = {seed: best for seed, best in found.items() if is_number(seed)}
+    found = dict(sorted(found.items(), key=lambda item: int(item[0])))
+    lacking = [str(seed) for seed in seeds if str(seed) not in found]
+    if lacking:
+        there = f"{folder} has seed {', '.join(found)}" if found else f"{folder} has none"
+        raise UserError(
+            f"seed {' '.join(lacking)} of {name} has no checkpoint; {there}; train it, "
+            "or choose of those"
+        )
+    if not found:
+        other = "another" if option == "--compare" else "one with --checkpoint"
+        raise UserError(
+            f"{option} {name}: no checkpoint under {folder}; run train.py, or name {other}"
+        )
+    return {str(seed): found[str(seed)] for seed in seeds} if seeds else found
+
+
+def label_of(checkpoint: Path) -> str:
+    """What results are called: pylon-0 of save/pylon/0/best, of another checkpoint its name."""
+    path = checkpoint.resolve()
+    if path.name == "best":
+        # less the root, which /weights/best is close to
+        return "-".join(path.parts[1:][-3:-1]) or "best"
+    return path.name.removesuffix(".pkl") or "pkl"
+
+
+def choose_experiments(options: ScoreOptions) -> dict[str, dict[str, Path]]:
+    """Checkpoints of the experiment and of those that it is compared with, by their names.
+
+    Raises:
+        UserError: an option is out of range, or a checkpoint is not there.
+    """
+    name, checkpoints = choose_checkpoints(options, options.seeds)
+    experiments = {name: checkpoints}
+    for other in options.compare:
+        check_name(other, "--compare")
+        folder = Path("save", other).resolve()
+        itself = options.checkpoint and options.checkpoint.resolve().is_relative_to(folder)
+        check_other(other, experiments, bool(itself))
+        experiments[other] = find_checkpoints(other, options.seeds, "--compare")
+    return experiments
+
+
+def check_other(other: str, experiments: dict[str, Any], itself: bool = False) -> None:
+    """Raise a UserError if an experiment cannot be compared with what is there already."""
+    if other in experiments or other == "published" or itself:
+        raise UserError(
+            f"--compare {other} is the experiment itself, named twice, or no name for one"
+        )
+
+
+def settle(
+    experiments: dict[str, dict[str, Path]], options: ScoreOptions, say: Callable[[str], None]
+) -> dict[str, dict[str, Path]]:
+    """The same, less seeds that are still in training.
+
+    Raises:
+        UserError: no seed of an experiment has finished, or its seeds were not trained alike.
+    """
+    settled = {}
+    for name, checkpoints in experiments.items():
+        settled[name] = leave_out_unfinished(name, checkpoints, bool(options.seeds), say)
+        if len(settled[name]) > 1:
+            require_trained_alike(name, settled[name], say)
+    return settled
+
+
+def leave_out_unfinished(
+    name: str,
+    checkpoints: dict[str, Path],
+    asked: bool,
+    say: Callable[[str], None],
+    option: str = "--seeds",
+    enough: int | None = None,
+) -> dict[str, Path]:
+    """The checkpoints whose training has finished; all, if they were asked for, or of only one.
+
+    Args:
+        name: of the experiment.
+        checkpoints: by seed.
+        asked: whether each of them was named.
+        say: how to tell which are unfinished.
+        option: by which seeds are asked for.
+        enough: how many finished ones are wanted; those behind them are not looked at. All, if it
+            is None.
+
+    Raises:
+        UserError: there are several, and none is finished.
+    """
+    # they are scored as they are
+    if asked or len(checkpoints) == 1:
+        for path in checkpoints.values():
+            if not has_finished(path, say):
+                say(f"note: {path} has not finished training: this is what it is so far")
+        return checkpoints
+
+    # the finished ones alone
+    finished = {}
+    for seed, path in checkpoints.items():
+        if len(finished) == enough:
+            break
+        if has_finished(path, say):
+            finished[seed] = path
+        else:
+            say(
+                f"note: {path} has not finished training: it is left out, unless {option} "
+                "asks for it"
+            )
+    if not finished:
+        raise UserError(
+            f"no seed of {name} has finished training; wait for one, or ask for what there is: "
+            f"{option} {' '.join(checkpoints)}"
+        )
+    return finished
+
+
+def has_finished(path: Path, say: Callable[[str], None]) -> bool:
+    """Whether the training of a checkpoint has finished, as far as can be told."""
+    card = read_training_json(path)
+    if card is None:
+        return True
+    try:
+        return is_finished(path, card)
+    except UserError as error:
+        say(f"note: whether {path} has finished training is not known: {error}")
+        return True
+
+
+def require_trained_alike(
+    name: str, checkpoints: dict[str, Path], say: Callable[[str], None]
+) -> None:
+    """Raise a UserError if checkpoints were not trained alike (see `require_alike`)."""
+    cards = {seed: read_training_json(path) for seed, path in checkpoints.items()}
+    for seed, card in cards.items():
+        if card is None:
+            say(
+                f"note: {checkpoints[seed]} has no training.json: whether it was trained like the "
+                "other seeds is not known"
+            )
+    cards = {seed: card for seed, card in cards.items() if card is not None}
+    configs = {seed: read_json(checkpoints[seed] / "config.json") for seed in cards}
+    require_alike(name, cards, configs, say)
+
+
+def require_alike(
+    name: str,
+    cards: dict[str, dict[str, Any]],
+    configs: dict[str, dict[str, Any]],
+    say: Callable[[str], None],
+) -> None:
+    """Raise a UserError if seeds to be averaged are not of one network, trained alike.
+
+    What may change when a run is resumed is not compared; but a note says where `--epochs` differ.
+
+    Args:
+        name: of the experiment.
+        cards, configs: what checkpoints say of themselves (card.py) and of their networks, by seed.
+        say: how to tell a note.
+    """
+    first, *others = cards or [None]
+    for seed in others:
+        before = without_identity(cards[first])
+        unlike = differences(before, without_identity(cards[seed]), "{} {} and {}")
+        if not unlike and with_kind(configs[first]) != with_kind(configs[seed]):
+            unlike.append("another network (config.json)")
+        if unlike:
+            raise UserError(
+                f"seeds {first} and {seed} of {name} were not trained alike: {'; '.join(unlike)}. "
+                "Choose seeds with --seeds, or train them alike"
+            )
+    trained = {seed: card.get("options", {}).get("epochs") for seed, card in cards.items()}
+    epochs = {seed: count for seed, count in trained.items() if count is not None}
+    if len(set(epochs.values())) > 1:
+        each = ", ".join(f"{count} (seed {seed})" for seed, count in epochs.items())
+        say(f"note: the seeds of {name} were trained with different --epochs: {each}")
+
+
+def without_identity(card: dict[str, Any]) -> dict[str, Any]:
+    """Options, less what tells one seed from another, and the split."""
+    options = card.get("options", {})
+    options = {key: value for key, value in options.items() if key not in ("seed", "name")}
+    return {"options": options, "split_sha256": card.get("split_sha256")}
+
+
+def with_kind(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "kind": kind_of(config)}  # an earlier version wrote none
+
+
+def read_experiments(options: ScoreOptions, what: str) -> dict[str, dict[str, Rows]]:
+    """The rows that were written of an experiment and of those beside it, by name and seed.
+
+    Args:
+        options: with `from_`, the folder of the first; --compare names folders beside it.
+        what: "images", "boxes" or "boxes_METHOD".
+
+    Raises:
+        UserError: --from does not go with another option; there are no rows, or they are damaged;
+            or they are not of the same images, or of seeds that were not trained alike.
+    """
+    # which folders
+    if options.name is not None or options.checkpoint is not None:
+        raise UserError("--from names the rows to score; leave --name and --checkpoint out")
+    folders = {options.from_.resolve().name: options.from_}
+    for other in options.compare:
+        check_name(other, "--compare")
+        check_other(other, folders)
+        folders[other] = beside(options.from_) / other
+
+    # their rows
+    rows = {}
+    for name, place in folders.items():
+        rows[name] = read_all_rows(place, what, options.seeds)
+        if len(rows[name]) > 1:
+            about = {seed: of_seed.about for seed, of_seed in rows[name].items()}
+            cards = {
+                seed: each["card"] for seed, each in about.items() if "options" in each["card"]
+            }
+            configs = {seed: each["config"] for seed, each in about.items()}
+            require_alike(name, cards, configs, print)
+    require_same_data(rows, folders)
+    return rows
+
+
+def beside(folder: Path) -> Path:
+    """The folder that a folder is in, also of `.`"""
+    return folder.resolve().parent if folder.name in ("", "..") else folder.parent
+
+
+def require_same_data(rows: dict[str, dict[str, Rows]], folders: dict[str, Path]) -> None:
+    """Raise a UserError if rows, of which means and differences are made, are of different data."""
+    first = None
+    for name, rows_of_seed in rows.items():
+        for seed, of_seed in rows_of_seed.items():
+            first = first or of_seed
+            if not of_seed.table[first.given()].equals(first.table[first.given()]):
+                raise UserError(
+                    f"the rows of seed {seed} in {folders[name]} are of other images, labels or "
+                    "boxes than the first; score both on the same data"
+                )
+
+
+def check_method(method: Method, options: EvaluationOptions) -> None:
+    """Raise a UserError if a method cannot be had, or not in the precision asked for."""
+    if method == "map":
+        return
+    if options.precision != "fp32":
+        raise UserError(f"--method {method} needs --precision fp32, not {options.precision}")
+    if importlib.util.find_spec("pytorch_grad_cam") is None:
+        raise UserError(
+            f"--method {method} needs the grad-cam library, which is not installed: "
+            "pip install 'grad-cam>=1.5.7'"
+        )

@@ -1,0 +1,215 @@
+"""What train.py needs beside learning: checks before the first step, and an eye on the loss."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pylon.data.cache import unreadable_images
+from pylon.data.checks import require_files
+from pylon.data.contract import shared_patients
+from pylon.model import STRIDE
+from pylon.system.errors import UserError
+from pylon.system.parallel import on_main_process
+from pylon.system.progress import track
+
+
+def leave_out_unreadable(
+    images: pd.DataFrame, options: Any, accelerator: Accelerator
+) -> pd.DataFrame:
+    """The images that can be read.
+
+    Args:
+        images: a table of images (see contract.py); those of the test split are not looked at.
+        options: of train.py: data, cache_size, num_workers, skip_unreadable.
+
+    Raises:
+        UserError: an image is missing; or cannot be read, and --skip-unreadable was not given.
+    """
+    used = images[images["split"] != "test"]
+    require_files(used, options.data)
+    faults = on_main_process(
+        accelerator,
+        lambda: unreadable_images(
+            used,
+            options.data / "cache",
+            options.cache_size,
+            options.num_workers,
+            decode=options.skip_unreadable,
+        ),
+    )
+    if faults and not options.skip_unreadable:
+        raise UserError(
+            f"{next(iter(faults.values()))} ({len(faults)} of {len(used)} images cannot be read: "
+            "python tools/check_data.py names them all, --skip-unreadable trains without them)"
+        )
+    for fault in faults.values():
+        accelerator.print(f"skipped: {fault}")
+    if faults:
+        accelerator.print(f"skipped {len(faults)} of {len(used)} images, which cannot be read")
+    return images[~images["image_id"].isin(faults)]
+
+
+def describe_split(images: pd.DataFrame, options: Any, say: Callable[[str], None]) -> None:
+    """Say how many images there are, and which patients are in two splits.
+
+    Raises:
+        UserError: there are too few to train on, or none to validate on.
+    """
+    count = images["split"].value_counts()
+    train = count.get("train", 0)
+    val = count.get("val", 0)
+    if train < 2 or val == 0:
+        raise UserError(
+            f"{options.data} has {train} training and {val} validation images; it takes 2 and 1"
+        )
+    say(f"{options.data}: {train} images to train on, {val} to validate on")
+    for split in ("val", "test"):
+        shared, patients = shared_patients(images, split)
+        if shared:
+            say(
+                f"note: {shared} of the {patients} patients of the {split} split are also in "
+                "training"
+            )
+
+
+class LossWatch:
+    """The batches of an epoch, with a progress bar and an eye on the loss.
+
+    Iterate over it, tell it each loss with `see`, and `finish` the epoch. A GPU is not waited for:
+    it is asked for the mean loss every ten steps, and the answer is looked at ten steps later.
+
+    Args:
+        batches: of the epoch.
+        epoch: its number, for the bar and for what is said of a loss that is not finite.
+        lr: learning rate, for the bar.
+        accelerator: the processes that train.
+        save: folder of the run, for what is said.
+    """
+
+    def __init__(
+        self, batches: DataLoader, epoch: int, lr: float, accelerator: Accelerator, save: Path
+    ):
+        self.batches = batches
+        self.epoch = epoch
+        self.lr = lr
+        self.accelerator = accelerator
+        self.save = save
+        device = accelerator.device
+        self.losses = torch.zeros(len(batches), device=device)  # a step each
+        self.loss_sum = torch.zeros((), device=device)  # over images
+        self.seen = 0  # images, of this process
+        self.steps = 0
+        self.steps_a_look = 1 if device.type == "cpu" else 10
+        self.shown = torch.zeros((), pin_memory=device.type == "cuda")
+        self.start = time.perf_counter()
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        shown = self.accelerator.is_main_process
+        self.bar = track(self.batches, f"epoch {self.epoch}", "batch", shown=shown)
+        yield from self.bar
+
+    def see(self, loss: Tensor, images: int) -> None:
+        """Note the loss of a step over some images.
+
+        Raises:
+            UserError: the mean loss, as it was at the last look, is not finite.
+        """
+        self.losses[self.steps] = loss.detach()
+        self.loss_sum += loss.detach() * images
+        self.seen += images
+        if self.steps % self.steps_a_look == 0:
+            if self.steps:
+                self.look()
+            self.shown.copy_(self.loss_sum / self.seen, non_blocking=True)
+        self.steps += 1
+
+    def look(self) -> None:
+        """Show the mean loss of one look ago, which has come from the GPU in the meantime."""
+        mean = self.shown.item()
+        require_finite(mean, self.losses, self.epoch, self.save)
+        images = self.seen * self.accelerator.num_processes
+        rate = images / self.seconds()
+        figures = {"loss": f"{mean:.4f}", "lr": f"{self.lr:.1e}", "images/s": f"{rate:.0f}"}
+        self.bar.set_postfix(figures, refresh=False)
+
+    def finish(self) -> tuple[float, float]:
+        """Mean loss of the epoch over all processes, and images a second.
+
+        Raises:
+            UserError: the mean loss is not finite.
+        """
+        totals = torch.stack([self.loss_sum, torch.full_like(self.loss_sum, self.seen)])
+        totals = self.accelerator.reduce(totals, reduction="sum")
+        train_loss = (totals[0] / totals[1]).item()  # here the GPU is waited for
+        trained_on = totals[1].item()
+        require_finite(train_loss, self.losses, self.epoch, self.save)
+        return train_loss, trained_on / self.seconds()
+
+    def seconds(self) -> float:
+        """Seconds since the epoch began."""
+        return time.perf_counter() - self.start
+
+
+def require_finite(loss: float, losses: Tensor | None, epoch: int, save: Path) -> None:
+    """Raise a UserError of a loss that is not finite; what is saved stays.
+
+    Args:
+        losses: of the epoch's steps, so that the first broken one is named; None of a validation.
+    """
+    if math.isfinite(loss):
+        return
+    where = f"epoch {epoch}"
+    if losses is not None:
+        broken = (~losses.isfinite()).nonzero().flatten().tolist()
+        where += f", step {broken[0] + 1}" if broken else ""
+    raise UserError(
+        f"{where}: the loss is not finite; lower --lr, or try --precision fp32. {save} is as it was"
+    )
+
+
+def require_images_a_process(options: Any, batch_size: int, processes: int) -> None:
+    """Raise a UserError if batch norm would see a single value in training.
+
+    Args:
+        options: of train.py: model and image_size.
+        batch_size: images a step, over all processes.
+        processes: that share them.
+    """
+    images = batch_size // processes
+    values = images * (options.image_size // STRIDE) ** 2 if options.model == "pylon" else images
+    if values < 2:
+        raise UserError(
+            "training needs at least 2 images a batch and process: raise --batch-size "
+            f"({processes} processes share {batch_size})"
+        )
+
+
+def freeze_unused_parameters(model: nn.Module) -> list[str]:
+    """Exclude from training the parameters that no gradient reaches; return their names.
+
+    Some encoders have layers behind the features that are used, such as the head of EfficientNet.
+    Processes that train one network (DistributedDataParallel) would wait for the gradients of
+    these.
+
+    Args:
+        model: a `Pylon` or a `Baseline`, on the CPU. Mode, gradients and torch's random numbers
+            stay as they are.
+    """
+    training = model.training
+    model.eval()  # in training, a dropped layer could hide a parameter
+    with torch.random.fork_rng(devices=[]):
+        model(torch.zeros(1, model.in_channels, STRIDE, STRIDE)).logits.sum().backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    model.zero_grad()
+    model.train(training)
+    return unused

@@ -1,0 +1,102 @@
+"""Heatmaps of a network: its own maps, or what a method of the grad-cam library makes of it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+METHODS = {  # of the grad-cam library, by the name of the option
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+}
+
+
+def heatmaps_of(
+    model: nn.Module,
+    images: Tensor,
+    image_of: Sequence[int],
+    class_of: Sequence[int],
+    method: str = "map",
+) -> tuple[Tensor, Tensor]:
+    """One heatmap for each pair of an image of the batch and a class.
+
+    "map" takes the network's own maps. The other methods (`METHODS`) explain a logit by the last
+    feature of the encoder, in every network, as they were published for classifiers. What a decoder
+    adds from earlier features they do not see; but of PYLON's own last feature Grad-CAM would only
+    be the map again (less its bias, negative values cut off), since nothing but a 1x1 convolution
+    and a maximum comes after it.
+
+    Args:
+        model: a `Pylon` or a `Baseline`, in eval mode.
+        images: (B, 1, S, S) float32, normalised.
+        image_of, class_of: N each, index of the image in the batch, index of the class.
+
+    Returns:
+        heatmaps (N, h, w) float32 in [0, 1]: probabilities, where a logit is the maximum of its
+            map; where it is the mean, single logits mean nothing, and the map is scaled to its own
+            range, as CAM is; likewise other methods.
+        probabilities (N,) float32, NaN where a logit is no finite number.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    if method == "map":
+        return own_maps(model, images, image_of, class_of)
+    if method not in METHODS:
+        raise ValueError(f"method must be map or one of {', '.join(METHODS)}, got {method}")
+    return explained(model, images, image_of, class_of, method)
+
+
+@torch.inference_mode()
+def own_maps(
+    model: nn.Module, images: Tensor, image_of: Sequence[int], class_of: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    output = model(images)
+    maps = output.maps[image_of, class_of]  # (N, h, w)
+    probabilities = probability(output.logits[image_of, class_of])  # (N,)
+    if model.pool == "max":
+        return maps.sigmoid(), probabilities
+    low = maps.amin(dim=(1, 2), keepdim=True)
+    high = maps.amax(dim=(1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12), probabilities
+
+
+def explained(
+    model: nn.Module,
+    images: Tensor,
+    image_of: Sequence[int],
+    class_of: Sequence[int],
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    # an extra that takes seconds to import, which the maps do without
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    make = getattr(pytorch_grad_cam, METHODS[method])
+    targets = [ClassifierOutputTarget(c) for c in class_of]
+    with make(LogitsAlone(model), [model.deepest]) as cam:
+        heatmaps = cam(images[image_of], targets)  # (N, S, S)
+        logits = cam.outputs.detach()  # (N, C)
+    probabilities = probability(logits[range(len(class_of)), class_of])
+    return torch.from_numpy(heatmaps).float(), probabilities
+
+
+def probability(logits: Tensor) -> Tensor:
+    """The sigmoid, but NaN of an infinite logit, which is a broken network's."""
+    return logits.sigmoid().where(logits.isfinite(), torch.nan)
+
+
+class LogitsAlone(nn.Module):
+    """A network as the grad-cam library expects it: images in, logits out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits

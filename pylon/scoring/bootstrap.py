@@ -1,0 +1,261 @@
+"""95 % intervals: of a score, over patients; of a difference, over patients and seeds.
+
+Arrays in, numbers out. `patient_ids` says who each image or box is of, `patient_counts` how many
+patients each score is of.
+"""
+
+import numpy as np
+from scipy import sparse, stats
+
+RESAMPLES = 2000
+TAILS = (2.5, 97.5)  # percent
+FEWEST = 10  # patients whose resamples are taken at their word
+POSITIVES_AT_A_TIME = 256  # against all negatives; a matrix of them is in memory
+
+
+def resample_patients(patient_ids: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw as many patients as there are, with replacement; images of one are not independent.
+
+    Args:
+        patient_ids: (N,) the patient of each image or box.
+
+    Returns:
+        patient_of: (N,) 0 .. P - 1.
+        drawn: (RESAMPLES, P) float32, how often each patient is in each resample.
+    """
+    _, patient_of = np.unique(patient_ids, return_inverse=True)
+    count = patient_of.max() + 1
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((RESAMPLES, count), np.float32)
+    for k in range(RESAMPLES):
+        drawn[k] = np.bincount(rng.integers(count, size=count), minlength=count)
+    return patient_of, drawn
+
+
+def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndarray) -> np.ndarray:
+    """AUROC of every class, and the two means over classes, in resamples of the patients.
+
+    An AUROC is the share of pairs of a positive and a negative image that are in order. They are
+    counted once for each pair of patients, and a resample weighs the counts: no image is sorted
+    again.
+
+    Args:
+        labels: (N, C), 0 or 1.
+        scores: (N, C), higher for more likely.
+        patient_ids: (N,) the patient of each image.
+
+    Returns:
+        (RESAMPLES, C + 2): the classes, their mean weighted by the positives, their plain mean; NaN
+        where a resample has no positive or no negative.
+    """
+    patient_of, drawn = resample_patients(patient_ids)
+    areas = np.full((RESAMPLES, labels.shape[1]), np.nan)
+    positives = np.full((RESAMPLES, labels.shape[1]), np.nan)
+    for c in range(labels.shape[1]):
+        positive = labels[:, c] == 1
+        of_positives = patients_by_images(patient_of, positive)  # (P, positive images)
+        of_negatives = patients_by_images(patient_of, labels[:, c] == 0)  # (P, negative images)
+
+        # all pairs in each resample
+        positives[:, c] = drawn @ of_positives.sum(axis=1)
+        pairs = positives[:, c] * (drawn @ of_negatives.sum(axis=1))
+
+        # those in order; most patients have no positive
+        having = np.flatnonzero(of_positives.sum(axis=1))
+        ordered = ordered_pairs(scores[:, c], positive, of_positives[having], of_negatives)
+        won = ((drawn[:, having] @ ordered) * drawn).sum(axis=1, dtype=np.float64)
+        np.divide(won, pairs, out=areas[:, c], where=pairs > 0)
+    return with_means(areas, positives)
+
+
+def patients_behind_auroc(labels: np.ndarray, patient_ids: np.ndarray) -> np.ndarray:
+    """How many patients each score of `resampled_auroc` is of, (C + 2,) int.
+
+    Of a class those with positives or those with negatives, whichever are fewer; of the means all.
+
+    Args:
+        labels: (N, C), 0 or 1.
+        patient_ids: (N,) the patient of each image.
+    """
+    counts = []
+    for column in labels.T:
+        sides = [len(np.unique(patient_ids[column == label])) for label in (0, 1)]
+        counts.append(min(sides))
+    everybody = len(np.unique(patient_ids))
+    return np.array([*counts, everybody, everybody])
+
+
+def ordered_pairs(
+    scores: np.ndarray,
+    positive: np.ndarray,
+    of_positives: sparse.csr_array,
+    of_negatives: sparse.csr_array,
+) -> np.ndarray:
+    """Pairs of a positive and a negative image that are in order, a tie for half a one.
+
+    Returns:
+        (P, Q) float32, by the patients of the positive and of the negative.
+    """
+    negative_scores = scores[~positive, None]  # (negative images, 1)
+    positive_scores = scores[positive]
+    counts = np.zeros((of_positives.shape[0], of_negatives.shape[0]), np.float32)
+    for first in range(0, len(positive_scores), POSITIVES_AT_A_TIME):
+        chunk = slice(first, first + POSITIVES_AT_A_TIME)
+        ahead = (negative_scores < positive_scores[chunk]).astype(np.float32)
+        ahead[negative_scores == positive_scores[chunk]] = 0.5
+        counts += of_positives[:, chunk] @ (of_negatives @ ahead).T
+    return counts
+
+
+def patients_by_images(patient_of: np.ndarray, chosen: np.ndarray) -> sparse.csr_array:
+    """(P, chosen images) float32, 1 where an image is of a patient."""
+    rows = patient_of[chosen]
+    shape = (patient_of.max() + 1, len(rows))
+    return sparse.csr_array((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), shape)
+
+
+def with_means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Append the weighted and the plain mean over the scores that are defined.
+
+    Args:
+        scores: (R, K), NaN where undefined.
+        weights: (R, K).
+
+    Returns:
+        (R, K + 2).
+    """
+    defined = ~np.isnan(scores)
+    scores_or_0 = np.nan_to_num(scores)
+    weights = np.where(defined, weights, 0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where none is defined
+        weighted = (scores_or_0 * weights).sum(axis=1) / weights.sum(axis=1)
+        plain = scores_or_0.sum(axis=1) / defined.sum(axis=1)
+    return np.column_stack([scores, weighted, plain])
+
+
+def resampled_accuracy(
+    hits: np.ndarray, classes: np.ndarray, patient_ids: np.ndarray, names: list[str]
+) -> np.ndarray:
+    """Point accuracy of every class named, and of all boxes pooled, in resamples of the patients.
+
+    Args:
+        hits: (N,) in [0, 1], a box; or a difference of two such; NaN for a box that is not counted.
+        classes: (N,) names of the class of each box.
+        patient_ids: (N,) the patient of each box.
+
+    Returns:
+        (RESAMPLES, len(names) + 1); NaN where a resample has no box of a class.
+    """
+    patient_of, drawn = resample_patients(patient_ids)
+    member = np.column_stack([*(classes == name for name in names), np.ones(len(hits), bool)])
+    counted = np.where(np.isnan(hits)[:, None], False, member)  # (N, K)
+    of_boxes = patients_by_images(patient_of, np.ones(len(hits), bool))  # (P, N)
+    hit = drawn @ (of_boxes @ (counted * np.nan_to_num(hits)[:, None]))  # (RESAMPLES, K)
+    boxes = drawn @ (of_boxes @ (1.0 * counted))  # (RESAMPLES, K)
+    return np.divide(hit, boxes, out=np.full(boxes.shape, np.nan), where=boxes > 0)
+
+
+def too_little(scores: np.ndarray, patient_counts: np.ndarray) -> np.ndarray:
+    """Where resampling has too little to go on.
+
+    That is fewer than 10 patients, or not one patient's worth of hits, or of misses.
+
+    Args:
+        scores: (..., K) in [0, 1].
+        patient_counts: (K,) how many patients each is of.
+    """
+    hits = scores * patient_counts
+    rarer = np.minimum(hits, patient_counts - hits)
+    return (patient_counts < FEWEST) | (rarer < 1 - 1e-9)
+
+
+def bounds(
+    resamples: np.ndarray, patient_counts: np.ndarray, scores: np.ndarray | None = None
+) -> np.ndarray:
+    """The 95 % interval of each score.
+
+    Where there is too little to resample (`too_little`; or all resamples are alike) the interval
+    reaches at least as far as the binomial one (Clopper-Pearson) of as many trials as there are
+    patients: nearly exact for boxes, of which few patients have two; cautious for an AUROC, whose
+    variance is at most that (Birnbaum and Klose 1957), of as many trials as there are patients on
+    its smaller side.
+
+    Args:
+        resamples: (R, K) resampled scores.
+        patient_counts: (K,) how many patients each is of.
+        scores: (K,) the scores; without them, as of differences, such columns have no bounds.
+
+    Returns:
+        low and high, (2, K); NaN where there are none.
+    """
+    # percentiles, where resamples differ
+    both = np.full((2, resamples.shape[1]), np.nan)
+    undefined = np.isnan(resamples).all(axis=0)
+    varied = np.nanstd(np.where(undefined, 0, resamples), axis=0) > 1e-9
+    both[:, varied] = np.nanpercentile(resamples[:, varied], TAILS, axis=0)
+    if scores is None:
+        return np.where(patient_counts < FEWEST, np.nan, both)
+
+    # binomial bounds where there is too little
+    hits = scores * patient_counts
+    misses = patient_counts - hits
+    low = np.where(hits > 0, stats.beta.ppf(0.025, hits, misses + 1), 0)
+    high = np.where(hits < patient_counts, stats.beta.ppf(0.975, hits + 1, misses), 1)
+    little = (too_little(scores, patient_counts) | ~varied) & ~np.isnan(scores)
+    return np.where(little, [np.fmin(both[0], low), np.fmax(both[1], high)], both)
+
+
+def difference_of_seeds(
+    ours: np.ndarray, theirs: np.ndarray, of_patients: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Difference of two means over seeds, with its 95 % interval.
+
+    It is Welch's t, plus what patients add, where that is known.
+
+    Args:
+        ours: (n, K) scores, a row a seed.
+        theirs: (m, K).
+        of_patients: (K,) standard deviation of the difference over resampled patients
+            (`paired_spread`). With it, a side with one seed adds nothing: how much its seeds differ
+            is not known. Without it, both need two.
+
+    Returns:
+        difference, low, high, (K,) each; the bounds are NaN where there are too few seeds.
+    """
+    difference = ours.mean(axis=0) - theirs.mean(axis=0)
+    if of_patients is None and min(len(ours), len(theirs)) < 2:
+        undefined = np.full(len(difference), np.nan)
+        return difference, undefined, undefined
+
+    # variance and degrees of freedom of each part
+    parts = [(np.zeros_like(difference) if of_patients is None else of_patients**2, np.inf)]
+    for side in (ours, theirs):
+        if len(side) > 1:
+            parts.append((side.var(axis=0, ddof=1) / len(side), len(side) - 1))
+    variance = sum(part for part, _ in parts)
+
+    # of their sum (Welch and Satterthwaite)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = variance**2 / sum(part**2 / df for part, df in parts)
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    half = np.where(variance > 0, half, 0)
+    return difference, difference - half, difference + half
+
+
+def paired_spread(ours: np.ndarray, theirs: np.ndarray, patient_counts: np.ndarray) -> np.ndarray:
+    """Standard deviation of the difference of two scores over resampled patients: (K,).
+
+    Where one of them has too little to resample, or no resample differs from another, it is at
+    least that of a binomial bound of as many trials as there are patients: the next patient might
+    differ. Of fewer than 10 patients it is 1, with which nothing is decided.
+
+    Args:
+        ours, theirs: (R, K) scores in resamples of the patients, the same for both.
+        patient_counts: (K,) how many patients each is of.
+    """
+    spread = np.nanstd(ours - theirs, axis=0)
+    means = np.nanmean([ours, theirs], axis=1)  # (2, K)
+    little = too_little(means, patient_counts).any(axis=0) | (spread < 1e-9)
+    of_the_next = (1 - 0.025 ** (1 / patient_counts)) / stats.norm.ppf(0.975)
+    spread = np.where(little, np.fmax(spread, of_the_next), spread)
+    return np.where(patient_counts < FEWEST, 1, spread)

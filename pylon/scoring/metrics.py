@@ -1,0 +1,133 @@
+"""Scores: arrays in, numbers out, no model."""
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+
+MAPS_AT_A_TIME = 16  # upsampled; as many as a processor's cache holds
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve, a class.
+
+    Args:
+        labels: (N, C), 0 or 1.
+        scores: (N, C), higher for more likely; logits or probabilities.
+
+    Returns:
+        (C,) float64; NaN where a class has no positive or no negative.
+    """
+    areas = np.full(labels.shape[1], np.nan)
+    has_both = (labels.min(axis=0) == 0) & (labels.max(axis=0) == 1)  # (C,)
+    for c in np.flatnonzero(has_both):
+        areas[c] = roc_auc_score(labels[:, c], scores[:, c])
+    return areas
+
+
+def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Means over the classes that have an AUROC, NaN if none has.
+
+    Returns:
+        weighted: by the number of positives; the published tables call this "micro".
+        macro: plain.
+    """
+    defined = np.isfinite(areas)
+    if not defined.any():
+        return np.nan, np.nan
+    positives = labels.sum(axis=0)[defined]
+    weighted = float(np.average(areas[defined], weights=positives))
+    macro = float(areas[defined].mean())
+    return weighted, macro
+
+
+def youden_thresholds(
+    labels: np.ndarray, logits: np.ndarray, names: list[str]
+) -> dict[str, float | None]:
+    """The probability from which each class is called present, by Youden's index.
+
+    That is where sensitivity + specificity is highest.
+
+    Args:
+        labels: (N, C), 0 or 1.
+        logits: (N, C) float32.
+        names: of the C classes.
+
+    Returns:
+        By class; None where a class has no positive or no negative, or is told no better than by
+        chance.
+    """
+    thresholds = {}
+    for c, name in enumerate(names):
+        best = np.inf
+        if 0 < labels[:, c].sum() < len(labels):
+            false_positives, true_positives, levels = roc_curve(labels[:, c], logits[:, c])
+            best = levels[np.argmax(true_positives - false_positives)]  # the first one is infinite
+        thresholds[name] = float(expit(best)) if np.isfinite(best) else None
+    return thresholds
+
+
+def point_localization(
+    heatmaps: Tensor, bbox_xywh: np.ndarray, image_size: np.ndarray, input_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Does the maximum of a heatmap fall into its box?
+
+    A heatmap is upsampled to the input of the network (bilinear, corners not aligned). Pixel (i, j)
+    of that S x S grid stands for pixel (floor(i * H / S), floor(j * W / S)) of the image, and is
+    inside if x <= column < x + w and y <= row < y + h. If several pixels share the maximum, the hit
+    is the share of them that is inside.
+
+    Args:
+        heatmaps: (N, h, w) float32, probabilities; one for each box, of the class of the box.
+        bbox_xywh: (N, 4) integers, pixels of the image file.
+        image_size: (N, 2) height and width of the image files, pixels.
+        input_size: height and width of the network's input, pixels.
+
+    Returns:
+        hit (N,) float64 in [0, 1]; row (N,) and column (N,) int64 of the (first) maximum, pixels of
+        the image file.
+    """
+    # Deviation: the authors drew each box as a mask, resized it (nearest neighbour) and looked the
+    # maximum up in it. Comparing coordinates gives the same answer for every pixel.
+    if heatmaps.dtype != torch.float32:
+        raise ValueError(f"heatmaps must be float32, not {heatmaps.dtype}: coarser numbers tie")
+
+    # (map, i, j) of every pixel that has the maximum of its map
+    maxima = []
+    for first, chunk in enumerate(heatmaps[:, None].split(MAPS_AT_A_TIME)):
+        large = F.interpolate(chunk, size=input_size, mode="bilinear", align_corners=False)[:, 0]
+        n, i, j = maxima_of(large)
+        maxima.append(torch.stack([n + first * MAPS_AT_A_TIME, i, j]).cpu().numpy())
+    n, i, j = np.concatenate(maxima, axis=1)  # (maxima,) each
+
+    # in pixels of the image, and against the box
+    height, width = input_size
+    row = i * image_size[n, 0] // height
+    column = j * image_size[n, 1] // width
+    inside = in_box(row, column, bbox_xywh[n])
+    hit = np.bincount(n, inside) / np.bincount(n)  # (N,)
+    _, first_of_map = np.unique(n, return_index=True)
+    return hit, row[first_of_map], column[first_of_map]
+
+
+def maxima_of(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Map, row and column of every pixel of (N, H, W) that has the maximum of its map, in order."""
+    of_rows = maps.amax(dim=2)  # (N, H): few rows are searched
+    n, i = torch.nonzero(of_rows == of_rows.amax(dim=1, keepdim=True), as_tuple=True)
+    k, j = torch.nonzero(maps[n, i] == of_rows[n, i, None], as_tuple=True)
+    return n[k], i[k], j
+
+
+def accuracies(hits: np.ndarray, classes: np.ndarray, names: list[str]) -> np.ndarray:
+    """Mean hit of the boxes of each class named, then of all: (len(names) + 1,); NaN is skipped."""
+    hits = pd.Series(np.asarray(hits))
+    return np.append(hits.groupby(np.asarray(classes)).mean()[names], hits.mean())
+
+
+def in_box(row: np.ndarray, column: np.ndarray, bbox_xywh: np.ndarray) -> np.ndarray:
+    """Whether pixels are inside boxes (..., 4): x <= column < x + w and y <= row < y + h."""
+    x, y, w, h = np.moveaxis(bbox_xywh, -1, 0)
+    return (x <= column) & (column < x + w) & (y <= row) & (row < y + h)

@@ -1,0 +1,95 @@
+"""Device and precision, by Accelerate."""
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
+
+from pylon.system.cli import Device, Precision
+from pylon.system.errors import UserError
+
+
+def make_accelerator(
+    device: Device,
+    precision: Precision,
+    batch_size: int | None = None,
+    training: bool = False,
+    deterministic: bool = False,
+) -> Accelerator:
+    """The one object that knows the device, the precision and the other processes (`torchrun`).
+
+    Args:
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        precision: "auto" is fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware,
+            else fp32.
+        batch_size: images a step over all processes, to be checked.
+        training: on a GPU, let fp32 multiply in TF32, and cuDNN try which of its convolutions is
+            fastest. Scores must not change with the machine: an evaluation in fp32 is in float32.
+        deterministic: let torch use only operations that give the same result each time, and fail
+            where it has none.
+
+    Raises:
+        UserError: the device is not there or cannot do the precision, or the batch cannot be
+            shared evenly.
+    """
+    chosen = choose_device(device)
+    if precision == "auto":
+        # Deviation: the original ran apex O1. torch.amp is its successor: fp16 autocast with loss
+        # scaling.
+        on_cpu = "bf16" if cpu_has_bf16() else "fp32"
+        precision = {"cuda": "fp16", "cpu": on_cpu, "mps": "fp32"}[chosen]
+    if precision == "fp16" and chosen != "cuda":
+        raise UserError(f"--precision fp16 needs a CUDA device, not {chosen}; try --precision auto")
+
+    # how exactly a GPU computes
+    torch.backends.cudnn.allow_tf32 = training or precision != "fp32"  # TF32: the mantissa of fp16
+    torch.backends.cuda.matmul.allow_tf32 = training
+    torch.backends.cudnn.benchmark = training and not deterministic
+    if deterministic:
+        # asked for by torch; read when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+    # an hour, since another node may fill its cache; --batch-size is over all processes
+    try:
+        accelerator = Accelerator(
+            cpu=chosen == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        )
+    except ValueError as error:  # a GPU without bfloat16
+        raise UserError(f"--precision {precision}: {error}") from error
+    processes = accelerator.num_processes
+    if batch_size is not None and (batch_size < 1 or batch_size % processes):
+        raise UserError(
+            f"--batch-size must be a positive multiple of the number of processes, {processes}"
+        )
+    return accelerator
+
+
+def choose_device(device: Device) -> str:
+    """Find the device: "cuda", "mps" or "cpu"; a UserError if the one asked for is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[device]:
+        raise UserError(
+            f"--device {device}: this machine or this build of torch has none; try --device auto"
+        )
+    return device
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; else torch emulates it, slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text()) is not None

@@ -1,0 +1,5 @@
+"""The one error that is the user's to mend. This file imports nothing."""
+
+
+class UserError(ValueError):
+    """A user's mistake: one sentence that names the file or the option, and what to do."""

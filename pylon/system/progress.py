@@ -1,0 +1,76 @@
+"""How far long work has come: a bar in a terminal, a plain line now and then in a log."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30
+
+
+def track(
+    iterable: Iterable,
+    title: str,
+    unit: str,
+    total: int | None = None,
+    shown: bool = True,
+    leave: bool = False,
+) -> "tqdm | Lines":
+    """Iterate with a progress bar on stderr; where that is no terminal, with plain lines (`Lines`).
+
+    Args:
+        title: what is done.
+        unit: what is counted, in the singular.
+        total: how many there are, if the iterable has no length.
+        shown: False on all processes but one.
+        leave: whether the bar stays when it is full.
+    """
+    if sys.stderr.isatty() or not shown:
+        return tqdm(iterable, desc=title, unit=unit, total=total, leave=leave, disable=not shown)
+    return Lines(iterable, title, unit, total)
+
+
+class Lines:
+    """A line every 30 seconds, however long a step takes, and one at the end."""
+
+    def __init__(self, iterable: Iterable, title: str, unit: str, total: int | None = None):
+        self.iterable = iterable
+        self.title = title
+        self.unit = unit
+        self.total = total if total is not None else len(iterable)
+        self.done = 0
+        self.figures = {}
+        self.start = time.monotonic()
+
+    def set_postfix(self, figures: dict[str, str], refresh: bool = True) -> None:
+        """What the lines say besides, as tqdm's bars do."""
+        self.figures = figures
+        if refresh:
+            self.write()
+
+    def __iter__(self) -> Iterator[Any]:
+        ended = threading.Event()
+        watch = threading.Thread(target=self.write_until, args=(ended,), daemon=True)
+        watch.start()
+        try:
+            for item in self.iterable:
+                yield item
+                self.done += 1
+        finally:
+            ended.set()
+            watch.join()
+        self.write()
+
+    def write_until(self, ended: threading.Event) -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            self.write()
+
+    def write(self) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        figures = "".join(f", {name} {value}" for name, value in self.figures.items())
+        units = self.unit + ("es" if self.unit.endswith("ch") else "s")
+        line = f"{self.title}: {self.done} of {self.total} {units}, {minutes}:{seconds:02}{figures}"
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,24 @@
+"""Fill a cache image by image, each in the index at once.
+
+So there is time to kill the process that does it.
+"""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from pylon.data import cache
+from pylon.data.sources import read_radiographs
+
+
+def read_slowly(path, read=cache.read_image):
+    time.sleep(0.02)
+    return read(path)
+
+
+data = Path(sys.argv[1])
+cache.read_image = read_slowly
+cache.SECONDS_BETWEEN_COMMITS = 0
+say = partial(print, flush=True)
+cache.open_cache(read_radiographs(data).images, data / "cache", 128, 2, say)

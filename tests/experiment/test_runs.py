@@ -1,0 +1,94 @@
+"""Where a run keeps its files, and how it goes on or takes the place of another."""
+
+import contextlib
+import itertools
+import math
+import os
+import shutil
+from functools import partial
+
+import pytest
+from accelerate import Accelerator
+
+from pylon.experiment import runs
+from pylon.experiment.card import card_file, read_training_json
+from pylon.experiment.checkpoint import RESUMED, load_last, save_last
+from pylon.system.errors import UserError
+from pylon.system.files import write_together
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_killed_while_one_run_takes_the_place_of_another(tmp_path, monkeypatch, step):
+    monkeypatch.chdir(tmp_path)
+    accelerator = Accelerator(cpu=True)
+    for name, content in (("0", "old"), ("0.new", "new")):
+        write_together({tmp_path / f"save/a/{name}/last": content.encode()})
+        write_together({tmp_path / f"csv/a/{name}.csv": content.encode()})
+    save, csv = runs.open_run("a", 0, True, accelerator)
+    count = itertools.count()
+
+    def dying(function):
+        def call(*args, **kwargs):
+            if next(count) == step:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Path, "rename", dying(runs.Path.rename))
+        patch.setattr(runs.shutil, "rmtree", dying(shutil.rmtree))
+        with contextlib.suppress(KeyboardInterrupt):
+            runs.close_run(save, csv)
+    save, csv = runs.open_run("a", 0, True, accelerator)
+    exchanged = step > 1  # by the next run, where it was not done
+    assert (tmp_path / "save/a/0/last").read_text() == ("new" if exchanged else "old")
+    assert (save / "last").exists() != exchanged
+    assert sorted(os.listdir("save/a")) == ["0", "0.lock", "0.new"]
+
+
+def test_what_was_interrupted_is_written_anew_and_what_is_damaged_is_not(trained, tmp_path, capsys):
+    """By the next epoch, whatever its loss."""
+    save = shutil.copytree(trained / "save/pylon/0", tmp_path / "0")
+    last = load_last(save / "last")
+    wanted = {**last, "options": {**last["options"], "epochs": 3}}
+    find = partial(runs.find_last, save, wanted, {}, accelerator=Accelerator(cpu=True))
+    assert find(overwrite=False)["best_loss"] == last["best_loss"] < math.inf
+    assert capsys.readouterr().out == ""
+    card = read_training_json(save / "best")
+    of_third = card_file({**card, "epoch": 3, "weights_sha256": "of the third"})
+    (save / "best/training.json").write_bytes(of_third)
+    assert find(overwrite=False)["best_loss"] == math.inf
+    said = capsys.readouterr().out
+    assert f"note: {save}/best is of two epochs" in said
+    assert f"; going on from {save}/last, the next epoch writes it anew" in said
+    no_more = {**last, "options": {**last["options"], "epochs": 2}}
+    sentence = r"best is of two epochs.*; copy it again, choose another --name"
+    with pytest.raises(UserError, match=sentence):
+        runs.find_last(save, no_more, {}, False, Accelerator(cpu=True))
+    of_other = card_file({**card, "weights_sha256": "of another run"})
+    (save / "best/training.json").write_bytes(of_other)
+    with pytest.raises(UserError, match=sentence):
+        find(overwrite=False)
+    assert find(overwrite=True) is None
+    assert not (save / "last").exists()
+
+
+def test_what_overwrites_is_not_mixed_either(tmp_path):
+    card = {"options": {"lr": 1.0, "epochs": 1, "min_lr": 0.0}, "split_sha256": "a"}
+    save = tmp_path / "0.new"
+    write_together({save / "best/model.safetensors": b""})
+    last = {**dict.fromkeys(RESUMED, 0), "options": {"lr": 2.0}, "split_sha256": "a"}
+    save_last(save / "last", last)
+    with pytest.raises(UserError, match=r"was trained with --lr 2.0 \(now 1.0\)"):
+        runs.find_last(save, card, {}, False, Accelerator(cpu=True))
+    assert runs.find_last(save, card, {}, True, Accelerator(cpu=True)) is None
+    assert not (save / "last").exists()
+
+
+def test_differences_are_of_what_may_not_change():
+    before = {"options": {"lr": 1.0, "up_layers": 1, "epochs": 2}, "split_sha256": "a"}
+    now = {"options": {"lr": 1.0, "up_layers": 2, "epochs": 3, "new": 1}, "split_sha256": "b"}
+    found = runs.differences(before, now, "{} {} (now {})")
+    assert found == ["--up-layers 1 (now 2)", "other images, labels or split"]
+    assert runs.differences(before, before, "{} {} (now {})") == []

@@ -1,0 +1,54 @@
+"""Tables of seeds, with their intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from scored import scored
+
+from pylon.scoring.tables import Scored, print_table, table_of_seeds
+from pylon.system.files import write_csv
+
+
+def test_table(tmp_path, capsys):
+    table = table_of_seeds(scored({"0": [0.5, np.nan], "3": [0.7, np.nan]}, ["Mass", "Hernia"]))
+    print_table(table)
+    assert capsys.readouterr().out.splitlines() == [
+        "| seed      | Mass     | Hernia |",
+        "| --------- | -------- | ------ |",
+        "| 0         | 0.500000 |        |",
+        "| 3         | 0.700000 |        |",
+        "| mean      | 0.600000 |        |",
+        "| std       | 0.141421 |        |",
+        "| 0 low     | 0.405000 |        |",
+        "| 0 high    | 0.595000 |        |",
+        "| 3 low     | 0.605000 |        |",
+        "| 3 high    | 0.795000 |        |",
+        "| mean low  | 0.505000 |        |",
+        "| mean high | 0.695000 |        |",
+    ]
+    write_csv(tmp_path / "a" / "b.csv", table)
+    lines = (tmp_path / "a" / "b.csv").read_text().splitlines()
+    assert lines[:3] == ["seed,Mass,Hernia", "0,0.5,", "3,0.7,"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "b.csv", index_col="seed"), table)
+
+
+def test_mean_of_seeds_whose_resamples_are_all_alike():
+    """Seeds that hit every box and seeds that hit none.
+
+    Each has its binomial bounds, and the mean has theirs on average.
+    """
+    scores = pd.DataFrame({"Nodule": [1.0, 0.0, 1.0]}, index=["0", "1", "2"])
+    resamples = np.repeat(scores.to_numpy()[:, None], 30, axis=1)
+    table = table_of_seeds(Scored(scores, resamples, np.array([40])))["Nodule"]
+    exact = stats.binomtest(40, 40).proportion_ci(0.95, "exact").low
+    assert table["0 low"] == pytest.approx(exact)
+    assert table["1 high"] == pytest.approx(1 - exact)
+    assert table["mean low"] == pytest.approx(2 / 3 * exact)
+    assert table["mean high"] == pytest.approx((3 - exact) / 3)
+
+
+def test_one_seed_has_no_deviation_and_no_mean_interval():
+    table = table_of_seeds(scored({"0": [0.5]}, ["Mass"]))
+    assert table.index.tolist() == ["0", "mean", "std", "0 low", "0 high"]
+    assert np.isnan(table.loc["std", "Mass"])

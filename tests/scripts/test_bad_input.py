@@ -1,0 +1,263 @@
+"""Bad inputs that end in one sentence and exit code 2, as the README says, through the scripts."""
+
+import os
+import re
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+
+import cv2
+import pandas as pd
+import pytest
+import torch
+from bad_images import BAD, SIZE, png
+from conftest import TRAIN, run_script, sentence_of
+
+import pylon
+from pylon.data.chestxray14 import PATHOLOGIES
+from pylon.data.images import read_image, require_readable
+from pylon.experiment.card import read_training_json
+from pylon.experiment.checkpoint import save_best
+from pylon.system.errors import UserError
+
+EVALUATE = ("--device", "cpu", "--num-workers", "0")
+
+
+@pytest.fixture
+def data(phantom, tmp_path):
+    return shutil.copytree(phantom, tmp_path / "data")
+
+
+def first_of(data: Path, name: str) -> Path:
+    return data / "images" / (data / name).read_text().split()[0]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_image(trained, data, tmp_path, name):
+    content, sentence = BAD[name]
+    image = first_of(data, "train_val_list.txt")
+    image.write_bytes(content)
+    done = run_script("train.py", "--data", data, *TRAIN, cwd=tmp_path, code=2)
+    assert f"{image.name} {sentence}" in sentence_of(done)
+    assert "1 of 75 images cannot be read" in sentence_of(done)
+    assert "epoch" not in done.stdout
+    test = first_of(data, "test_list.txt")
+    test.write_bytes(content)
+    before = contents(trained)
+    for script in ("eval_auc.py", "eval_loc.py", "generate_heatmap.py"):
+        done = run_script(script, "--data", data, *EVALUATE, cwd=trained, code=2)
+        said = sentence_of(done)
+        assert test.name in said
+        assert sentence in said or "copy it again" in said or script != "eval_auc.py"
+    assert contents(trained) == before
+
+
+def test_unreadable_images_are_skipped_if_that_was_asked(data, tmp_path):
+    names = (data / "train_val_list.txt").read_text().split()
+    for name, (content, _) in zip(names, BAD.values(), strict=False):
+        (data / "images" / name).write_bytes(content)
+    wrong_within = data / "images" / names[-1]
+    wrong_within.write_bytes(broken_within())
+    options = ("--data", data, *TRAIN, "--skip-unreadable", "--epochs", 1)
+    done = run_script("train.py", *options, cwd=tmp_path)
+    for name, (_, sentence) in zip(names, BAD.values(), strict=False):
+        assert f"skipped: {data}/images/{name} {sentence}" in done.stdout
+    assert f"skipped: {wrong_within} cannot be read as an image" in done.stdout
+    assert f"skipped {len(BAD) + 1} of 75 images, which cannot be read" in done.stdout
+    train, val = map(
+        int, re.search(r"(\d+) images to train on, (\d+) to validate on", done.stdout).groups()
+    )
+    assert train + val == 75 - len(BAD) - 1
+    assert (tmp_path / "save/pylon/0/best").exists()
+
+
+def broken_within() -> bytes:
+    """A PNG whose checksums are right, but whose pixels end half-way."""
+    head = (SIZE[1]).to_bytes(4, "big") + (SIZE[0]).to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    pixels = zlib.compress(os.urandom(SIZE[0] * (SIZE[1] + 1)))
+    return png((b"IHDR", head), (b"IDAT", pixels[: len(pixels) // 2]), (b"IEND", b""))
+
+
+def test_broken_stream_under_right_checksums(tmp_path):
+    (tmp_path / "a.png").write_bytes(broken_within())
+    require_readable(str(tmp_path / "a.png"))  # which is why --skip-unreadable decodes
+    with pytest.raises(UserError, match=r"a.png cannot be read as an image"):
+        read_image(str(tmp_path / "a.png"))
+
+
+def test_missing_images(trained, data, tmp_path):
+    first_of(data, "test_list.txt").unlink()
+    done = run_script("eval_auc.py", "--data", data, *EVALUATE, cwd=trained, code=2)
+    assert "1 of 15 images are missing" in sentence_of(done)
+    shutil.rmtree(data / "images")
+    done = run_script("train.py", "--data", data, *TRAIN, cwd=tmp_path, code=2)
+    assert "75 of 75 images are missing" in sentence_of(done)
+
+
+def test_what_works(trained, data):
+    """Four channels, Windows line ends and a byte order mark."""
+    image = first_of(data, "test_list.txt")
+    cv2.imwrite(str(image), cv2.cvtColor(cv2.imread(str(image)), cv2.COLOR_BGR2BGRA))
+    for path in (*data.glob("*.csv"), *data.glob("*.txt")):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    tables = []
+    for folder in (data, data.parent / "plain"):
+        if folder != data:
+            shutil.copytree(data, folder)
+            for path in (*folder.glob("*.csv"), *folder.glob("*.txt")):
+                path.write_bytes(
+                    path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+                )
+        done = run_script("eval_auc.py", "--data", folder, *EVALUATE, cwd=trained)
+        assert "another" not in done.stdout
+        tables.append((trained / "csv/pylon/auroc.csv").read_bytes())
+    assert tables[0] == tables[1]
+
+
+LISTS = {
+    "no column": ("Data_Entry_2017.csv", "Patient ID", "Patient", "has no column 'Patient ID'"),
+    "unknown finding": (
+        "Data_Entry_2017.csv",
+        "Mass",
+        "Maß",
+        "is none of the findings Atelectasis,",
+    ),
+    "empty list": ("train_val_list.txt", None, "", "train_val_list.txt is empty"),
+    "empty csv": ("Data_Entry_2017.csv", None, "", "Data_Entry_2017.csv is no table"),
+    "no list": ("test_list.txt", None, None, "lacks test_list.txt"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists(data, tmp_path, name):
+    file, old, new, sentence = LISTS[name]
+    path = data / file
+    if new is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace(old, new) if old else new)
+    for script, options in (("train.py", TRAIN), ("tools/check_data.py", ("--num-workers", 0))):
+        done = run_script(script, "--data", data, *options, cwd=tmp_path, code=2)
+        sentence_of(done)
+        assert sentence in done.stdout + done.stderr
+
+
+def test_image_listed_twice(data, tmp_path):
+    path = data / "Data_Entry_2017.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    done = run_script("train.py", "--data", data, *TRAIN, cwd=tmp_path, code=2)
+    assert "is in more than one row; remove all but one" in sentence_of(done)
+
+
+@pytest.mark.parametrize(
+    "box", ["1,2,-3,4", "1,2,nan,4", "100,100,29,20", "1e300,2,3,4", "a,b,c,d"]
+)
+def test_box(trained, data, box):
+    path = data / "BBox_List_2017.csv"
+    header, first, *rest = path.read_text().splitlines()
+    image, label, *_ = first.split(",")
+    path.write_text("\n".join([header, f"{image},{label},{box},,,", *rest]))
+    for script in ("eval_loc.py", "generate_heatmap.py"):
+        sentence = sentence_of(run_script(script, "--data", data, *EVALUATE, cwd=trained, code=2))
+        assert "BBox_List_2017.csv" in sentence
+        assert image in sentence or box == "a,b,c,d"
+
+
+def test_validation_split_without_positives(data, tmp_path):
+    path = data / "Data_Entry_2017.csv"
+    table = pd.read_csv(path)
+    table["Finding Labels"] = "No Finding"
+    table.to_csv(path, index=False)
+    done = run_script("train.py", "--data", data, *TRAIN, "--epochs", 1, cwd=tmp_path)
+    assert "AUROC -" in done.stdout
+    rows = pd.read_csv(tmp_path / "csv/pylon/0.csv")
+    assert rows[list(PATHOLOGIES)].isna().all(axis=None)
+    done = run_script("eval_auc.py", "--data", data, *EVALUATE, cwd=tmp_path)
+    assert done.stdout.count("lacks positive or negative test images") == len(PATHOLOGIES)
+
+
+def test_last_batch_of_one_image(data, tmp_path):
+    done = run_script(
+        "train.py", "--data", data, *TRAIN, "--batch-size", 13, "--epochs", 1, cwd=tmp_path
+    )
+    # five batches of 13, and one image that is left out
+    assert "66 images to train on" in done.stdout
+    assert len(pd.read_csv(tmp_path / "csv/pylon/0.csv")) == 1
+
+
+def test_seeds_that_do_not_exist(trained, phantom):
+    done = run_script(
+        "eval_loc.py", "--data", phantom, *EVALUATE, "--seeds", 1, 0, 2, cwd=trained, code=2
+    )
+    assert "seed 1 2 of pylon has no checkpoint; save/pylon has seed 0;" in sentence_of(done)
+
+
+def test_checkpoints(trained, phantom, tmp_path):
+    best = shutil.copytree(trained / "save/pylon/0/best", tmp_path / "best")
+    weights = (best / "model.safetensors").read_bytes()
+    torch.manual_seed(0)
+
+    def sentence():
+        options = ("--data", phantom, *EVALUATE, "--checkpoint", best)
+        return sentence_of(run_script("eval_auc.py", *options, cwd=tmp_path, code=2))
+
+    (best / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert f"{best} does not hold the network of its config.json" in sentence()
+    (best / "model.safetensors").write_bytes(weights[:-5] + bytes([weights[-5] ^ 1]) + weights[-4:])
+    assert "model.safetensors is damaged: it is not what was saved; copy it again" in sentence()
+    shutil.rmtree(best)
+    pylon.Pylon("tu-test_resnet", None, classes=3).save_pretrained(best)
+    assert "has 3 classes and no training.json" in sentence()
+    pylon.Pylon("resnet18", None).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other/model.safetensors", best)
+    assert f"{best} does not hold the network of its config.json" in sentence()
+    assert not (tmp_path / "csv").exists()
+    shutil.copytree(trained / "save", tmp_path / "save")
+    last = tmp_path / "save/pylon/0/last"
+    last.write_bytes(last.read_bytes()[:5000])
+    done = run_script("train.py", "--data", phantom, *TRAIN, "--epochs", 3, cwd=tmp_path, code=2)
+    assert "save/pylon/0/last is damaged" in sentence_of(done)
+
+
+def test_network_that_gives_no_numbers(trained, phantom, tmp_path):
+    best = trained / "save/pylon/0/best"
+    model = pylon.load_pylon(best)
+    with torch.no_grad():
+        model.segmentation_head[0].weight.fill_(3e38)  # finite, but their sum is not
+    save_best(tmp_path / "best", model, read_training_json(best))
+    for script in ("eval_auc.py", "eval_loc.py", "generate_heatmap.py"):
+        options = ("--data", phantom, *EVALUATE, "--checkpoint", tmp_path / "best")
+        sentence = sentence_of(run_script(script, *options, cwd=tmp_path, code=2))
+        said = "scores that are not finite numbers; name another checkpoint with --checkpoint"
+        assert f"best gives {said}" in sentence
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_no_write_permission(phantom, tmp_path):
+    save = tmp_path / "save"
+    save.mkdir()
+    if os.getuid():
+        save.chmod(0o555)
+        run_script_without_leave(phantom, tmp_path)
+        return
+    # root, whom no permission stops
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", save], capture_output=True
+    ).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        run_script_without_leave(phantom, tmp_path)
+    finally:
+        subprocess.run(["umount", save], check=True)
+
+
+def run_script_without_leave(phantom, cwd):
+    sentence = sentence_of(run_script("train.py", "--data", phantom, *TRAIN, cwd=cwd, code=2))
+    why = "(Permission denied|Read-only file system)"
+    assert re.search(rf"save/pylon/.writable-[0-9]+ cannot be written \({why}\)", sentence)
+    assert not list((cwd / "save").iterdir())

@@ -1,0 +1,122 @@
+"""tools/check_data.py, as a user runs it."""
+
+import gzip
+import shutil
+
+import cv2
+import numpy as np
+from conftest import run_script, sentence_of
+
+
+def check(data, code=0):
+    options = ("--data", data, "--num-workers", 0)
+    return run_script("tools/check_data.py", *options, cwd=data.parent, code=code)
+
+
+def counts_of(done):
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = [line.strip("|").split("|") for line in lines]
+    return {row[0].strip(): row[1].strip() for row in rows}
+
+
+def test_ready(phantom):
+    done = check(phantom)
+    assert done.stdout.endswith("\nready\n")
+    counts = counts_of(done)
+    assert counts["images in the lists"] == "90"
+    assert (
+        counts["images missing"]
+        == counts["images unreadable"]
+        == counts["files of one name"]
+        == "0"
+    )
+    assert "NIH has it" not in done.stdout
+
+
+def test_everything_is_listed_at_once(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    train, test = (
+        (data / f"{name}_list.txt").read_text().split() for name in ("train_val", "test")
+    )
+    (data / "images" / train[0]).unlink()
+    (data / "images" / train[1]).write_bytes(b"")
+    cut = data / "images" / train[2]
+    cut.write_bytes(cut.read_bytes()[:500])
+    cv2.imwrite(str(data / "images" / train[3]), np.zeros((128, 128, 3), np.uint8))
+    cv2.imwrite(str(data / "images" / train[4]), np.zeros((64, 128), np.uint8))
+    cv2.imwrite(str(data / "images" / train[5]), np.zeros((128, 128), np.uint16))
+    (data / "images_001/images").mkdir(parents=True)
+    shutil.copy(data / "images" / train[6], data / "images_001/images")
+    (data / "test_list.txt").write_text("\n".join([*test, test[0], train[7], "00009999_000.png"]))
+    labels = (data / "Data_Entry_2017.csv").read_text().replace("Hernia", "Herina")
+    (data / "Data_Entry_2017.csv").write_text(labels + labels.splitlines()[-1] + "\n")
+    header, *boxes = (data / "BBox_List_2017.csv").read_text().splitlines()
+    image = boxes[0].split(",")[0]
+    ours = [
+        f"{image},Mass,-1,2,3,4",
+        f"{image},Mass,1,2,nan,4",
+        f"{image},Mass,100,2,90,4",
+        f"{image},Mas,1,2,3,4",
+    ]
+    ours += [f"{image},Edema,1,2,3,4", f"{train[8]},Mass,1,2,3,4", f"{image},Edema,1,2,3,4"]
+    (data / "BBox_List_2017.csv").write_text("\n".join([header, *ours, *boxes]))
+    done = check(data, code=2)
+    assert "is not ready; do what is listed above" in sentence_of(done)
+    for sentence in (
+        f"{train[0]} is missing",
+        f"{train[1]} cannot be read as an image",
+        f"{train[2]} cannot be read as an image",
+        f"{train[5]} has 16 bits a pixel",
+        f"note: {train[3]} is not grey",
+        f"note: {train[4]} is not 128 x 128 as most are",
+        f"{train[6]} is in more than one folder",
+        f"{test[0]} is named more than once",
+        f"{train[7]} is both in train_val_list.txt and in test_list.txt",
+        "00009999_000.png is in the lists",
+        "'Herina' is none of the findings",
+        "is in more than one row",
+        f"the box of {image}, Mass, is -1, 2, 3, 4",
+        f"the box of {image}, Mass, is 1, 2, nan, 4",
+        f"the box of {image}, Mass, reaches beyond the image (128 x 128)",
+        "'Mas' is none of the findings",
+        f"{image} has a box of Edema but not that label",
+        f"{image} has the same box of Edema twice; remove one",
+        f"note: {train[8]} is in BBox_List_2017.csv but not in the test list",
+        "1 patients are both in the test list and in training",
+    ):
+        assert sentence in done.stdout, sentence
+    counts = counts_of(done)
+    assert (counts["images missing"], counts["images unreadable"], counts["images not grey"]) == (
+        "1",
+        "3",
+        "1",
+    )
+
+
+def test_no_boxes_and_one_patient(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    (data / "BBox_List_2017.csv").unlink()
+    (data / "train_val_list.txt").write_text((data / "train_val_list.txt").read_text().split()[0])
+    done = check(data, code=2)
+    assert "BBox_List_2017.csv is missing" in done.stdout
+    assert "must hold at least 2 patients" in done.stdout
+
+
+def test_nih_lists_are_known(shared, tmp_path):
+    for path in (shared / "nih14" / "official").glob("*.gz"):
+        (tmp_path / path.stem).write_bytes(
+            gzip.decompress(path.read_bytes()).replace(b"\n", b"\r\n")
+        )
+    done = check(tmp_path, code=2)
+    assert done.stdout.count("(as NIH has it)") == 4
+    assert "00000001_000.png and 112119 more are missing" in done.stdout
+    for what in (
+        "images in the lists",
+        "to train and validate on",
+        "to test on",
+        "patients",
+        "boxes",
+    ):
+        row = next(line for line in done.stdout.splitlines() if line.startswith(f"| {what} "))
+        _, _, here, theirs, _ = row.split("|")
+        assert here == theirs

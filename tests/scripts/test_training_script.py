@@ -1,0 +1,216 @@
+"""train.py, as a user runs it."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TRAIN, refusal_of, rows_of, run_script, same_weights, sentence_of, start_script
+
+import pylon
+from pylon.data.chestxray14 import PATHOLOGIES
+from pylon.experiment.card import read_json
+from pylon.experiment.checkpoint import load_last, save_last
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="that option is right here")
+
+
+def test_training_writes_its_files(trained):
+    table = pd.read_csv(trained / "csv" / "pylon" / "0.csv")
+    head = ["epoch", "lr", "train_loss", "val_loss"]
+    tail = ["weighted", "macro", "images_per_second", "seconds"]
+    assert list(table.columns) == [*head, *PATHOLOGIES, *tail]
+    assert table["epoch"].tolist() == [1, 2]
+    assert (table["lr"] == 1e-3).all()
+    best = trained / "save" / "pylon" / "0" / "best"
+    assert not pylon.load_pylon(best).training
+    card = read_json(best / "training.json")
+    assert card["class_names"] == list(PATHOLOGIES)
+    assert card["epoch"] == table["epoch"][table["val_loss"].idxmin()]
+    assert card["val_loss"] == pytest.approx(table["val_loss"].min())
+    assert card["options"]["encoder_name"] == "tu-test_resnet"
+    assert len(card["split_sha256"]) == 64
+    assert card["thresholds"].keys() == set(PATHOLOGIES)
+    assert all(threshold is None or 0 < threshold < 1 for threshold in card["thresholds"].values())
+    assert load_last(trained / "save" / "pylon" / "0" / "last")["epoch"] == 2
+
+
+def test_finished_run_says_so(trained, phantom):
+    before = (trained / "save/pylon/0/best/model.safetensors").stat().st_mtime_ns
+    done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=trained)
+    assert "is finished: 2 epochs" in done.stdout
+    assert (trained / "save/pylon/0/best/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_killed_run_goes_on_to_the_same_result(trained, phantom, tmp_path):
+    arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
+    process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
+    while not (tmp_path / "save/pylon/0/last").exists():
+        assert process.is_alive()
+        process.join(0.02)
+    process.kill()
+    process.join()
+    assert len(rows_of(tmp_path)) == 1
+    done = run_script(*arguments, "--num-workers", 2, cwd=tmp_path)
+    assert "resuming save/pylon/0 at epoch 2" in done.stdout
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+
+
+def test_cache_changes_nothing_where_images_fit(trained, phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    options = ("--data", data, "--cache-size", 256)
+    done = run_script("train.py", *options, "--epochs", 2, *TRAIN, "--num-workers", 1, cwd=tmp_path)
+    assert f"images into {data}/cache/256" in done.stdout
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+    scores = {}
+    for cwd, chosen in ((tmp_path, options), (trained, ("--data", phantom))):
+        for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
+            evaluate = (script, *chosen, "--device", "cpu", "--num-workers", 0, "--seeds", 0)
+            run_script(*evaluate, cwd=cwd)
+            scores.setdefault(name, []).append(pd.read_csv(cwd / "csv/pylon" / name))
+    for one, other in scores.values():
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_other_options_are_not_mixed(trained, phantom):
+    options = ("--data", phantom, "--epochs", 3, *TRAIN, "--lr", "5e-4")
+    done = run_script("train.py", *options, cwd=trained, code=2)
+    assert "was trained with --lr 0.001 (now 0.0005); choose another --name" in sentence_of(done)
+    assert len(rows_of(trained)) == 2
+
+
+def test_learning_rate_falls_and_ends_the_run(phantom, tmp_path):
+    few = shutil.copytree(phantom, tmp_path / "data")
+    names = (few / "train_val_list.txt").read_text().split()[:20]
+    (few / "train_val_list.txt").write_text("\n".join(names))
+    schedule = ("--lr", 0.1, "--min-lr", 0.06, "--patience", 0, "--lr-factor", 0.5, "--epochs", 30)
+    done = run_script("train.py", "--data", few, *TRAIN, *schedule, "--seed", 4, cwd=tmp_path)
+    table = rows_of(tmp_path, 4)
+    improved = table["val_loss"] < table["val_loss"].cummin().shift(fill_value=np.inf)
+    assert 2 <= len(table) < 30
+    assert not improved.iloc[-1]
+    assert "finished" in done.stdout
+    done = run_script("train.py", "--data", few, *TRAIN, *schedule, "--seed", 4, cwd=tmp_path)
+    assert "is finished" in done.stdout
+
+
+def test_missing_image_is_named_before_the_run(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    train_val = (data / "train_val_list.txt").read_text().split()
+    test = (data / "test_list.txt").read_text().split()
+    (data / "images" / test[0]).unlink()
+    (data / "images" / train_val[0]).unlink()
+    sentence = sentence_of(run_script("train.py", "--data", data, *TRAIN, cwd=tmp_path, code=2))
+    assert f"1 of {len(train_val)} images are missing" in sentence
+    assert train_val[0] in sentence
+    assert not (tmp_path / "save").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--image-size", "300"), "--image-size must be a multiple of 256, not 300"),
+        (("--batch-size", "1"), "--batch-size must be at least 2, not 1"),
+        (("--lr", "-1"), "--lr -1.0 and --min-lr"),
+        (("--seed", "99999999999999999999"), "--seed must be below 2**32"),
+        (("--name", "../elsewhere"), "--name '../elsewhere' must be the plain name"),
+        (("--name", ".."), "--name '..' must be the plain name"),
+        (("--model", "fpn", "--no-attention"), "--no-attention are for --model pylon, not fpn"),
+        (
+            ("--pool", "avg"),
+            "--pool avg is not for --model pylon: avg is for backbone, max for all",
+        ),
+        (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
+        (
+            ("--encoder-name", "resnet51"),
+            "--encoder-name resnet51 is unknown; did you mean resnet50",
+        ),
+        (
+            ("--encoder-name", "tu-resnet51"),
+            "--encoder-name tu-resnet51 is unknown; did you mean tu-resnet",
+        ),
+        (
+            ("--encoder-name", "mit_b0", "--model", "linknet"),
+            "--model linknet cannot be used with --encoder-name mit_b0",
+        ),
+        (("--encoder-name", "resnet18", "--encoder-weights", "flowers"), "--encoder-weights flow"),
+        pytest.param(
+            ("--device", "cuda"),
+            "--device cuda: this machine or this build of torch has none; try --device auto",
+            marks=NO_GPU,
+        ),
+        (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
+        (("--cache-size", "128"), "--cache-size must be 0 or at least --image-size, 256"),
+    ],
+)
+def test_bad_options(phantom, tmp_path, options, sentence):
+    done = run_script("train.py", "--data", phantom, *TRAIN, *options, cwd=tmp_path, code=2)
+    assert sentence in sentence_of(done)
+    assert all(path.name.endswith(".lock") for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_unwritable_folder_is_found_before_training(phantom, tmp_path):
+    (tmp_path / "save").touch()  # a file where a folder should be
+    done = run_script("train.py", "--data", phantom, *TRAIN, cwd=tmp_path, code=2)
+    assert "cannot be written (Not a directory)" in sentence_of(done)
+    assert "epoch" not in done.stdout
+
+
+def test_help_shows_the_papers_values(tmp_path):
+    shown = run_script("train.py", "--help", cwd=tmp_path).stdout
+    for default in ("256", "64", "0.0001", "1e-06", "0.2", "40", "resnet50", "imagenet"):
+        assert default in shown
+
+
+def test_run_of_an_earlier_version_goes_on(trained, phantom):
+    path = trained / "save/pylon/0/last"
+    last = load_last(path)
+    try:
+        earlier = {key: last["options"][key] for key in last["options"].keys() - {"compile"}}
+        del earlier["cache_size"]
+        save_last(path, {**last, "options": earlier})
+        done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=trained)
+        assert "is finished" in done.stdout
+        for key in ("model", "pool", "attention"):
+            del earlier[key]
+        save_last(path, {**last, "options": earlier})
+        other = (*TRAIN, "--epochs", 2, "--model", "backbone", "--name", "pylon")
+        done = run_script("train.py", "--data", phantom, *other, cwd=trained, code=2)
+        assert "was trained with --model pylon (now backbone)" in sentence_of(done)
+    finally:
+        save_last(path, last)
+
+
+def test_compiling_without_a_compiler(phantom, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    done = run_script("train.py", "--data", phantom, *TRAIN, "--compile", cwd=tmp_path, code=2)
+    assert "--compile needs a GPU and a C++ compiler; install g++" in sentence_of(done)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiling_for_a_cpu(phantom, tmp_path):
+    done = run_script("train.py", "--data", phantom, *TRAIN, "--compile", cwd=tmp_path, code=2)
+    assert "--compile needs a GPU: torch cannot" in sentence_of(done)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--up-layers", "3"),
+        ("--up-modules", "4"),
+        ("--model", "fnp"),
+        ("--model", "dpt"),
+        ("--pool", "mean"),
+        ("--precision", "fp8"),
+        ("--device", "tpu"),
+    ],
+)
+def test_choices_that_there_are_not(phantom, tmp_path, option, value):
+    options = (*TRAIN, option, value)
+    done = run_script("train.py", "--data", phantom, *options, cwd=tmp_path, code=2)
+    assert option in refusal_of(done)
+    assert not list(tmp_path.iterdir())

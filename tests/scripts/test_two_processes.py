@@ -1,0 +1,131 @@
+"""Two processes that train one network, or score one."""
+
+import gc
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from functools import partial
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from conftest import ROOT, TRAIN, rows_of, run_script, start_script
+from torch.nn.parallel import DistributedDataParallel
+
+from pylon.experiment.card import read_json
+from pylon.model import Pylon
+
+
+def test_two_processes_train_one_network(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    options = ("--data", data, "--epochs", 2, *TRAIN, "--cache-size", 256)
+    said = run_as_two("train.py", *options, cwd=tmp_path, out=tmp_path, sabotage=build_otherwise)
+    assert said.count("decoding") == 1
+    assert said.count("epoch  2") == 1
+    seeds = [(tmp_path / f"seeds-{rank}").read_text().split() for rank in (0, 1)]
+    assert len({*seeds[0], *seeds[1]}) == 4  # of two epochs on two processes
+    assert [path.name for path in (tmp_path / "csv/pylon").iterdir()] == ["0.csv"]
+    assert sorted(path.name for path in (tmp_path / "save/pylon/0").iterdir()) == ["best", "last"]
+    table = rows_of(tmp_path)
+    assert table["epoch"].tolist() == [1, 2]
+    card = read_json(tmp_path / "save/pylon/0/best/training.json")
+    assert card["val_loss"] == table["val_loss"].min()
+
+
+def test_too_few_images_for_two_processes(phantom, tmp_path):
+    """Each would have one, of which batch norm has no variance."""
+    options = ("--data", phantom, "--epochs", 1, *TRAIN, "--batch-size", 2)
+    processes = start_two("train.py", *options, cwd=tmp_path, out=tmp_path)
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [2, 2]
+    for rank in "01":
+        said = (tmp_path / rank / "stderr").read_text()
+        assert "error: training needs at least 2 images a batch and process: raise --batch" in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "save/pylon/0/last").exists()
+
+
+def test_two_processes_score_as_one(trained, phantom, tmp_path):
+    options = ("--data", phantom, "--device", "cpu", "--num-workers", 0, "--batch-size", 6)
+    options = (*options, "--seeds", 0)
+    for script, name in (("eval_auc.py", "auroc.csv"), ("eval_loc.py", "0_boxes.csv")):
+        run_script(script, *options, cwd=trained)
+        single = pd.read_csv(trained / "csv/pylon" / name)
+        (trained / "csv/pylon" / name).unlink()
+        if script == "eval_auc.py":
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command = [*torchrun, "--nproc-per-node", 2, ROOT / script, *options]
+            command = list(map(str, command))
+            subprocess.run(command, cwd=trained, check=True, capture_output=True, timeout=300)
+        else:
+            run_as_two(script, *options, cwd=trained, out=tmp_path)
+        pd.testing.assert_frame_equal(single, pd.read_csv(trained / "csv/pylon" / name), rtol=1e-6)
+
+
+def build_otherwise():
+    """With a parameter that no gradient reaches, for whose gradient two processes would wait.
+
+    Some encoders have such. And write down what torch's random numbers begin with, dropout's among
+    them.
+    """
+    build = Pylon.__init__
+
+    def build_with_spare(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        self.spare = torch.nn.Parameter(torch.zeros(3))
+        self.register_forward_pre_hook(note_seed)
+
+    def note_seed(model, _):
+        if model.training:
+            with open(f"seeds-{os.environ['RANK']}", "a") as file:
+                file.write(f"{torch.initial_seed()}\n")
+
+    Pylon.__init__ = build_with_spare
+
+
+def be_one_of_two(variables, sabotage):
+    """Know of the other process what torchrun says.
+
+    And fail if a wrapped network outlives its process group.
+    """
+    if sabotage is not None:
+        sabotage()
+    os.environ.update(variables)
+    end_training = Accelerator.end_training
+
+    def watched(accelerator):
+        assert not [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
+        end_training(accelerator)
+
+    Accelerator.end_training = watched
+
+
+def start_two(*arguments, cwd, out, sabotage=None):
+    """As torchrun does, which starts each process afresh and so takes seconds longer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = []
+    for rank in "01":
+        (out / rank).mkdir(exist_ok=True)
+        variables = {**address, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        be_it = partial(be_one_of_two, variables, sabotage)
+        processes.append(start_script(*arguments, cwd=cwd, out=out / rank, sabotage=be_it))
+    return processes
+
+
+def run_as_two(*arguments, cwd, out, sabotage=None):
+    """What two processes print that run a script together to its end."""
+    processes = start_two(*arguments, cwd=cwd, out=out, sabotage=sabotage)
+    for process in processes:
+        process.join(100)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # the one that waits for the other, if that has failed
+    stderr = "".join((out / rank / "stderr").read_text() for rank in "01")
+    assert codes == [0, 0], stderr
+    return "".join((out / rank / "stdout").read_text() for rank in "01")

@@ -1,0 +1,69 @@
+"""Where a library is not installed that not everything needs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from conftest import ROOT, run_script, sentence_of
+
+CPU = ("--device", "cpu", "--num-workers", "0")
+
+
+def hide(*names: str) -> None:
+    """Let this process, as far as it has not imported them, not find some modules."""
+    for name in names:
+        sys.modules[name] = None
+
+
+@pytest.mark.parametrize("script", ["eval_loc.py", "generate_heatmap.py"])
+def test_methods_without_the_library_of_methods(trained, phantom, script):
+    options = ("--data", phantom, *CPU, "--method", "gradcam")
+    before = sorted(trained.rglob("*"))
+    sabotage = partial(hide, "pytorch_grad_cam")
+    done = run_script(script, *options, cwd=trained, code=2, sabotage=sabotage)
+    assert "--method gradcam needs the grad-cam library" in sentence_of(done)
+    assert "pip install" in sentence_of(done)
+    assert sorted(trained.rglob("*")) == before
+    run_script(script, "--data", phantom, *CPU, cwd=trained, sabotage=sabotage)  # their own maps
+
+
+def run_without(name: str, code: str, *arguments, cwd) -> subprocess.CompletedProcess:
+    """Run code in a fresh process, as scripts are forked from one that has imported everything."""
+    hidden = f"import sys; sys.modules[{name!r}] = None\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", hidden + code, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+RUN = """
+import runpy
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_without_locks_as_on_windows(trained, phantom, tmp_path):
+    cwd = shutil.copytree(trained, tmp_path / "cwd")
+    done = run_without("fcntl", "import pylon; pylon.Pylon; pylon.load_pylon", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    data = shutil.copytree(phantom, tmp_path / "data")
+    options = ("--data", data, *CPU, "--cache-size", 256)
+    done = run_without("fcntl", RUN, ROOT / "eval_auc.py", *options, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "images into" in done.stdout  # a cache that could not be locked
+    cached = (cwd / "csv/pylon/auroc.csv").read_bytes()
+    run_script("eval_auc.py", "--data", phantom, *CPU, cwd=cwd)
+    assert (cwd / "csv/pylon/auroc.csv").read_bytes() == cached
+
+
+def test_training_without_locks(phantom, tmp_path):
+    network = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
+    options = (*network, *CPU, "--batch-size", 8, "--lr", "1e-3", "--epochs", 1)
+    done = run_without("fcntl", RUN, ROOT / "train.py", "--data", phantom, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "finished: save/pylon/0/best" in done.stdout

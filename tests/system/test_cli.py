@@ -1,0 +1,146 @@
+"""The edge of the scripts: options in; one sentence and an exit code where something is wrong."""
+
+import errno
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import ROOT
+
+from pylon.system.cli import check_name, parse, require_at_least, start, with_flags
+from pylon.system.errors import UserError
+
+
+@dataclass
+class Options:
+    up_layers: int = 1
+    batch_size: int | None = None
+
+
+@pytest.fixture(autouse=True)
+def handler_as_before():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def ending_of(error: BaseException, capsys) -> tuple[int, str]:
+    """The exit code of a script that ends in an error, and what it says."""
+
+    def main(_):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        start(main, Options())
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_options_are_parsed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--up-layers", "2"])
+    assert parse(Options) == Options(up_layers=2)
+
+
+def test_a_users_mistake_is_one_sentence(capsys):
+    assert ending_of(UserError("--lr is too low"), capsys) == (2, "error: --lr is too low\n")
+    worker = "Caught UserError in DataLoader worker process 0.\nTraceback ..\n"
+    error = UserError(f"{worker}pylon.system.errors.UserError: a.png cannot be read")
+    assert ending_of(error, capsys) == (2, "error: a.png cannot be read\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "too little memory for this; lower --batch"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many files are open; lower --num-work"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.csv"), "a.csv: No such file"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "lower --num-work",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(capsys, error, sentence):
+    code, said = ending_of(error, capsys)
+    assert code == 2
+    assert said.startswith("error: ")
+    assert sentence in said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("no file"), ValueError("a bug")])
+def test_a_bug_is_not_hidden(error):
+    def main(_):
+        raise error
+
+    with pytest.raises(type(error)):
+        start(main, Options())
+
+
+@pytest.mark.parametrize(
+    ("statement", "code"),
+    [
+        ("raise KeyboardInterrupt", 130),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+        ("raise RuntimeError('DataLoader worker is killed by signal: Terminated. ')", 143),
+    ],
+)
+def test_what_is_stopped_says_how_to_go_on(statement, code):
+    script = f"""
+import os, signal
+from pylon.system.cli import start
+
+def main(_):
+    {statement}
+    signal.pause()
+
+start(main, None, after_stop="the same command goes on")
+"""
+    done = run(script)
+    assert done.returncode == code
+    assert done.stderr.endswith("stopped; the same command goes on\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    script = """
+from pylon.system.cli import start
+
+def main(_):
+    for number in range(10**6):
+        print(number)
+
+start(main, None)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"0\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+def run(script: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_bounds_name_the_option():
+    require_at_least(Options(), up_layers=1, batch_size=2)  # which has not been given
+    with pytest.raises(UserError, match=r"^--up-layers must be at least 2, not 1$"):
+        require_at_least(Options(), up_layers=2)
+
+
+def test_names_are_plain():
+    check_name("pylon")
+    for name in ("", "..", "a/b", "/a", "a/"):
+        with pytest.raises(UserError, match=r"--compare '.*' must be the plain name of a folder"):
+            check_name(name, "--compare")
+
+
+def test_arguments_are_said_as_options():
+    sentence = "model linknet cannot be used with encoder_name mit_b0: the model is no model"
+    expected = "--model linknet cannot be used with --encoder-name mit_b0: the model is no model"
+    assert with_flags(sentence, ("encoder_name", "model", "classes")) == expected

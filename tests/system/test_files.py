@@ -1,0 +1,128 @@
+"""Files that are never half written, and locks that no dead process holds."""
+
+import os
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pylon.system.errors import UserError
+from pylon.system.files import (
+    hold_lock,
+    is_number,
+    locked,
+    require_writable,
+    write_atomically,
+    write_csv,
+    write_together,
+)
+
+
+def test_renames_reach_the_disk(tmp_path, monkeypatch):
+    """The files before they are renamed, and then the folder.
+
+    Or a power failure could take the new names back.
+    """
+    done = []
+    fsync = os.fsync
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (done.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file))
+    )
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append(str(paths[1])), replace(*paths)))
+    write_together({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    partial = [str(tmp_path / f".{name}.partial") for name in "ab"]
+    assert done == [*partial, str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path)]
+
+
+def test_failed_write_leaves_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "last"
+    write_atomically(path, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"last cannot be written \(No space left on device\)"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["last"]
+
+
+def test_one_of_two_that_cannot_be_written_leaves_both(tmp_path, monkeypatch):
+    write_together({tmp_path / "a": b"old", tmp_path / "b": b"old"})
+    calls = []
+
+    def full(_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="b cannot be written"):
+        write_together({tmp_path / "a": b"new", tmp_path / "b": b"new"})
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"old", b"old"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_tables_read_back_to_the_last_bit(tmp_path, rng):
+    values = rng.normal(size=50).astype(np.float32).astype(np.float64)
+    table = pd.DataFrame({"a": values, "b": np.where(values > 0, values, np.nan)})
+    write_csv(tmp_path / "new" / "a.csv", table, index=False)
+    again = pd.read_csv(tmp_path / "new" / "a.csv", dtype=str).astype(float)
+    pd.testing.assert_frame_equal(again, table, check_exact=True)
+
+
+def test_numbers_are_plain_digits():
+    assert is_number("0")
+    assert is_number("12")
+    assert not any(map(is_number, ("", "\u00b2", "-1", "1.new", "one")))
+
+
+def test_folders_that_cannot_be_written_are_found_at_once(tmp_path):
+    require_writable(tmp_path / "a", tmp_path / "b" / "c")
+    assert not list((tmp_path / "a").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/.writable-[0-9]+ cannot be written"):
+        require_writable(tmp_path / "file")
+
+
+def test_lock(tmp_path):
+    hold_lock(tmp_path / "lock", "held")
+    child = os.fork()
+    if child == 0:
+        try:
+            hold_lock(tmp_path / "lock", "held")
+        except UserError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_lock_of_a_folder_is_waited_for(tmp_path):
+    said = []
+    waits = threading.Event()
+    entered = threading.Event()
+
+    def say(line):
+        said.append(line)
+        waits.set()
+
+    def enter():
+        with locked(tmp_path / "cache", say):
+            entered.set()
+
+    other = threading.Thread(target=enter, daemon=True)
+    with locked(tmp_path / "cache", print):
+        other.start()
+        assert waits.wait(60)
+        assert not entered.is_set()
+    assert entered.wait(60)
+    other.join()
+    assert said == [f"waiting for another process that fills {tmp_path / 'cache'}"]
+    with locked(tmp_path / "cache", say):
+        assert len(said) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be written and locked"):
+        locked(tmp_path / "file", print).__enter__()

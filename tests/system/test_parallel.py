@@ -1,0 +1,54 @@
+"""Processes that read files, and processes that train one network."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pylon.system import parallel
+from pylon.system.errors import UserError
+from pylon.system.parallel import look_at
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_look_at_keeps_the_order(workers):
+    paths = [str(number) for number in range(70)]
+    assert look_at(paths, float, workers, "counting") == list(map(float, paths))
+    assert look_at([], float, workers, "counting") == []
+
+
+def test_each_epoch_and_process_has_random_numbers_of_its_own():
+    def numbers(*key):
+        parallel.seed_epoch(*key)
+        return tuple(torch.rand(3).tolist())
+
+    keys = [
+        (seed, epoch, process)
+        for seed in (0, 1, 2**32 - 1)
+        for epoch in (1, 2)
+        for process in (0, 1)
+    ]
+    with torch.random.fork_rng():
+        assert len({numbers(*key) for key in keys}) == len(keys)
+        assert numbers(0, 1, 0) == numbers(0, 1, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_look_raises_is_raised(workers):
+    with pytest.raises(UserError, match="b is bad"):
+        look_at(["a", "b"], refuse, workers, "looking")
+
+
+def refuse(path):
+    if path == "b":
+        raise UserError("b is bad")
+
+
+def test_what_the_first_process_finds_or_refuses_is_for_all():
+    accelerator = Accelerator(cpu=True)
+    assert parallel.on_main_process(accelerator, lambda: 3) == 3
+
+    def fail():
+        raise UserError("no such file")
+
+    with pytest.raises(UserError, match=r"^no such file$"):
+        parallel.on_main_process(accelerator, fail)

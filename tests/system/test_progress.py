@@ -1,0 +1,88 @@
+"""Progress where stderr is no terminal, and where it is one."""
+
+import threading
+
+import pytest
+from tqdm import tqdm
+
+from pylon.system import progress
+
+
+class Listener:
+    """A stderr that can be waited for."""
+
+    def __init__(self, terminal):
+        self.text = ""
+        self.terminal = terminal
+        self.came = threading.Condition()
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, text):
+        with self.came:
+            self.text += text
+            self.came.notify_all()
+
+    def flush(self):
+        pass
+
+    def wait_for_lines(self, count):
+        with self.came:
+            assert self.came.wait_for(lambda: self.text.count("\n") >= count, timeout=60)
+
+
+def test_lines_come_while_one_step_takes_long(monkeypatch):
+    log = Listener(terminal=False)
+    monkeypatch.setattr("sys.stderr", log)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
+
+    def steps():
+        yield "a"
+        log.wait_for_lines(3)  # of the second step, which is not over yet
+        yield "b"
+
+    seen = []
+    threads = threading.active_count()
+    lines = progress.track(steps(), "epoch 1", "batch", total=2)
+    for step in lines:
+        seen.append(step)
+        lines.set_postfix({"loss": "0.5"}, refresh=False)
+    assert seen == ["a", "b"]
+    assert threading.active_count() == threads  # the one that writes has ended
+    *others, last = log.text.splitlines()
+    assert "epoch 1: 1 of 2 batches, 0:00, loss 0.5" in others
+    assert last == "epoch 1: 2 of 2 batches, 0:00, loss 0.5"
+    assert "\r" not in log.text
+
+
+def test_a_short_stage_is_one_line(monkeypatch):
+    log = Listener(terminal=False)
+    monkeypatch.setattr("sys.stderr", log)
+    assert list(progress.track(["page"] * 3, "figs/all", "page")) == ["page"] * 3
+    assert log.text == "figs/all: 3 of 3 pages, 0:00\n"
+    assert list(progress.track([1], "silent", "page", shown=False)) == [1]
+    assert "silent" not in log.text
+    assert progress.SECONDS_BETWEEN_LINES <= 30
+
+
+def test_what_breaks_off_says_no_more(monkeypatch):
+    log = Listener(terminal=False)
+    monkeypatch.setattr("sys.stderr", log)
+
+    def steps():
+        yield "a"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(progress.track(steps(), "epoch 1", "batch", total=2))
+    assert log.text == ""
+
+
+def test_a_terminal_has_a_bar(monkeypatch):
+    log = Listener(terminal=True)
+    monkeypatch.setattr("sys.stderr", log)
+    bar = progress.track([1, 2], "epoch 1", "batch")
+    assert isinstance(bar, tqdm)
+    assert list(bar) == [1, 2]
+    assert "\repoch 1" in log.text

@@ -1,0 +1,100 @@
+"""Heatmaps: the network's own, and those of the grad-cam library."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pylon.baselines import Baseline
+from pylon.heatmaps import METHODS, heatmaps_of
+from pylon.model import Pylon
+
+ENCODER = "tu-test_resnet"
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+
+
+def test_map_is_the_networks_own(images):
+    model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
+    heatmaps, probabilities = heatmaps_of(model, images, [1, 0, 1], [2, 0, 0])
+    with torch.no_grad():
+        output = model(images)
+    assert torch.equal(heatmaps[0], output.maps[1, 2].sigmoid())
+    assert torch.equal(heatmaps[2], output.maps[1, 0].sigmoid())
+    assert torch.equal(probabilities, output.logits[[1, 0, 1], [2, 0, 0]].sigmoid())
+
+
+def test_map_of_a_mean_is_scaled_to_its_own_range(images):
+    """Its sigmoid would flatten logits of 20 and of 40 to the same 1: the maximum would be lost."""
+    torch.manual_seed(0)
+    model = Baseline("backbone", ENCODER, None, classes=3, pool="avg").eval()
+    with torch.no_grad():
+        model.segmentation_head[0].weight.mul_(1e5)
+        maps = model(images).maps[[0, 1], [2, 1]]
+    heatmaps, _ = heatmaps_of(model, images, [0, 1], [2, 1])
+    assert maps.abs().amin() > 100
+    assert heatmaps.amin(dim=(1, 2)).tolist() == [0, 0]
+    assert heatmaps.amax(dim=(1, 2)).tolist() == [1, 1]
+    assert torch.equal(heatmaps.flatten(1).argmax(dim=1), maps.flatten(1).argmax(dim=1))
+
+
+@pytest.mark.parametrize("method", ["map", *METHODS])
+@pytest.mark.parametrize("make", [
+    lambda: Pylon(ENCODER, None, classes=3, decoder_channels=8),
+    lambda: Baseline("backbone", ENCODER, None, classes=3, pool="avg"),
+    lambda: Baseline("linknet", ENCODER, None, classes=3),
+])  # fmt: skip
+def test_every_method_on_every_kind_of_network(make, method, images):
+    torch.manual_seed(0)
+    model = make().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    heatmaps, probabilities = heatmaps_of(model, images, [0, 1, 1], [0, 0, 2], method)
+    with torch.no_grad():
+        expected = model(images).logits[[0, 1, 1], [0, 0, 2]].sigmoid()
+    torch.testing.assert_close(probabilities, expected)
+    assert heatmaps.dtype == torch.float32
+    assert len(heatmaps) == 3
+    if method != "map":
+        assert heatmaps.shape == (3, 256, 256)
+        assert heatmaps.amin() >= 0
+        assert heatmaps.amax() <= 1
+        assert not model.deepest._forward_hooks
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_gradcam_of_the_classic_net_is_its_class_activation_map(images):
+    """On a net of average pooling and one linear layer, Grad-CAM is CAM, but for a ReLU.
+
+    So say Selvaraju et al. 2017.
+    """
+    torch.manual_seed(0)
+    model = Baseline("backbone", ENCODER, None, classes=3, pool="avg").eval()
+    with torch.no_grad():
+        # or the 1e-7 that the library adds would show
+        model.segmentation_head[0].weight.abs_().mul_(100)
+    heatmaps, _ = heatmaps_of(model, images, [0, 1], [2, 1], "gradcam")
+    with torch.no_grad():
+        maps = (
+            model(images).maps[[0, 1], [2, 1]]
+            - model.segmentation_head[0].bias[[2, 1]][:, None, None]
+        )
+    assert (maps.amax(dim=(1, 2)) > 0).all()  # or there would be nothing to compare
+    for heatmap, cam in zip(heatmaps, maps.relu(), strict=True):
+        large = F.interpolate(cam[None, None], (256, 256), mode="bilinear")[0, 0]
+        large = (large - large.min()) / (large.max() - large.min())
+        torch.testing.assert_close(heatmap, large, atol=1e-3, rtol=0)
+
+
+def test_gradients_change_with_the_class(images):
+    torch.manual_seed(0)
+    model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
+    (one, other), _ = heatmaps_of(model, images, [0, 0], [0, 1], "gradcam")
+    assert not torch.equal(one, other)
+
+
+def test_unknown_method(images):
+    model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
+    with pytest.raises(ValueError, match=r"^method .*gradcam.* got scorecam"):
+        heatmaps_of(model, images, [0], [0], "scorecam")
