@@ -32,18 +32,21 @@ from accelerate import Accelerator
 from pylon.data.checks import require_files
 from pylon.data.sources import read_radiographs
 from pylon.experiment.evaluate import about_rows, open_networks, predict_logits, require_numbers
-from pylon.experiment.selection import choose_experiments, read_experiments, settle
+from pylon.experiment.from_rows import read_experiments
+from pylon.experiment.selection import choose_experiments, settle
 from pylon.scoring.compare import print_beside, why_not_published
 from pylon.scoring.rows import Rows, image_rows, write_rows
 from pylon.scoring.tables import print_table, score_images, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.files import write_csv
+from pylon.system.parallel import is_first_process
 
 
 def main(options: Options) -> None:
     # from rows that were written: no network, no data
     if options.from_ is not None:
-        write_tables(read_experiments(options, "images"), options.from_)
+        if is_first_process():
+            write_tables(read_experiments(options, "images", "auroc.csv"), options.from_)
         return
 
     # from networks
@@ -76,7 +79,7 @@ def predict_rows(
                 model, loader, accelerator, f"{name} {seed}", card["mean"], card["std"]
             )
             require_numbers(logits, checkpoints[seed])
-            about = about_rows(model, card, radiographs)
+            about = about_rows(model, card, radiographs, options.precision)
             rows[name][seed] = image_rows(test, labels, logits, about)
             if name == first and accelerator.is_main_process:
                 write_rows(Path("csv") / name, seed, "images", rows[name][seed])

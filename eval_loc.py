@@ -37,10 +37,6 @@ class Options(ScoreOptions):
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
 
-import io
-
-import numpy as np
-import pandas as pd
 from accelerate import Accelerator
 
 from pylon.data.checks import select_boxed
@@ -52,24 +48,25 @@ from pylon.experiment.evaluate import (
     open_networks,
     require_numbers,
 )
-from pylon.experiment.selection import check_method, choose_experiments, read_experiments, settle
+from pylon.experiment.from_rows import read_experiments
+from pylon.experiment.selection import check_method, choose_experiments, settle
 from pylon.scoring.compare import print_beside, why_not_published
 from pylon.scoring.rows import BOX_COLUMNS, Rows, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
-from pylon.system.errors import UserError
-from pylon.system.files import write_atomically, write_csv
+from pylon.system.files import write_csv
+from pylon.system.parallel import is_first_process
 from pylon.system.progress import track
 
 
 def main(options: Options) -> None:
     # from rows that were written: no network, no data
     suffix = "" if options.method == "map" else f"_{options.method}"
-    if options.from_ is not None and options.save_maps:
-        raise UserError("--save-maps needs the networks; leave --from out")
     if options.from_ is not None:
-        rows = read_experiments(options, f"boxes{suffix}")
-        write_tables(rows, options.from_, suffix)
+        if is_first_process():
+            table = f"point_localization{suffix}.csv"
+            rows = read_experiments(options, f"boxes{suffix}", table)
+            write_tables(rows, options.from_, suffix)
         return
 
     # from networks
@@ -110,24 +107,14 @@ def localize(
                     model, card, loader, boxed, boxes, options.method, keep_maps
                 )
             require_numbers(table["probability"].to_numpy(), checkpoints[seed])
-            about = about_rows(model, card, radiographs, options.method, with_boxes=True)
+            about = about_rows(model, card, radiographs, options.precision, options.method)
             rows[name][seed] = Rows(table[list(BOX_COLUMNS)], about)
 
             # the others' own files stay as they are
             if name == first and accelerator.is_main_process:
-                folder = Path("csv") / name
-                write_rows(folder, seed, f"boxes{suffix}", rows[name][seed])
-                if maps is not None:
-                    write_maps(folder / f"{seed}_maps{suffix}.npz", maps, table)
+                what = f"boxes{suffix}"
+                write_rows(Path("csv") / name, seed, what, rows[name][seed], maps)
     return rows
-
-
-def write_maps(path: Path, maps: np.ndarray, table: pd.DataFrame) -> None:
-    """Write the heatmaps (N, h, w) float32 of the rows of a table, and what they are of."""
-    buffer = io.BytesIO()
-    names = {key: table[key].to_numpy(dtype=str) for key in ("image_id", "pathology")}
-    np.savez(buffer, maps=maps, **names)
-    write_atomically(path, buffer.getvalue())
 
 
 def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) -> None:

@@ -20,10 +20,10 @@ from pylon.system.cli import (
     Device,
     Precision,
     check_name,
+    flag,
     parse,
     require_at_least,
     start,
-    with_flags,
 )
 
 Model = Literal[
@@ -154,10 +154,17 @@ def main(options: Options) -> None:
     # tables, split
     radiographs = read_radiographs(options.data)
     names = radiographs.class_names
-    images = leave_out_unreadable(radiographs.images, options, accelerator)
+    images = leave_out_unreadable(
+        radiographs.images,
+        options.data,
+        options.cache_size,
+        options.num_workers,
+        options.skip_unreadable,
+        accelerator,
+    )
     train = images[images["split"] == "train"]
     val = images[images["split"] == "val"]
-    describe_split(images, options, say)
+    describe_split(images, options.data, say)
 
     # what an earlier run left: resume, or find it finished
     save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
@@ -361,7 +368,8 @@ def check_on_device(options: Options, accelerator: Accelerator) -> None:
             "--compile needs a GPU: torch cannot compile this network for a CPU; "
             "leave --compile out"
         )
-    require_images_a_process(options, options.batch_size, accelerator.num_processes)
+    processes = accelerator.num_processes
+    require_images_a_process(options.model, options.image_size, options.batch_size, processes)
 
 
 def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
@@ -380,7 +388,7 @@ def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
     try:
         return build_network(config)
     except ArgumentError as error:
-        raise UserError(with_flags(str(error), config)) from error
+        raise UserError(f"{flag(error.argument)} {error.problem}") from error
 
 
 if __name__ == "__main__":

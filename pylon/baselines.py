@@ -136,7 +136,7 @@ def build_segmentation_net(
         return smp.create_model(model, encoder_name, None, in_channels, classes)
     except Exception as error:  # what an encoder does not fit fails in as many ways as there are
         problem = (
-            f"{model} cannot be used with encoder_name {encoder_name}: {str(error)[:200]}; "
+            f"{model} cannot be used with the encoder {encoder_name}: {str(error)[:200]}; "
             "choose another"
         )
         raise ArgumentError("model", problem) from error

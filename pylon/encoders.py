@@ -74,7 +74,7 @@ def require_known(name: str) -> None:
 def with_weights(name: str, weights: str, in_channels: int) -> nn.Module:
     """The encoder with weights that are downloaded, or found in the cache of earlier downloads."""
     if name.startswith("tu-") and not timm.models.is_model_pretrained(name[3:]):
-        problem = f"{weights}: timm has no weights of {name}; use encoder_weights none"
+        problem = f"{weights}: timm has no weights of {name}; choose none"
         raise ArgumentError("encoder_weights", problem)
     try:
         with warnings.catch_warnings():
@@ -86,8 +86,8 @@ def with_weights(name: str, weights: str, in_channels: int) -> nn.Module:
     except Exception as error:  # no network, or a damaged file: whatever the libraries raise
         problem = (
             f"{weights}: the weights of {name} could not be downloaded, or are damaged; "
-            "connect to the network once (and empty Hugging Face's cache), or train from scratch "
-            "with encoder_weights none"
+            "connect to the network once (and empty Hugging Face's cache), or choose none, "
+            "to train from scratch"
         )
         raise ArgumentError("encoder_weights", problem) from error
 

@@ -88,7 +88,7 @@ def test_unknown_and_unfit():
         Baseline("fpn", "resnet51", None)
     with pytest.raises(ValueError, match="at least 2 images a batch"):
         Baseline("deeplabv3", ENCODER, None)(IMAGES[:1])
-    with pytest.raises(ValueError, match=r"^model linknet cannot be used with encoder_name mit_b0"):
+    with pytest.raises(ValueError, match=r"^model linknet cannot be used with the encoder mit_b0"):
         Baseline("linknet", "mit_b0", None)
 
 

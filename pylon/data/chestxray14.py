@@ -104,7 +104,8 @@ def read_official_lists(data: Path) -> OfficialLists:
 
     # read them
     labels = read_table(entries[0], ["Image Index", "Finding Labels", "Patient ID"])
-    train_val, test = (read_names(path) for path in lists.values())
+    train_val = read_names(lists["train_val_list.txt"])
+    test = read_names(lists["test_list.txt"])
     return OfficialLists(data, entries, labels, train_val, test)
 
 
@@ -238,7 +239,7 @@ def read_box_list(data: Path) -> pd.DataFrame:
                 )
         table = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), encoding="utf-8-sig")
         table.columns = BOX_COLUMNS
-        table = table.astype(dict.fromkeys("xywh", float))
+        table[["x", "y", "w", "h"]] = table[["x", "y", "w", "h"]].astype(float)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(
             f"{path} must hold image, finding, x, y, w, h in its first six columns ({error})"

@@ -1,6 +1,5 @@
 """training.json, what a checkpoint says of itself, and whether its training has finished."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pylon.system.errors import UserError
-from pylon.system.files import write_atomically
+from pylon.system.files import hash_of_json, write_atomically
 
 NEEDED = ("class_names", "mean", "std", "image_size")
 PACKAGES = (
@@ -61,7 +60,7 @@ def read_training_json(folder: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} lacks {', '.join(lacking)}; copy the whole folder of the checkpoint again"
         )
-    if "sha256" in card and card.pop("sha256") != hash_of_card(card):
+    if "sha256" in card and card.pop("sha256") != hash_of_json(card):
         raise UserError(f"{path} is damaged: it is not what was saved; copy it again")
     return card
 
@@ -85,11 +84,7 @@ def has_ended(last: dict[str, Any], options: dict[str, Any]) -> bool:
 
 def card_file(card: dict[str, Any]) -> bytes:
     """A card as it is written, with its own hash."""
-    return json.dumps({**card, "sha256": hash_of_card(card)}, indent=2).encode()
-
-
-def hash_of_card(card: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**card, "sha256": hash_of_json(card)}, indent=2).encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from pylon.scoring.metrics import point_localization
 from pylon.system.errors import UserError
 from pylon.system.progress import track
 
+STRIDE_OF_ENCODERS = 32  # sides of a baseline's input are multiples of it
+
 
 def load_network(
     options: EvaluationOptions, radiographs: Radiographs, path: Path, accelerator: Accelerator
@@ -48,10 +50,12 @@ def load_network(
             f"{path} knows the classes {', '.join(card['class_names'])}, "
             f"the data {', '.join(radiographs.class_names)}"
         )
-    if card["image_size"] < STRIDE or card["image_size"] % STRIDE:
+    side = card["image_size"]
+    stride = STRIDE if isinstance(model, Pylon) else STRIDE_OF_ENCODERS
+    if not isinstance(side, int) or side < stride or side % stride:
         raise UserError(
-            f"{path} says in training.json that image_size is {card['image_size']}, which is no "
-            f"multiple of {STRIDE}; copy the whole folder again"
+            f"{path} says in training.json that image_size is {side}, which is no multiple of "
+            f"{stride}; copy the whole folder again"
         )
     if 0 < options.cache_size < card["image_size"]:
         raise UserError(
@@ -110,21 +114,29 @@ def about_rows(
     model: Pylon | Baseline,
     card: dict[str, Any],
     radiographs: Radiographs,
-    method: str = "map",
-    with_boxes: bool = False,
+    precision: str,
+    method: str | None = None,
 ) -> dict[str, Any]:
-    """What rows of a network are of (`about` of pylon/scoring/rows.py)."""
+    """What rows of a network are of (`about` of pylon/scoring/rows.py).
+
+    Args:
+        card: of the network.
+        precision: that it was run in.
+        method: of rows of boxes, whose heatmaps; None of rows of images.
+    """
     weights = {key: value.cpu() for key, value in model.state_dict().items()}
-    return {
+    trained = {key: card[key] for key in ("options", "split_sha256") if key in card}
+    about = {
         "class_names": list(radiographs.class_names),
         "network": name_of_network(model),
-        "method": method,
-        "not_official": why_not_official(radiographs, with_boxes),
+        "precision": precision,
+        "not_official": why_not_official(radiographs, with_boxes=method is not None),
         "list_sha256": radiographs.list_sha256,
         "weights_sha256": hash_of_weights(weights),
-        "card": {key: card.get(key) for key in ("options", "split_sha256") if key in card},
+        "card": trained if "options" in trained else None,  # none without a training.json
         "config": config_of(model),
     }
+    return about if method is None else {**about, "method": method}
 
 
 def name_of_network(model: Pylon | Baseline) -> str:
@@ -210,6 +222,7 @@ def localize_boxes(
     bbox_xywh = boxes[["bbox_x", "bbox_y", "bbox_w", "bbox_h"]].to_numpy()
     sizes = boxes[["image_height", "image_width"]].to_numpy()
     found = []
+    maps = []
     for batch in loader:
         # one heatmap per box: an image with three boxes appears three times
         image_ids = boxed["image_id"].iloc[batch["index"].tolist()]
@@ -227,22 +240,23 @@ def localize_boxes(
         hit, row, column = point_localization(
             heatmaps, bbox_xywh[box_rows], sizes[box_rows], images.shape[-2:]
         )
-        maps = heatmaps.cpu().numpy() if with_maps else [None] * len(box_rows)
-        places = zip(row.tolist(), column.tolist(), hit.tolist(), strict=True)
-        for box_row, score, place, heatmap in zip(
-            box_rows, probability.tolist(), places, maps, strict=True
-        ):
-            found.append((box_row, score, *place, heatmap))
+        places = (probability.tolist(), row.tolist(), column.tolist(), hit.tolist())
+        found += zip(box_rows, *places, strict=True)
+        if with_maps:
+            maps += zip(box_rows, heatmaps.cpu().numpy(), strict=True)
 
     # with several processes: everybody's boxes, less those of images that fill up the last batch
-    columns = ["box", "probability", "row", "column", "hit", "map"]
+    columns = ["box", "probability", "row", "column", "hit"]
     answers = pd.DataFrame(gather_object(found), columns=columns)
     answers = answers.drop_duplicates("box").set_index("box").sort_index()
-    rows = pd.concat([boxes, answers[["probability", "row", "column", "hit"]]], axis=1)
+    rows = pd.concat([boxes, answers], axis=1)
     rows["threshold"] = boxes["pathology"].map(card.get("thresholds", {})).astype(float)
     called = rows["probability"] >= rows["threshold"]
     rows["called"] = called.where(rows["threshold"].notna()).astype(float)
-    return rows, np.stack(answers["map"]) if with_maps else None
+    if not with_maps:
+        return rows, None
+    map_of_box = dict(gather_object(maps))
+    return rows, np.stack([map_of_box[box] for box in range(len(boxes))])
 
 
 def require_numbers(scores: np.ndarray, path: Path) -> None:

@@ -14,7 +14,6 @@ from pylon.experiment.checkpoint import is_finished
 from pylon.experiment.options import EvaluationOptions, Method, ScoreOptions
 from pylon.experiment.runs import differences
 from pylon.model import STRIDE
-from pylon.scoring.rows import Rows, read_all_rows
 from pylon.system.cli import check_name, require_at_least
 from pylon.system.errors import UserError
 from pylon.system.files import is_number
@@ -239,59 +238,6 @@ def without_identity(card: dict[str, Any]) -> dict[str, Any]:
 
 def with_kind(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "kind": kind_of(config)}  # an earlier version wrote none
-
-
-def read_experiments(options: ScoreOptions, what: str) -> dict[str, dict[str, Rows]]:
-    """The rows that were written of an experiment and of those beside it, by name and seed.
-
-    Args:
-        options: with `from_`, the folder of the first; --compare names folders beside it.
-        what: "images", "boxes" or "boxes_METHOD".
-
-    Raises:
-        UserError: --from does not go with another option; there are no rows, or they are damaged;
-            or they are not of the same images, or of seeds that were not trained alike.
-    """
-    # which folders
-    if options.name is not None or options.checkpoint is not None:
-        raise UserError("--from names the rows to score; leave --name and --checkpoint out")
-    folders = {options.from_.resolve().name: options.from_}
-    for other in options.compare:
-        check_name(other, "--compare")
-        check_other(other, folders)
-        folders[other] = beside(options.from_) / other
-
-    # their rows
-    rows = {}
-    for name, place in folders.items():
-        rows[name] = read_all_rows(place, what, options.seeds)
-        if len(rows[name]) > 1:
-            about = {seed: of_seed.about for seed, of_seed in rows[name].items()}
-            cards = {
-                seed: each["card"] for seed, each in about.items() if "options" in each["card"]
-            }
-            configs = {seed: each["config"] for seed, each in about.items()}
-            require_alike(name, cards, configs, print)
-    require_same_data(rows, folders)
-    return rows
-
-
-def beside(folder: Path) -> Path:
-    """The folder that a folder is in, also of `.`"""
-    return folder.resolve().parent if folder.name in ("", "..") else folder.parent
-
-
-def require_same_data(rows: dict[str, dict[str, Rows]], folders: dict[str, Path]) -> None:
-    """Raise a UserError if rows, of which means and differences are made, are of different data."""
-    first = None
-    for name, rows_of_seed in rows.items():
-        for seed, of_seed in rows_of_seed.items():
-            first = first or of_seed
-            if not of_seed.table[first.given()].equals(first.table[first.given()]):
-                raise UserError(
-                    f"the rows of seed {seed} in {folders[name]} are of other images, labels or "
-                    "boxes than the first; score both on the same data"
-                )
 
 
 def check_method(method: Method, options: EvaluationOptions) -> None:

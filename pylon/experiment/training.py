@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -22,30 +21,32 @@ from pylon.system.progress import track
 
 
 def leave_out_unreadable(
-    images: pd.DataFrame, options: Any, accelerator: Accelerator
+    images: pd.DataFrame,
+    data: Path,
+    cache_size: int,
+    num_workers: int,
+    skip: bool,
+    accelerator: Accelerator,
 ) -> pd.DataFrame:
     """The images that can be read.
 
     Args:
         images: a table of images (see contract.py); those of the test split are not looked at.
-        options: of train.py: data, cache_size, num_workers, skip_unreadable.
+        data: folder of the images; caches are in its `cache`.
+        cache_size: of the cache, whose images can be read; 0 if there is none.
+        num_workers: processes that look.
+        skip: leave out what cannot be read, after decoding all that is not in the cache.
 
     Raises:
-        UserError: an image is missing; or cannot be read, and --skip-unreadable was not given.
+        UserError: an image is missing; or cannot be read, and is not to be left out.
     """
     used = images[images["split"] != "test"]
-    require_files(used, options.data)
+    require_files(used, data)
     faults = on_main_process(
         accelerator,
-        lambda: unreadable_images(
-            used,
-            options.data / "cache",
-            options.cache_size,
-            options.num_workers,
-            decode=options.skip_unreadable,
-        ),
+        lambda: unreadable_images(used, data / "cache", cache_size, num_workers, decode=skip),
     )
-    if faults and not options.skip_unreadable:
+    if faults and not skip:
         raise UserError(
             f"{next(iter(faults.values()))} ({len(faults)} of {len(used)} images cannot be read: "
             "python tools/check_data.py names them all, --skip-unreadable trains without them)"
@@ -57,7 +58,7 @@ def leave_out_unreadable(
     return images[~images["image_id"].isin(faults)]
 
 
-def describe_split(images: pd.DataFrame, options: Any, say: Callable[[str], None]) -> None:
+def describe_split(images: pd.DataFrame, data: Path, say: Callable[[str], None]) -> None:
     """Say how many images there are, and which patients are in two splits.
 
     Raises:
@@ -68,9 +69,9 @@ def describe_split(images: pd.DataFrame, options: Any, say: Callable[[str], None
     val = count.get("val", 0)
     if train < 2 or val == 0:
         raise UserError(
-            f"{options.data} has {train} training and {val} validation images; it takes 2 and 1"
+            f"{data} has {train} training and {val} validation images; it takes 2 and 1"
         )
-    say(f"{options.data}: {train} images to train on, {val} to validate on")
+    say(f"{data}: {train} images to train on, {val} to validate on")
     for split in ("val", "test"):
         shared, patients = shared_patients(images, split)
         if shared:
@@ -175,16 +176,17 @@ def require_finite(loss: float, losses: Tensor | None, epoch: int, save: Path) -
     )
 
 
-def require_images_a_process(options: Any, batch_size: int, processes: int) -> None:
+def require_images_a_process(model: str, image_size: int, batch_size: int, processes: int) -> None:
     """Raise a UserError if batch norm would see a single value in training.
 
     Args:
-        options: of train.py: model and image_size.
+        model: "pylon", whose narrowest feature is at stride 256, or a baseline, which may pool all.
+        image_size: side of the input, pixels.
         batch_size: images a step, over all processes.
         processes: that share them.
     """
     images = batch_size // processes
-    values = images * (options.image_size // STRIDE) ** 2 if options.model == "pylon" else images
+    values = images * (image_size // STRIDE) ** 2 if model == "pylon" else images
     if values < 2:
         raise UserError(
             "training needs at least 2 images a batch and process: raise --batch-size "

@@ -121,7 +121,7 @@ def why_not_published(rows_of_seed: dict[str, Rows], whose: str) -> str | None:
         if rows.about["not_official"] is not None:
             return rows.about["not_official"]
     for rows in rows_of_seed.values():
-        if rows.about["network"] != "pylon" or rows.about["method"] != "map":
+        if rows.about["network"] != "pylon" or rows.about.get("method", "map") != "map":
             return f"they are {whose}"
     return None
 

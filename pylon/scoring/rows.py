@@ -6,13 +6,15 @@ csv/NAME/SEED_boxes.csv            a row a box: image_id, patient_id, pathology,
                                    column, hit, bbox_x, bbox_y, bbox_w, bbox_h, image_height,
                                    image_width, threshold, called; pixels of the image file
 csv/NAME/SEED_images.json, ..      what they are of: `Rows.about`
+csv/NAME/SEED_maps.npz             if that was asked for, the heatmaps of the boxes
 
-With a METHOD other than map: SEED_boxes_METHOD.csv, .json. Numbers read back to the last bit.
+With a METHOD other than map: SEED_boxes_METHOD.csv and so on. Numbers read back to the last bit.
 """
 
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from pylon.system.errors import UserError
-from pylon.system.files import csv_file, hash_of_json, is_number, write_together
+from pylon.system.files import csv_file, hash_of_json, write_together
 
 BOX_COLUMNS = (
     "image_id", "patient_id", "pathology", "probability", "row", "column", "hit", "bbox_x",
@@ -38,9 +40,10 @@ class Rows:
 
     Attributes:
         table: a row an image or a box; columns as above.
-        about: class_names; network, such as "pylon" or "unet"; method, whose heatmaps;
-            not_official, why the data is not NIH's test set, or null if it is; list_sha256 of the
-            lists; weights_sha256; card (training options and split) and config of the network.
+        about: class_names; network, such as "pylon" or "unet"; precision; of boxes method, whose
+            heatmaps; not_official, why the data is not NIH's test set, or null if it is;
+            list_sha256 of the lists; weights_sha256; card (training options and split) and config
+            of the network.
     """
 
     table: pd.DataFrame
@@ -50,11 +53,12 @@ class Rows:
     def class_names(self) -> list[str]:
         return self.about["class_names"]
 
-    def given(self) -> list[str]:
-        """The columns that the data gives, and no network."""
+    def is_of_data_of(self, other: "Rows") -> bool:
+        """Whether all is equal that the data gives, and no network."""
         labels = [f"label_{name}" for name in self.class_names]
         names = ["image_id", "patient_id", "pathology", *labels, *SIZES]
-        return [name for name in names if name in self.table]
+        given = [name for name in names if name in self.table]
+        return self.table[given].equals(other.table[given])
 
     def labels(self) -> np.ndarray:
         """(N, C) float32, 0 or 1."""
@@ -83,49 +87,89 @@ def image_rows(
     return Rows(pd.concat([table, of_labels, of_logits], axis=1), about)
 
 
-def write_rows(folder: Path, seed: str, what: str, rows: Rows) -> Path:
-    """Write the rows of a seed, and what they are of, together; return the path of the csv.
+def write_rows(
+    folder: Path, seed: str, what: str, rows: Rows, maps: np.ndarray | None = None
+) -> None:
+    """Write the rows of a seed, and what they are of, together.
 
     Args:
         folder: csv/NAME.
         seed: what the tables call the checkpoint.
         what: "images", "boxes" or "boxes_METHOD".
+        rows: of that seed.
+        maps: (N, h, w) float32, the heatmaps of boxes; without them, those of earlier rows go.
     """
-    path = folder / f"{seed}_{what}.csv"
+    # what the rows are of names them, and itself
     content = csv_file(rows.table, index=False)
     about = {**rows.about, "rows_sha256": hashlib.sha256(content).hexdigest()}
     about["sha256"] = hash_of_json(about)
-    write_together({
-        path: content,
-        path.with_suffix(".json"): json.dumps(about, indent=2).encode(),
-    })  # fmt: skip
-    return path
+    path = folder / f"{seed}_{what}.csv"
+    files = {path: content, path.with_suffix(".json"): json.dumps(about, indent=2).encode()}
+
+    # the maps name the rows that they are of
+    maps_path = folder / f"{seed}_{what.replace('boxes', 'maps')}.npz"
+    if maps is not None:
+        buffer = io.BytesIO()
+        names = {key: rows.table[key].to_numpy(dtype=str) for key in TEXTS}
+        np.savez(buffer, maps=maps, rows_sha256=about["rows_sha256"], **names)
+        files[maps_path] = buffer.getvalue()
+    write_together(files)
+    if maps is None:
+        maps_path.unlink(missing_ok=True)
 
 
-def read_all_rows(folder: Path, what: str, seeds: tuple[int, ...] = ()) -> dict[str, Rows]:
-    """The rows of each seed in a folder, or of the seeds asked for, by seed.
+def read_all_rows(folder: Path, what: str, labels: Sequence[str] = ()) -> dict[str, Rows]:
+    """The rows of each seed in a folder, or of those asked for, by what the tables call them.
 
     Args:
         folder: csv/NAME.
         what: "images", "boxes" or "boxes_METHOD".
+        labels: seeds, or names of checkpoints; all that are there if there are none.
 
     Raises:
-        UserError: there are none, one asked for is not there, or a file is damaged.
+        UserError: there are no rows, some asked for are not there, or a file is damaged.
     """
-    ending = f"_{what}.csv"
-    found = [path.name.removesuffix(ending) for path in folder.glob(f"*{ending}") if is_rows(path)]
-    found.sort(key=lambda seed: (not is_number(seed), int(seed) if is_number(seed) else 0, seed))
+    ending = f"_{what}.json"
+    found = [path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")]
+    found.sort(key=lambda label: (label.zfill(10), label))  # seeds as numbers
     if not found:
         raise UserError(
-            f"{folder} has no rows (SEED{ending}); score that experiment first, without --from"
+            f"{folder} has no rows (SEED_{what}.csv); score that experiment first, without --from"
         )
-    lacking = [str(seed) for seed in seeds if str(seed) not in found]
+    lacking = [label for label in labels if label not in found]
     if lacking:
         raise UserError(
-            f"{folder} has no rows of seed {' '.join(lacking)}; it has {', '.join(found)}"
+            f"{folder} has no rows of seed {' '.join(lacking)}; it has {', '.join(found)} "
+            f"(looked for {lacking[0]}{ending})"
         )
-    chosen = [str(seed) for seed in seeds] or found
-    return {seed: read_rows(folder / f"{seed}{ending}") for seed in chosen}
+    return {label: read_rows(folder / f"{label}_{what}.csv") for label in labels or found}
+
+
+def read_rows(path: Path) -> Rows:
+    """Read rows, checked to be what was written.
+
+    Raises:
+        UserError: the file or the json beside it is missing, damaged or changed.
+    """
+    about = read_about(path.with_suffix(".json"))
+    content = path.read_bytes()
+    if about.pop("rows_sha256") != hashlib.sha256(content).hexdigest():
+        raise UserError(
+            f"{path} is not what was written: {path.stem}.json is of other rows; "
+            "score the network again"
+        )
+    return Rows(parse_rows(content), about)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What rows are of, checked by the hash that was written with it."""
+    try:
+        about = json.loads(path.read_text())
+        if about.pop("sha256") == hash_of_json(about):
+            return about
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # damage may lead to any of these
+    raise UserError(f"{path} is damaged: it is not what was written; score the network again")
 
 
 def parse_rows(content: bytes) -> pd.DataFrame:
@@ -141,38 +185,3 @@ def parse_rows(content: bytes) -> pd.DataFrame:
         else:
             columns[name] = column.astype(np.int64)
     return pd.DataFrame(columns)
-
-
-def is_rows(path: Path) -> bool:
-    """Whether a csv file is one of rows, and no comparison with an experiment called images."""
-    return is_number(path.name.split("_")[0]) or path.with_suffix(".json").exists()
-
-
-def read_rows(path: Path) -> Rows:
-    """Read rows, checked to be what was written.
-
-    Raises:
-        UserError: the file or the json beside it is missing, damaged or changed.
-    """
-    json_path = path.with_suffix(".json")
-    if not json_path.exists():
-        raise UserError(f"{path} has no {json_path.name} beside it; score the network again")
-    about = read_about(json_path)
-    content = path.read_bytes()
-    if about.pop("rows_sha256") != hashlib.sha256(content).hexdigest():
-        raise UserError(
-            f"{path} is not what was written: {json_path.name} is of other rows; "
-            "score the network again"
-        )
-    return Rows(parse_rows(content), about)
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What rows are of, checked by the hash that was written with it."""
-    try:
-        about = json.loads(path.read_text())
-        if about.pop("sha256") == hash_of_json(about):
-            return about
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # damage may lead to any of these
-    raise UserError(f"{path} is damaged: it is not what was written; score the network again")

@@ -3,7 +3,10 @@
 No network is known here: `Rows` are all that the scores are made of.
 """
 
+import csv
 from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +90,7 @@ def table_of_seeds(scored: Scored) -> pd.DataFrame:
     each = []
     for k, label in enumerate(scored.scores.index):
         interval = bounds(scored.resamples[k], scored.patient_counts, scores[k])
-        table.loc[f"{label} low"], table.loc[f"{label} high"] = interval
+        add_interval(table, label, interval)
         each.append(interval)
     if len(each) == 1:
         return table
@@ -96,8 +99,24 @@ def table_of_seeds(scored: Scored) -> pd.DataFrame:
     of_mean = bounds(scored.resamples.mean(axis=0), scored.patient_counts)
     little = too_little(scores, scored.patient_counts).any(axis=0) | np.isnan(of_mean).any(axis=0)
     interval = np.where(little, np.mean(each, axis=0), of_mean)
-    table.loc["mean low"], table.loc["mean high"] = interval
+    add_interval(table, "mean", interval)
     return table
+
+
+def labels_of_table(path: Path) -> list[str]:
+    """The seeds, or names of checkpoints, that a table of seeds is of; none if there is none."""
+    if not path.exists():
+        return []
+    with open(path, newline="", errors="replace") as file:
+        labels = [cells[0] for cells in csv.reader(file) if cells]
+    return list(takewhile(lambda label: label != "mean", labels[1:]))
+
+
+def add_interval(table: pd.DataFrame, label: str, interval: np.ndarray) -> None:
+    """Add the rows `LABEL low` and `LABEL high` of bounds, (2, columns)."""
+    low, high = interval
+    table.loc[f"{label} low"] = low
+    table.loc[f"{label} high"] = high
 
 
 def add_reference_points(table: pd.DataFrame, rows_of_seed: dict[str, Rows]) -> int:
@@ -124,7 +143,7 @@ def add_reference_points(table: pd.DataFrame, rows_of_seed: dict[str, Rows]) -> 
     table.loc["lift over prior"] = accuracies(lift, classes, names)
     resamples = resampled_accuracy(lift, classes, patient_ids, names)
     interval = bounds(resamples, patients_behind_accuracy(first))
-    table.loc["lift over prior low"], table.loc["lift over prior high"] = interval
+    add_interval(table, "lift over prior", interval)
 
     # what the network itself calls present
     called = [rows.table["called"] for rows in rows_of_seed.values()]

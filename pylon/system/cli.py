@@ -3,10 +3,9 @@
 import errno
 import multiprocessing
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -98,18 +97,6 @@ def require_at_least(options: Any, **lows: int) -> None:
 def flag(name: str) -> str:
     """`--up-layers` of `up_layers`."""
     return f"--{name.replace('_', '-')}"
-
-
-def with_flags(sentence: str, arguments: Iterable[str]) -> str:
-    """A sentence about arguments of a function, said of the options that they came from.
-
-    `encoder_name x is unknown` -> `--encoder-name x is unknown`: the first word, if it is an
-    argument, and every argument with an underscore in it.
-    """
-    for argument in arguments:
-        start = "" if "_" in argument else "^"
-        sentence = re.sub(rf"{start}\b{argument}\b", flag(argument), sentence)
-    return sentence
 
 
 def check_name(name: str, option: str = "--name") -> None:

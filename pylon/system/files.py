@@ -52,10 +52,9 @@ def write_together(files: dict[Path, bytes]) -> None:
             "Make room or get leave to write, then run the same command again"
         ) from error
     finally:
+        # where the folder itself cannot be written, the first error tells
         for partial in temporary.values():
-            with suppress(
-                OSError
-            ):  # where the folder itself cannot be written, the first error tells
+            with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
 

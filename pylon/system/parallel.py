@@ -1,5 +1,6 @@
 """Several processes: those that read files for one script, and those that train one network."""
 
+import os
 import signal
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -73,6 +74,11 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> An
     if fault is not None:
         raise UserError(fault)
     return answer
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of torchrun's processes, or the only one, as far as it is told."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def seed_epoch(seed: int, epoch: int, process: int) -> None:

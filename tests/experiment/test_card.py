@@ -8,7 +8,6 @@ from pylon.experiment import checkpoint
 from pylon.experiment.card import (
     card_file,
     has_ended,
-    hash_of_card,
     is_card_of,
     make_card,
     mark_finished,
@@ -17,6 +16,7 @@ from pylon.experiment.card import (
 )
 from pylon.model import Pylon
 from pylon.system.errors import UserError
+from pylon.system.files import hash_of_json
 
 SCALE = (0.4984, 0.2483)  # mean, std
 
@@ -62,7 +62,7 @@ def test_json_that_nests_too_deeply(tmp_path):
         (tmp_path / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
         # at some depth it is refused, and no other error comes before
         with contextlib.suppress(UserError):
-            hash_of_card(read_json(tmp_path / "config.json"))
+            hash_of_json(read_json(tmp_path / "config.json"))
     with pytest.raises(UserError, match=r"config.json is damaged"):
         read_json(tmp_path / "config.json")
 

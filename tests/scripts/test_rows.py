@@ -16,6 +16,7 @@ from pylon.data.sources import read_radiographs
 from pylon.experiment.card import read_json
 from pylon.experiment.evaluate import open_networks, predict_logits
 from pylon.experiment.options import ScoreOptions
+from pylon.scoring.rows import Rows, read_rows, write_rows
 from pylon.system.device import make_accelerator
 
 CPU = ("--device", "cpu", "--num-workers", 0)
@@ -77,7 +78,8 @@ def test_rows_say_what_they_are_of(scored):
             about = read_json(cwd / f"csv/pylon/{seed}_{what}.json")
             card = read_json(cwd / f"save/pylon/{seed}/best/training.json")
             assert about["class_names"] == list(PATHOLOGIES)
-            assert (about["network"], about["method"]) == ("pylon", "map")
+            assert (about["network"], about["precision"]) == ("pylon", "fp32")
+            assert about.get("method") == ("map" if what == "boxes" else None)
             assert about["weights_sha256"] == card["weights_sha256"]
             assert about["card"]["options"] == card["options"]
             assert about["card"]["split_sha256"] == card["split_sha256"]
@@ -109,6 +111,8 @@ def test_maps_are_those_of_the_rows(scored, seed):
         maps = file["maps"]
         assert file["image_id"].tolist() == rows["image_id"].tolist()
         assert file["pathology"].tolist() == rows["pathology"].tolist()
+        about = read_json(cwd / f"csv/pylon/{seed}_boxes.json")
+        assert str(file["rows_sha256"]) == about["rows_sha256"]
     assert maps.shape == (len(rows), 64, 64)
     assert maps.dtype == np.float32
     assert (maps.max(axis=(1, 2)) == rows["probability"].to_numpy(np.float32)).all()
@@ -238,7 +242,12 @@ def test_rows_that_were_changed_are_refused(rows_alone, spoil, sentence):
             ("--from", "csv/pylon", "--method", "gradcam"),
             "csv/pylon has no rows (SEED_boxes_gradcam.csv)",
         ),
-        (("--from", "csv/pylon", "--name", "pylon"), "leave --name and --checkpoint out"),
+        (
+            ("--from", "csv/pylon", "--name", "pylon"),
+            "--name is for scoring networks; leave it out",
+        ),
+        (("--from", "csv/pylon", "--batch-size", 4), "--batch-size is for scoring networks"),
+        (("--from", "csv/pylon", "--save-maps"), "--save-maps is for scoring networks"),
         (("--from", "csv/pylon", "--compare", "pylon"), "--compare pylon is the experiment itself"),
         (("--from", "csv/pylon", "--compare", "other"), "csv/other has no rows"),
     ],
@@ -258,6 +267,64 @@ def test_rows_of_other_data_are_not_averaged(scored, phantom, rows_alone, tmp_pa
     (data / "test_list.txt").write_text("\n".join(names))
     shutil.copytree(cwd / "save", rows_alone / "save")
     run_script(script, "--data", data, *CPU, "--seeds", 1, cwd=rows_alone)
-    done = run_script(script, "--from", "csv/pylon", cwd=rows_alone, code=2)
+    run_script(script, "--from", "csv/pylon", cwd=rows_alone)  # of seed 1 alone, as the table is
+    done = run_script(script, "--from", "csv/pylon", "--seeds", *SEEDS, cwd=rows_alone, code=2)
     sentence = "the rows of seed 1 in csv/pylon are of other images, labels or boxes than the first"
     assert sentence in sentence_of(done)
+
+
+def test_rows_of_earlier_evaluations_are_left_out(rows_alone):
+    """The table tells which seeds it is of; without it, all that are there are scored."""
+    folder = rows_alone / "csv/pylon"
+    run_script("eval_loc.py", "--from", "csv/pylon", "--seeds", 1, cwd=rows_alone)
+    table = (folder / "point_localization.csv").read_bytes()
+    run_script("eval_loc.py", "--from", ".", cwd=folder)
+    assert (folder / "point_localization.csv").read_bytes() == table
+    (folder / "point_localization.csv").unlink()
+    run_script("eval_loc.py", "--from", "csv/pylon/", cwd=rows_alone)
+    table = pd.read_csv(folder / "point_localization.csv", index_col="seed")
+    assert {"0", "1"} < set(table.index)
+
+
+def test_maps_of_other_rows_do_not_stay(scored, phantom, rows_alone):
+    shutil.copytree(scored[0] / "save", rows_alone / "save")
+    options = ("--data", phantom, *CPU, "--seeds", 1)
+    run_script("eval_loc.py", *options, cwd=rows_alone)
+    left = sorted(path.name for path in (rows_alone / "csv/pylon").glob("*.npz"))
+    assert left == ["0_maps.npz"]
+
+
+def change_about(folder: Path, label: str, **changes) -> None:
+    """Write rows anew, with other words on what they are of."""
+    rows = read_rows(folder / f"{label}_images.csv")
+    write_rows(folder, label, "images", Rows(rows.table, {**rows.about, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"precision": "bf16"}, "seeds 0 and 1 of pylon are of other networks, or in another"),
+        (
+            {"card": None, "config": {"model": "fpn"}},
+            "seeds 0 and 1 of pylon are of other networks",
+        ),
+        ({"class_names": list(PATHOLOGIES[::-1])}, "of other images, labels or boxes"),
+        ({"class_names": list(PATHOLOGIES[:3])}, "of other images, labels or boxes"),
+    ],
+)
+def test_rows_that_do_not_go_together_are_refused(rows_alone, changes, sentence):
+    change_about(rows_alone / "csv/pylon", "1", **changes)
+    done = run_script("eval_auc.py", "--from", "csv/pylon", cwd=rows_alone, code=2)
+    assert sentence in sentence_of(done)
+
+
+def test_what_is_not_known_of_rows_is_said(rows_alone):
+    change_about(rows_alone / "csv/pylon", "1", card=None)
+    done = run_script("eval_auc.py", "--from", "csv/pylon", cwd=rows_alone)
+    assert "note: seed 1 of pylon has no training.json" in done.stdout
+
+
+def test_only_the_first_process_makes_the_tables(rows_alone, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    for script in SCRIPTS:
+        assert run_script(script, "--from", "csv/pylon", cwd=rows_alone).stdout == ""

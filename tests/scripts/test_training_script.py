@@ -134,7 +134,7 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         ),
         (
             ("--encoder-name", "mit_b0", "--model", "linknet"),
-            "--model linknet cannot be used with --encoder-name mit_b0",
+            "--model linknet cannot be used with the encoder mit_b0",
         ),
         (("--encoder-name", "resnet18", "--encoder-weights", "flowers"), "--encoder-weights flow"),
         pytest.param(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from pylon.system.cli import check_name, parse, require_at_least, start, with_flags
+from pylon.system.cli import check_name, parse, require_at_least, start
 from pylon.system.errors import UserError
 
 
@@ -138,9 +138,3 @@ def test_names_are_plain():
     for name in ("", "..", "a/b", "/a", "a/"):
         with pytest.raises(UserError, match=r"--compare '.*' must be the plain name of a folder"):
             check_name(name, "--compare")
-
-
-def test_arguments_are_said_as_options():
-    sentence = "model linknet cannot be used with encoder_name mit_b0: the model is no model"
-    expected = "--model linknet cannot be used with --encoder-name mit_b0: the model is no model"
-    assert with_flags(sentence, ("encoder_name", "model", "classes")) == expected
