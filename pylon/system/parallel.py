@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -59,6 +61,18 @@ def start_worker(_worker: int) -> None:
     """Prepare a loader's worker: one thread, and Ctrl-C is left to the main process."""
     cv2.setNumThreads(0)  # the workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all; the main process ends the others
+    sys.excepthook = show_unless_stopped
+
+
+def show_unless_stopped(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Show an error of a worker's thread, but not that the main process has hung up, as it ends.
+
+    What goes wrong with an item is no such error: the loader raises it in the main process.
+    """
+    if not issubclass(kind, EOFError | OSError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:

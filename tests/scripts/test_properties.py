@@ -241,8 +241,8 @@ def test_rows_read_back_to_the_last_bit(written):
     about |= {"card": {}, "config": {}, "list_sha256": {}, "weights_sha256": "a"}
     made = image_rows(images, labels, logits, about)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_rows(Path(folder), "0", "images", made)
-        read = read_rows(path)
+        write_rows(Path(folder), "0", "images", made)
+        read = read_rows(Path(folder) / "0_images.csv")
     assert read.logits().tobytes() == logits.tobytes()
     assert read.labels().tobytes() == labels.tobytes()
     assert read.about == about

@@ -52,3 +52,11 @@ def test_what_the_first_process_finds_or_refuses_is_for_all():
 
     with pytest.raises(UserError, match=r"^no such file$"):
         parallel.on_main_process(accelerator, fail)
+
+
+def test_a_worker_says_nothing_of_a_main_process_that_has_hung_up(capsys):
+    for error in (EOFError(), ConnectionResetError(104, "Connection reset by peer")):
+        parallel.show_unless_stopped(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    parallel.show_unless_stopped(ValueError, ValueError("of something else"), None)
+    assert "of something else" in capsys.readouterr().err
