@@ -51,7 +51,7 @@ from pylon.experiment.evaluate import (
 from pylon.experiment.from_rows import read_experiments
 from pylon.experiment.selection import check_method, choose_experiments, settle
 from pylon.scoring.compare import print_beside, why_not_published
-from pylon.scoring.rows import BOX_COLUMNS, Rows, write_rows
+from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.files import write_csv
@@ -108,7 +108,7 @@ def localize(
                 )
             require_numbers(table["probability"].to_numpy(), checkpoints[seed])
             about = about_rows(model, card, radiographs, options.precision, options.method)
-            rows[name][seed] = Rows(table[list(BOX_COLUMNS)], about)
+            rows[name][seed] = Rows(table[list(BOX_ROW_COLUMNS)], about)
 
             # the others' own files stay as they are
             if name == first and accelerator.is_main_process:

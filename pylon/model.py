@@ -178,7 +178,7 @@ class Pylon(
             raise ArgumentError("up_modules", f"must be 0, 1, 2 or 3, got {up_modules}")
         self.in_channels = in_channels
         self.pool = "max"
-        self.ablated = up_modules < 3 or not attention
+        self.ablated = up_modules != 3 or not attention
 
         # encoder, decoder, head; `deepest` is where methods such as Grad-CAM listen
         self.encoder = build_encoder(encoder_name, encoder_weights, in_channels)

@@ -41,7 +41,7 @@ from pylon.data.checks import (
 )
 from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES, WHERE
 from pylon.data.contract import no_boxes, shared_patients, split_hash
-from pylon.data.images import fault_of, image_size, read_image
+from pylon.data.images import fault_of, read_image, width_height_of
 from pylon.system.parallel import look_at
 
 
@@ -133,7 +133,7 @@ def check_files(data: Path, images: pd.DataFrame, num_workers: int) -> tuple[Par
 
 def look(path: str) -> tuple[str, str, int]:
     """What is wrong with an image file; if nothing is, its size and channels."""
-    fault = fault_of(path, read_image) or fault_of(path, image_size)
+    fault = fault_of(path, read_image) or fault_of(path, width_height_of)
     if fault:
         return fault, "", 0
     with Image.open(path) as image:

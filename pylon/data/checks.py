@@ -19,7 +19,7 @@ from pylon.data.chestxray14 import (
     OfficialLists,
     OriginalSplit,
 )
-from pylon.data.images import image_size
+from pylon.data.images import width_height_of
 from pylon.system.errors import UserError
 
 
@@ -194,7 +194,7 @@ def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -
     paths = dict(zip(images["image_id"], images["path"], strict=True))
     faults = []
     for box in boxes.itertuples():
-        width, height = image_size(paths[box.image_id])
+        width, height = width_height_of(paths[box.image_id])
         if box.x + box.w > width or box.y + box.h > height:
             faults.append(
                 f"{data / BOX_LIST}: the box of {box.image_id}, {box.pathology}, reaches beyond "

@@ -1,4 +1,4 @@
-"""The contract: two plain tables and the names of the classes. Nothing downstream asks for more.
+"""The contract: two plain tables and the names of the classes, wherever they come from.
 
 images, a row an image:
     image_id          patient_id  split  path                              Atelectasis  Mass  ...
@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 BOX_COLUMNS = ("image_id", "pathology", "x", "y", "w", "h")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Radiographs:
-    """A data set.
+    """A data set; what breaks the contract is refused.
 
     Attributes:
         images: image_id str, unique; patient_id int64; split "train", "val" or "test"; path str,
@@ -36,6 +37,31 @@ class Radiographs:
     boxes: pd.DataFrame
     class_names: tuple[str, ...]
     list_sha256: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError if a reader breaks the contract, which would end in wrong numbers."""
+        # the columns
+        images = self.images
+        needed = ["image_id", "patient_id", "split", "path", *self.class_names]
+        lacking = [name for name in needed if name not in images]
+        lacking += [name for name in BOX_COLUMNS if name not in self.boxes]
+        if lacking:
+            raise ValueError(f"images and boxes must have all columns, they lack {lacking}")
+
+        # what is in them
+        if images["image_id"].duplicated().any():
+            raise ValueError("image_id must be unique in images")
+        if not pd.api.types.is_integer_dtype(images["patient_id"]):
+            raise ValueError(f"patient_id must be integers, got {images['patient_id'].dtype}")
+        splits = sorted(set(images["split"]) - set(SPLITS))
+        if splits:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {splits}")
+        unlike = [name for name in self.class_names if not images[name].isin((0, 1)).all()]
+        if unlike:
+            raise ValueError(f"labels must be 0 or 1, which those of {', '.join(unlike)} are not")
+        unknown = sorted(set(self.boxes["pathology"]) - set(self.class_names))
+        if unknown:
+            raise ValueError(f"pathology of boxes must be a class, got {unknown}")
 
     def of_split(self, split: str) -> pd.DataFrame:
         """The images of a split."""

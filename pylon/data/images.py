@@ -54,7 +54,7 @@ def decode(path: str, data: bytes) -> np.ndarray:
 
 
 @cache
-def image_size(path: str) -> tuple[int, int]:
+def width_height_of(path: str) -> tuple[int, int]:
     """Width and height, from the head of the file."""
     try:
         with Image.open(path) as image:

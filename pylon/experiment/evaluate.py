@@ -17,7 +17,7 @@ from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import why_not_official
 from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
-from pylon.data.images import image_size
+from pylon.data.images import width_height_of
 from pylon.data.transforms import eval_transform, normalize
 from pylon.experiment.checkpoint import config_of, hash_of_weights, load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
@@ -183,7 +183,7 @@ def boxes_with_images(boxed: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
         boxes: table of boxes.
     """
     images = boxed.set_index("image_id").loc[boxes["image_id"]]
-    sizes = [image_size(path) for path in images["path"]]  # width, height
+    sizes = [width_height_of(path) for path in images["path"]]  # width, height
     rows = boxes.rename(columns={key: f"bbox_{key}" for key in "xywh"})
     rows.insert(1, "patient_id", images["patient_id"].to_numpy())
     rows["image_height"] = [height for _, height in sizes]

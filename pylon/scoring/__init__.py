@@ -1,1 +1,1 @@
-"""Arrays and tables in, numbers and tables out. Knows no network and no data set."""
+"""Arrays and tables in, numbers and tables out. Runs no network and reads no data set."""

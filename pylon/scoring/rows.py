@@ -25,7 +25,7 @@ import pandas as pd
 from pylon.system.errors import UserError
 from pylon.system.files import csv_file, hash_of_json, write_together
 
-BOX_COLUMNS = (
+BOX_ROW_COLUMNS = (
     "image_id", "patient_id", "pathology", "probability", "row", "column", "hit", "bbox_x",
     "bbox_y", "bbox_w", "bbox_h", "image_height", "image_width", "threshold", "called",
 )  # fmt: skip
@@ -129,6 +129,8 @@ def read_all_rows(folder: Path, what: str, labels: Sequence[str] = ()) -> dict[s
     Raises:
         UserError: there are no rows, some asked for are not there, or a file is damaged.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; --from takes the folder of the rows, as csv/pylon")
     ending = f"_{what}.json"
     found = [path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")]
     found.sort(key=lambda label: (label.zfill(10), label))  # seeds as numbers

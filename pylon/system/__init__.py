@@ -1,1 +1,1 @@
-"""Machine and user: command line, errors, files, device, processes. Knows nothing of PYLON."""
+"""Machine and user: command line, errors, files, device, processes. Knows no network."""

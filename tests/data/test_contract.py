@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from pylon.data.contract import Radiographs, no_boxes, shared_patients, split_hash
 from pylon.data.sources import read_radiographs
@@ -32,10 +33,47 @@ def test_patients_of_two_splits():
     assert shared_patients(images[images["split"] == "val"], "val") == (0, 2)
 
 
+def three_images(**changes):
+    """A table of images as it must be, but for some columns."""
+    columns = {
+        "image_id": ["a", "b", "c"],
+        "patient_id": [1, 2, 2],
+        "split": ["train", "test", "train"],
+        "path": ["a.png", np.nan, "c.png"],
+        "age": [30, 40, 40],
+        "Mass": [0, 1, 1],
+    }
+    return pd.DataFrame({**columns, **changes})
+
+
 def test_images_of_a_split():
-    images = pd.DataFrame({"image_id": ["a", "b", "c"], "split": ["train", "test", "train"]})
-    radiographs = Radiographs(images, no_boxes(), ("Mass",))
+    radiographs = Radiographs(three_images(), no_boxes(), ("Mass",))
     assert radiographs.of_split("train")["image_id"].tolist() == ["a", "c"]
     assert radiographs.of_split("val").empty
     assert radiographs.list_sha256 == {}
     assert np.shape(radiographs.boxes) == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image_id": ["a", "a", "c"]}, "image_id must be unique"),
+        ({"patient_id": ["p1", "p2", "p2"]}, "patient_id must be integers"),
+        ({"split": ["train", "Test", "train"]}, r"split must be one of .*, got \['Test'\]"),
+        ({"Mass": [0, 1, -1]}, "labels must be 0 or 1, which those of Mass are not"),
+        ({"Mass": [0, 1, np.nan]}, "labels must be 0 or 1, which those of Mass are not"),
+    ],
+)
+def test_what_breaks_the_contract_is_refused(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Radiographs(three_images(**changes), no_boxes(), ("Mass",))
+
+
+def test_lacking_columns_and_boxes_of_no_class_are_refused():
+    with pytest.raises(ValueError, match=r"they lack \['Nodule'\]"):
+        Radiographs(three_images(), no_boxes(), ("Mass", "Nodule"))
+    with pytest.raises(ValueError, match=r"they lack \['h'\]"):
+        Radiographs(three_images(), no_boxes().drop(columns="h"), ("Mass",))
+    box = {"image_id": "a", "pathology": "age", "x": 0, "y": 0, "w": 1, "h": 1}
+    with pytest.raises(ValueError, match=r"pathology of boxes must be a class, got \['age'\]"):
+        Radiographs(three_images(), pd.DataFrame([box]), ("Mass",))

@@ -7,7 +7,7 @@ import pytest
 from bad_images import BAD, NOISE, SIZE, encoded, png
 from PIL import Image
 
-from pylon.data.images import fault_of, image_size, read_image, require_readable
+from pylon.data.images import fault_of, read_image, require_readable, width_height_of
 from pylon.system.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_orientation_turns_neither_pixels_nor_size(tmp_path, rng):
         Image.fromarray(pixels).save(path, exif=exif)
         image = read_image(path)
         assert image.shape == (40, 90)
-        assert image_size(path) == (90, 40)
+        assert width_height_of(path) == (90, 40)
         assert np.abs(image.astype(int) - np.array(Image.open(path)).astype(int)).max() <= 2
 
 
