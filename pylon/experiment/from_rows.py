@@ -62,7 +62,7 @@ def require_rows_alike(name: str, rows_of_seed: dict[str, Rows]) -> None:
     cards = {seed: each["card"] for seed, each in about.items() if each["card"] is not None}
     configs = {seed: each["config"] for seed, each in about.items()}
     if len(about) > 1:
-        for seed in about.keys() - cards.keys():
+        for seed in [seed for seed in about if seed not in cards]:
             print(
                 f"note: seed {seed} of {name} has no training.json: whether it was trained like "
                 "the other seeds is not known"
