@@ -115,7 +115,8 @@ def test_maps_are_those_of_the_rows(scored, seed):
         assert str(file["rows_sha256"]) == about["rows_sha256"]
     assert maps.shape == (len(rows), 64, 64)
     assert maps.dtype == np.float32
-    assert (maps.max(axis=(1, 2)) == rows["probability"].to_numpy(np.float32)).all()
+    # but for rounding: the sigmoid of many numbers at once is not that of few on every processor
+    np.testing.assert_allclose(maps.max(axis=(1, 2)), rows["probability"], rtol=1e-6)
     large = F.interpolate(torch.from_numpy(maps)[:, None], (256, 256), mode="bilinear")
     pixel = large.flatten(1).argmax(dim=1)
     assert (pixel // 256 * 128 // 256).tolist() == rows["row"].tolist()
