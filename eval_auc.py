@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from accelerate import Accelerator
 
 from pylon.data.checks import require_files
+from pylon.data.chestxray14 import why_not_official
 from pylon.data.sources import read_radiographs
 from pylon.experiment.evaluate import about_rows, open_networks, predict_logits, require_numbers
 from pylon.experiment.from_rows import read_experiments
@@ -69,6 +70,7 @@ def predict_rows(
     radiographs = read_radiographs(options.data)
     test = radiographs.of_split("test")
     require_files(test, options.data)
+    not_official = why_not_official(radiographs)
     first = next(iter(experiments))
     rows = {}
     for name, checkpoints in experiments.items():
@@ -79,7 +81,7 @@ def predict_rows(
                 model, loader, accelerator, f"{name} {seed}", card["mean"], card["std"]
             )
             require_numbers(logits, checkpoints[seed])
-            about = about_rows(model, card, radiographs, options.precision)
+            about = about_rows(model, card, radiographs, not_official, options.precision)
             rows[name][seed] = image_rows(test, labels, logits, about)
             if name == first and accelerator.is_main_process:
                 write_rows(Path("csv") / name, seed, "images", rows[name][seed])

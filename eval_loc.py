@@ -40,6 +40,7 @@ if __name__ == "__main__":
 from accelerate import Accelerator
 
 from pylon.data.checks import select_boxed
+from pylon.data.chestxray14 import why_not_official
 from pylon.data.sources import read_radiographs
 from pylon.experiment.evaluate import (
     about_rows,
@@ -92,6 +93,7 @@ def localize(
     boxed = select_boxed(radiographs.images, radiographs.boxes, options.data)
     boxes = boxes_with_images(boxed, radiographs.boxes)
 
+    not_official = why_not_official(radiographs, with_boxes=True)
     first = next(iter(experiments))
     rows = {}
     for name, checkpoints in experiments.items():
@@ -107,7 +109,9 @@ def localize(
                     model, card, loader, boxed, boxes, options.method, keep_maps
                 )
             require_numbers(table["probability"].to_numpy(), checkpoints[seed])
-            about = about_rows(model, card, radiographs, options.precision, options.method)
+            about = about_rows(
+                model, card, radiographs, not_official, options.precision, options.method
+            )
             rows[name][seed] = Rows(table[list(BOX_ROW_COLUMNS)], about)
 
             # the others' own files stay as they are

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pylon.data import chestxray14
@@ -152,10 +151,8 @@ def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
             f"{path}: the box of {box.image_id}, {box.pathology}, is {numbers}; "
             "correct x, y, w, h or remove it"
         )
-    usable = listed[~unknown & chestxray14.are_boxes(listed)].astype(
-        dict.fromkeys("xywh", np.int64)
-    )
-    for box in usable[usable.duplicated()].drop_duplicates().itertuples():
+    boxes = chestxray14.well_formed_boxes(listed)
+    for box in boxes[boxes.duplicated()].drop_duplicates().itertuples():
         faults.append(
             f"{path}: {box.image_id} has the same box of {box.pathology} twice; remove one"
         )

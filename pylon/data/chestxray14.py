@@ -260,9 +260,14 @@ def boxes_of(listed: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 def usable_boxes(listed: pd.DataFrame) -> pd.DataFrame:
     """The boxes of a class, in pixels as integers, each once."""
-    boxes = listed[listed["pathology"].isin(PATHOLOGIES) & are_boxes(listed)]
-    boxes = boxes.astype(dict.fromkeys("xywh", np.int64))
+    boxes = well_formed_boxes(listed)
     return boxes[~boxes.duplicated()]
+
+
+def well_formed_boxes(listed: pd.DataFrame) -> pd.DataFrame:
+    """The boxes of a class, in pixels as integers, as often as they are there."""
+    boxes = listed[listed["pathology"].isin(PATHOLOGIES) & are_boxes(listed)]
+    return boxes.astype(dict.fromkeys("xywh", np.int64))
 
 
 def are_boxes(listed: pd.DataFrame) -> pd.Series:

@@ -186,6 +186,8 @@ def load_safely(path: Path) -> Any:
 def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     """What a checkpoint says of itself: at least class_names, mean, std, image_size.
 
+    And, whether it was written there or not, weights_sha256, the hash of the model's weights.
+
     A checkpoint without a training.json in it (the authors' weights) has the paper's values, if it
     has the 14 classes.
 
@@ -193,15 +195,16 @@ def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
         UserError: the card is damaged, or one of other weights than the model's, or lacks what is
             needed.
     """
+    sha256 = hash_of_weights(model.state_dict())
     card = read_training_json(Path(path))
     if card is None:
-        return papers_card(path, model)
-    if not is_card_of(card, hash_of_weights(model.state_dict())):
+        card = papers_card(path, model)
+    if not is_card_of(card, sha256):
         raise UserError(
             f"{path} {OF_TWO_EPOCHS}; go on with the same train.py command (if that is running, "
             "try again in a moment), or copy the whole folder again"
         )
-    return card
+    return {**card, "weights_sha256": sha256}
 
 
 def papers_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:

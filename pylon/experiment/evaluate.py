@@ -14,20 +14,18 @@ from torch.utils.data import DataLoader
 
 from pylon.baselines import Baseline
 from pylon.data.cache import open_cache
-from pylon.data.chestxray14 import why_not_official
 from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
 from pylon.data.images import width_height_of
 from pylon.data.transforms import eval_transform, normalize
-from pylon.experiment.checkpoint import config_of, hash_of_weights, load_pylon, read_card
+from pylon.encoders import STRIDES
+from pylon.experiment.checkpoint import config_of, load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
 from pylon.heatmaps import heatmaps_of
 from pylon.model import STRIDE, Pylon
 from pylon.scoring.metrics import point_localization
 from pylon.system.errors import UserError
 from pylon.system.progress import track
-
-STRIDE_OF_ENCODERS = 32  # sides of a baseline's input are multiples of it
 
 
 def load_network(
@@ -51,7 +49,7 @@ def load_network(
             f"the data {', '.join(radiographs.class_names)}"
         )
     side = card["image_size"]
-    stride = STRIDE if isinstance(model, Pylon) else STRIDE_OF_ENCODERS
+    stride = STRIDE if isinstance(model, Pylon) else STRIDES[-1]
     if not isinstance(side, int) or side < stride or side % stride:
         raise UserError(
             f"{path} says in training.json that image_size is {side}, which is no multiple of "
@@ -114,6 +112,7 @@ def about_rows(
     model: Pylon | Baseline,
     card: dict[str, Any],
     radiographs: Radiographs,
+    not_official: str | None,
     precision: str,
     method: str | None = None,
 ) -> dict[str, Any]:
@@ -121,18 +120,18 @@ def about_rows(
 
     Args:
         card: of the network.
+        not_official: of `why_not_official`, which is the same for all networks.
         precision: that it was run in.
         method: of rows of boxes, whose heatmaps; None of rows of images.
     """
-    weights = {key: value.cpu() for key, value in model.state_dict().items()}
     trained = {key: card[key] for key in ("options", "split_sha256") if key in card}
     about = {
         "class_names": list(radiographs.class_names),
         "network": name_of_network(model),
         "precision": precision,
-        "not_official": why_not_official(radiographs, with_boxes=method is not None),
+        "not_official": not_official,
         "list_sha256": radiographs.list_sha256,
-        "weights_sha256": hash_of_weights(weights),
+        "weights_sha256": card["weights_sha256"],
         "card": trained if "options" in trained else None,  # none without a training.json
         "config": config_of(model),
     }

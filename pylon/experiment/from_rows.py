@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from pylon.experiment.options import ScoreOptions
-from pylon.experiment.selection import check_other, require_alike, with_kind
+from pylon.experiment.selection import check_other, not_known, require_alike, with_kind
 from pylon.scoring.rows import Rows, read_all_rows
 from pylon.scoring.tables import labels_of_table
 from pylon.system.cli import check_name, flag
@@ -63,10 +63,7 @@ def require_rows_alike(name: str, rows_of_seed: dict[str, Rows]) -> None:
     configs = {seed: each["config"] for seed, each in about.items()}
     if len(about) > 1:
         for seed in [seed for seed in about if seed not in cards]:
-            print(
-                f"note: seed {seed} of {name} has no training.json: whether it was trained like "
-                "the other seeds is not known"
-            )
+            print(not_known(f"seed {seed} of {name}"))
         require_alike(name, cards, configs, print)
 
     # and all

@@ -187,13 +187,18 @@ def require_trained_alike(
     cards = {seed: read_training_json(path) for seed, path in checkpoints.items()}
     for seed, card in cards.items():
         if card is None:
-            say(
-                f"note: {checkpoints[seed]} has no training.json: whether it was trained like the "
-                "other seeds is not known"
-            )
+            say(not_known(checkpoints[seed]))
     cards = {seed: card for seed, card in cards.items() if card is not None}
     configs = {seed: read_json(checkpoints[seed] / "config.json") for seed in cards}
     require_alike(name, cards, configs, say)
+
+
+def not_known(checkpoint: Path | str) -> str:
+    """A note on a checkpoint, among several, that has no card."""
+    return (
+        f"note: {checkpoint} has no training.json: whether it was trained like the other seeds is "
+        "not known"
+    )
 
 
 def require_alike(
