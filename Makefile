@@ -1,5 +1,5 @@
-# `make demo`, `make test` and `make study` first make .venv with everything in it.
-# STUDY="--epochs 40" gives options.
+# `make demo`, `make test` and `make study` first create .venv with all dependencies.
+# STUDY="--epochs 40" passes options to the study.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,6 +7,8 @@ UV := $(shell command -v uv 2>/dev/null)
 
 DATA := data/phantom
 DEMO := --data $(DATA) --name demo
+PROSE := Makefile $(wildcard *.md *.py *.toml *.txt *.cff) data/README.md docs pylon tools tests \
+  benchmarks .github/*/*
 
 .PHONY: demo test study clean
 
@@ -19,23 +21,24 @@ demo: .venv/ready
 	$(BIN)/python eval_loc.py $(DEMO)
 	$(BIN)/python generate_heatmap.py $(DEMO) --out figs/demo
 	@echo
-	@echo "Trained, scored and drawn, without ever having seen a box. Look at:"
-	@echo "  figs/demo/all/1.jpg               heatmaps beside the radiographs, with the boxes"
-	@echo "  csv/demo/auroc.csv                AUROC of each class"
-	@echo "  csv/demo/point_localization.csv   share of heatmaps whose maximum is in the box"
-	@echo "  csv/demo/0.csv                    the training, a row an epoch"
-	@echo "  save/demo/0/best                  the network: pylon.load_pylon('save/demo/0/best')"
+	@echo "Done: trained without any bounding boxes, then evaluated with them. Results:"
+	@echo "  figs/demo/all/1.jpg               heatmaps next to the radiographs, with the boxes"
+	@echo "  csv/demo/auroc.csv                AUROC per class"
+	@echo "  csv/demo/point_localization.csv   share of heatmaps whose maximum is inside the box"
+	@echo "  csv/demo/0.csv                    training log, one row per epoch"
+	@echo "  save/demo/0/best                  the best checkpoint: pylon.load_pylon('save/demo/0/best')"
 
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell $(PROSE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 5 --cov
 
 study: .venv/ready
 	$(BIN)/python benchmarks/study.py $(STUDY)
 
-# A change of the requirements makes a new .venv, with the versions of requirements.lock. The package
-# itself is installed from this folder, so a change of its code does not.
+# Changed requirements rebuild .venv, with the versions in requirements.lock. The package itself is
+# installed in editable mode, so changes to its code do not.
 WHAT := -r requirements.txt -e '.[test]' -c requirements.lock
 
 .venv/ready: pyproject.toml requirements.txt requirements.lock

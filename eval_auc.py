@@ -1,15 +1,15 @@
-"""AUROC of every class on the test list, with 95 % intervals, beside the published five seeds.
+"""AUROC of every class on the test list, with 95 % intervals, next to the published seeds.
 
     python eval_auc.py                           # every seed under save/pylon/
     python eval_auc.py --checkpoint model.pkl    # the authors' weights, or any other
-    python eval_auc.py --compare backbone        # and those under save/backbone/, in pairs
-    python eval_auc.py --from csv/pylon          # the tables anew, from rows that were written
+    python eval_auc.py --compare backbone        # paired comparison with save/backbone/
+    python eval_auc.py --from csv/pylon          # rebuild the tables from saved rows
 
-Reads  checkpoints and DATA; or, with --from, rows alone.
-Writes csv/NAME/SEED_images.csv, .json: a row a test image, labels and logits;
-       csv/NAME/auroc.csv: a row a seed, mean and standard deviation, intervals over patients;
-       csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: a row a class, differences and
-       verdicts.
+Reads  checkpoints and DATA; or, with --from, only rows.
+Writes csv/NAME/SEED_images.csv, .json: one row per test image, with labels and logits;
+       csv/NAME/auroc.csv: one row per seed, mean and standard deviation, intervals over patients;
+       csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: one row per class, with differences
+       and verdicts.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Options(ScoreOptions):
 
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 from accelerate import Accelerator
 
@@ -44,7 +44,7 @@ from pylon.system.parallel import is_first_process
 
 
 def main(options: Options) -> None:
-    # from rows that were written: no network, no data
+    # from saved rows: needs no network and no data
     if options.from_ is not None:
         if is_first_process():
             write_tables(read_experiments(options, "images", "auroc.csv"), options.from_)
@@ -63,9 +63,10 @@ def main(options: Options) -> None:
 def predict_rows(
     experiments: dict[str, dict[str, Path]], options: Options, accelerator: Accelerator
 ) -> dict[str, dict[str, Rows]]:
-    """Rows of the test images by every network, by experiment and seed.
+    """Predict the test images with every network; return the rows by experiment and seed.
 
-    Those of the first experiment are written; of the others, everything stays as it is.
+    Only the first experiment's rows are written to disk; the other experiments' files are left
+    unchanged.
     """
     radiographs = read_radiographs(options.data)
     test = radiographs.of_split("test")
@@ -89,17 +90,17 @@ def predict_rows(
 
 
 def write_tables(rows: dict[str, dict[str, Rows]], folder: Path) -> None:
-    """Print and write the scores of the first experiment, beside published and other ones.
+    """Print and write the first experiment's scores, compared with the published and other ones.
 
     Args:
-        rows: by experiment and seed.
-        folder: of the tables.
+        rows: rows by experiment and seed.
+        folder: folder for the tables.
     """
     scored = {name: score_images(rows_of_seed) for name, rows_of_seed in rows.items()}
     name = next(iter(rows))
     first = next(iter(rows[name].values()))
 
-    # the table; "micro" is the published word for the weighted mean
+    # the table; "micro" is the published name of the weighted mean
     table = table_of_seeds(scored[name])
     path = folder / "auroc.csv"
     write_csv(path, table)
@@ -107,16 +108,16 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path) -> None:
     for pathology in first.class_names:
         if table[pathology].isna().iloc[0]:
             print(
-                f"note: {pathology} lacks positive or negative test images: it is blank and left "
-                "out of the means"
+                f"note: {pathology} lacks positive or negative test images: it is left blank and "
+                "excluded from the means"
             )
     print(
         f"{len(first.table)} test images; low, high: 95 % interval over patients; "
         f"table written to {path}"
     )
 
-    # beside the others
-    why_not = why_not_published(rows[name], "whole PYLON's")
+    # comparisons
+    why_not = why_not_published(rows[name], "of the complete PYLON network")
     print_beside("auroc", scored, folder, "", why_not)
 
 

@@ -2,17 +2,17 @@
 
     python eval_loc.py                           # every seed under save/pylon/
     python eval_loc.py --checkpoint model.pkl    # the authors' weights, or any other
-    python eval_loc.py --compare backbone        # and those under save/backbone/, in pairs
-    python eval_loc.py --method gradcam          # of Grad-CAM instead of the network's own maps
-    python eval_loc.py --from csv/pylon          # the tables anew, from rows that were written
+    python eval_loc.py --compare backbone        # paired comparison with save/backbone/
+    python eval_loc.py --method gradcam          # Grad-CAM instead of the network's own maps
+    python eval_loc.py --from csv/pylon          # rebuild the tables from saved rows
 
-Reads  checkpoints and DATA, with BBox_List_2017.csv; or, with --from, rows alone.
-Writes csv/NAME/SEED_boxes.csv, .json: a row a box; with --save-maps SEED_maps.npz, their heatmaps;
-       csv/NAME/point_localization.csv: a row a seed, mean and standard deviation, intervals over
-       patients, what reference points score that never saw the image, and the boxes whose finding
-       the network calls present;
-       csv/NAME/point_localization_beside_published.csv, .._beside_OTHER.csv: a row a class,
-       differences and verdicts. (With a METHOD other than map: .._METHOD.csv.)
+Reads  checkpoints and DATA, with BBox_List_2017.csv; or, with --from, only rows.
+Writes csv/NAME/SEED_boxes.csv, .json: one row per box; with --save-maps SEED_maps.npz, heatmaps;
+       csv/NAME/point_localization.csv: one row per seed, mean and standard deviation, intervals
+       over patients, scores of reference points that do not use the image, and of the boxes whose
+       finding the network calls present;
+       csv/NAME/point_localization_beside_published.csv, .._beside_OTHER.csv: one row per class,
+       with differences and verdicts. (With a METHOD other than map: .._METHOD.csv.)
 """
 
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ class Options(ScoreOptions):
     """Point localization accuracy on the boxed test images."""
 
     method: Method = "map"
-    """Whose heatmaps: map, the network's own; or what a method of the grad-cam library finds in its
-    deepest feature."""
+    """Heatmaps to score: map, the network's own maps; or a method of the grad-cam library, applied
+    to the encoder's deepest feature."""
     save_maps: bool = False
-    """Keep the heatmaps of the boxes in csv/NAME/SEED_maps.npz: maps, (N, h, w) float32, in the
+    """Save the heatmaps of the boxes in csv/NAME/SEED_maps.npz: maps, (N, h, w) float32, in the
     order of the rows."""
 
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 from accelerate import Accelerator
 
@@ -61,7 +61,7 @@ from pylon.system.progress import track
 
 
 def main(options: Options) -> None:
-    # from rows that were written: no network, no data
+    # from saved rows: needs no network and no data
     suffix = "" if options.method == "map" else f"_{options.method}"
     if options.from_ is not None:
         if is_first_process():
@@ -84,9 +84,10 @@ def main(options: Options) -> None:
 def localize(
     experiments: dict[str, dict[str, Path]], options: Options, suffix: str, accelerator: Accelerator
 ) -> dict[str, dict[str, Rows]]:
-    """Rows of the boxes by every network, by experiment and seed.
+    """Localize the boxes with every network; return the rows by experiment and seed.
 
-    Those of the first experiment are written; of the others, everything stays as it is.
+    Only the first experiment's rows are written to disk; the other experiments' files are left
+    unchanged.
     """
     # the boxed test images
     radiographs = read_radiographs(options.data, with_boxes=True)
@@ -100,7 +101,7 @@ def localize(
         rows[name] = {}
         networks = open_networks(options, checkpoints, radiographs, boxed, accelerator)
         for seed, model, card, loader in networks:
-            # a row a box
+            # one row per box
             shown = accelerator.is_main_process
             loader = track(loader, f"{name} {seed}", "batch", shown=shown, leave=True)
             keep_maps = options.save_maps and name == first
@@ -114,7 +115,7 @@ def localize(
             )
             rows[name][seed] = Rows(table[list(BOX_ROW_COLUMNS)], about)
 
-            # the others' own files stay as they are
+            # the other experiments' files are left unchanged
             if name == first and accelerator.is_main_process:
                 what = f"boxes{suffix}"
                 write_rows(Path("csv") / name, seed, what, rows[name][seed], maps)
@@ -122,18 +123,18 @@ def localize(
 
 
 def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) -> None:
-    """Print and write the scores of the first experiment, beside published and other ones.
+    """Print and write the first experiment's scores, compared with the published and other ones.
 
     Args:
-        rows: by experiment and seed.
-        folder: of the tables.
-        suffix: of their names, which tells the method.
+        rows: rows by experiment and seed.
+        folder: folder for the tables.
+        suffix: suffix of their file names, which names the method.
     """
     scored = {name: score_boxes(rows_of_seed) for name, rows_of_seed in rows.items()}
     name = next(iter(rows))
     first = next(iter(rows[name].values()))
 
-    # the table, and what the scores are worth
+    # the table, with reference points
     table = table_of_seeds(scored[name])
     lone = add_reference_points(table, rows[name])
     path = folder / f"point_localization{suffix}.csv"
@@ -145,16 +146,17 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
     )
     if any(of_seed.table["called"].isna().any() for of_seed in rows[name].values()):
         print(
-            "note: training.json lacks a threshold for some class: its boxes are not among those "
+            "note: training.json has no threshold for some classes: their boxes do not count as "
             "called present"
         )
     if lone:
         print(
-            f"note: prior and lift leave out {lone} boxes, of whose class no other patient has one"
+            f"note: prior and lift leave out {lone} boxes, since no other patient has a box of "
+            "their class"
         )
 
-    # beside the others
-    why_not = why_not_published(rows[name], "of a whole PYLON's own maps")
+    # comparisons
+    why_not = why_not_published(rows[name], "of the complete PYLON network's own maps")
     print_beside("point_localization", scored, folder, suffix, why_not)
 
 

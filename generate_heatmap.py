@@ -4,8 +4,8 @@
     python generate_heatmap.py --checkpoint model.pkl    # the authors' weights, or any other
 
 Reads  one checkpoint and DATA, with BBox_List_2017.csv.
-Writes figs/picked/PAGE.jpg, the images of the paper's page, and figs/all/PAGE.jpg: a row a boxed
-       class, ten a page.
+Writes figs/picked/PAGE.jpg, the images of the paper's figure, and figs/all/PAGE.jpg, all images:
+       one row per box, ten rows per page.
 """
 
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ class Options(EvaluationOptions):
     """Draw the heatmaps of the boxed test images."""
 
     seed: int | None = None
-    """Seed whose checkpoint is drawn; the lowest under save/NAME if none is named."""
+    """Seed of the checkpoint to draw; if none is given, the lowest one under save/NAME."""
     out: Path = Path("figs")
-    """Folder of the pages: OUT/picked and OUT/all; with another --method than map,
-    OUT/METHOD/picked and so on."""
+    """Folder for the pages: OUT/picked and OUT/all; with a --method other than map,
+    OUT/METHOD/picked and OUT/METHOD/all."""
     method: Method = "map"
-    """Whose heatmaps: map, the network's own; or what a method of the grad-cam library finds in its
-    deepest feature."""
+    """Heatmaps to draw: map, the network's own maps; or a method of the grad-cam library, applied
+    to the encoder's deepest feature."""
 
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 from typing import Any
 
@@ -58,7 +58,7 @@ ROWS_A_PAGE = 10
 
 @dataclass
 class Network:
-    """A network, and what its checkpoint says of it."""
+    """A network and the metadata of its checkpoint."""
 
     path: Path
     model: nn.Module
@@ -66,7 +66,7 @@ class Network:
 
 
 def main(options: Options) -> None:
-    # one checkpoint
+    # the checkpoint
     asked = options.seed is not None
     name, checkpoints = choose_checkpoints(options, (options.seed,) if asked else ())
     check_method(options.method, options)
@@ -75,7 +75,7 @@ def main(options: Options) -> None:
     checkpoints = leave_out_unfinished(name, checkpoints, asked, say, option="--seed", enough=1)
     path = next(iter(checkpoints.values()))
 
-    # the boxed test images, and the boxes in the order of the classes
+    # the boxed test images, and the boxes sorted by class
     radiographs = read_radiographs(options.data, with_boxes=True)
     boxed = select_boxed(radiographs.images, radiographs.boxes, options.data)
     boxed = boxed.set_index("image_id", drop=False)
@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     cache = open_cache(boxed, options.data / "cache", options.cache_size, workers, say)
     say(f"heatmaps of {path} for {len(boxes)} boxes on {len(boxed)} images of {options.data}")
 
-    # the paper's images
+    # pages of the paper's images
     out = options.out if options.method == "map" else options.out / options.method
     picked = [f"{stem}.png" for stem in PICKED if f"{stem}.png" in boxed.index]
     lacking = [stem for stem in PICKED if f"{stem}.png" not in boxed.index]
@@ -103,14 +103,14 @@ def main(options: Options) -> None:
     else:
         remove_pages_from(out / "picked", 1)
 
-    # and all
+    # pages of all images
     rows = boxes_of_images(list(boxed.index), boxes)
     draw_pages(out / "all", rows, boxed, cache, network, options, accelerator)
     accelerator.end_training()
 
 
 def boxes_of_images(image_ids: list[str], boxes: pd.DataFrame) -> pd.DataFrame:
-    """The boxes of some images, in the order of the images."""
+    """Return the boxes of some images, in the order of the images."""
     return pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
 
 
@@ -123,13 +123,13 @@ def draw_pages(
     options: Options,
     accelerator: Accelerator,
 ) -> None:
-    """Write the pages of some boxes, a row each, ten a page; processes take turns.
+    """Write pages of boxes, one row per box, ten rows per page; processes take turns.
 
     Args:
-        folder: of the pages.
-        rows: of the table of boxes.
-        boxed: table of their images, by image_id.
-        cache: of the images.
+        folder: folder for the pages.
+        rows: rows of the table of boxes.
+        boxed: table of their images, indexed by image_id.
+        cache: cache of the images.
     """
     # the image of each box
     loader = eval_loader(
@@ -146,7 +146,7 @@ def draw_pages(
         if page % accelerator.num_processes != accelerator.process_index:
             continue
 
-        # the heatmap of each box, of its class
+        # the heatmap of each box's class
         of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
         positions = list(range(len(of_page)))
         classes = of_page["pathology"].map(network.card["class_names"].index).tolist()
@@ -158,7 +158,7 @@ def draw_pages(
             )
         require_numbers(probabilities.cpu().numpy(), network.path)
 
-        # the picture
+        # the page
         panels = []
         for box, heatmap, probability in zip(
             of_page.itertuples(), heatmaps.cpu().numpy(), probabilities.tolist(), strict=True
@@ -172,7 +172,7 @@ def draw_pages(
 
 
 def remove_pages_from(folder: Path, first: int) -> None:
-    """Remove the pages, from number `first` on, that an earlier run on more images left."""
+    """Remove pages numbered `first` and above, left by an earlier run on more images."""
     for page in folder.glob("*.jpg"):
         if is_number(page.stem) and int(page.stem) >= first:
             page.unlink(missing_ok=True)

@@ -5,8 +5,9 @@
 
 Reads  DATA/images, Data_Entry_2017*.csv, train_val_list.txt, test_list.txt (or
        original_split_*.csv).
-Writes csv/NAME/SEED.csv, a row an epoch; save/NAME/SEED/best, the network of the lowest validation
-       loss; save/NAME/SEED/last, from which the same command goes on after an interruption.
+Writes csv/NAME/SEED.csv, one row per epoch; save/NAME/SEED/best, the network with the lowest
+       validation loss; save/NAME/SEED/last, from which the same command resumes after an
+       interruption.
 """
 
 import math
@@ -39,66 +40,68 @@ class Options:
     data: Path = Path("data")
     """Folder with NIH's files."""
     name: str | None = None
-    """Name of the experiment, that of --model if none is given: results go to csv/NAME and
+    """Name of the experiment (default: the value of --model). Results go to csv/NAME and
     save/NAME."""
     seed: int = 0
-    """Seed of initial weights, order and augmentation. The split of the data is the same for all
+    """Seed for initial weights, data order and augmentation. The data split is the same for all
     seeds."""
     epochs: int = 40
-    """Stop after this many epochs at the latest."""
+    """Maximum number of epochs."""
     batch_size: int = 64
-    """Images a step, over all processes together."""
+    """Images per step, over all processes together."""
     lr: float = 1e-4
     """Learning rate of Adam."""
     min_lr: float = 1e-6
-    """Stop as soon as the learning rate is this low."""
+    """Stop once the learning rate has fallen to this value."""
     patience: int = 1
-    """Epochs without a better validation loss that are borne before the learning rate falls."""
+    """Epochs without improvement in validation loss that are tolerated before the learning rate is
+    reduced."""
     lr_factor: float = 0.2
-    """What the learning rate is then multiplied by."""
+    """Factor that the learning rate is multiplied by when it is reduced."""
     image_size: int = 256
-    """Side of the network's input, pixels; a multiple of 256."""
+    """Side of the network's input in pixels; a multiple of 256."""
     encoder_name: str = "resnet50"
-    """Any encoder of segmentation-models-pytorch, or tu-NAME for one of timm's."""
+    """Any encoder of segmentation-models-pytorch, or tu-NAME for a timm encoder."""
     encoder_weights: str = "imagenet"
     """imagenet (downloaded once) or none."""
     model: Model = "pylon"
-    """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or one of
-    segmentation-models-pytorch's."""
+    """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or an architecture
+    of segmentation-models-pytorch."""
     pool: Literal["max", "avg"] = "max"
-    """What makes a logit of a map; avg is for --model backbone alone."""
+    """How a map is pooled into a logit; avg is only for --model backbone."""
     up_layers: Literal[1, 2] = 1
-    """Convolutions in an UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
+    """Convolutions per UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
     up_modules: Literal[0, 1, 2, 3] = 3
-    """UP modules of pylon; with 2, 1, 0 of them, an ablation, its maps are at stride 8, 16, 32."""
+    """UP modules of pylon; 2, 1 and 0 are ablations, with maps at stride 8, 16 and 32."""
     attention: bool = True
-    """The attention branch of pylon; --no-attention leaves it out, an ablation."""
+    """The attention branch of pylon; --no-attention removes it, as an ablation."""
     precision: Precision = "auto"
-    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware, else fp32 (on
-    CUDA: TF32)."""
+    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that supports it in hardware, else fp32
+    (on CUDA: TF32)."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     compile: bool = False
-    """Compile the network (torch.compile): minutes at the start, faster steps then. Needs a GPU and
-    a C++ compiler."""
+    """Compile the network (torch.compile): takes minutes at the start, then steps are faster. Needs
+    a GPU and a C++ compiler."""
     num_workers: int = min(os.cpu_count() or 1, 8)
-    """Processes that read and augment images."""
+    """Worker processes that read and augment images."""
     cache_size: int = 0
-    """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels; 1024
-    is exact for NIH's and takes 118 GB, 512 takes 29 GB. 0: decode the image files each time."""
+    """Read decoded images from a cache in DATA/cache, with no side above this many pixels; 1024 is
+    exact for NIH's images and takes 118 GB, 512 takes 29 GB. 0: decode the image files each
+    time."""
     skip_unreadable: bool = False
-    """Leave out, after naming them, images that cannot be read; for that all are decoded once
-    before the first step. Without it, one such image stops the run at once."""
+    """List and skip images that cannot be read; to find them, all images are decoded once before
+    the first step. Without it, one such image stops the run at once."""
     overwrite: bool = False
-    """Start afresh where an earlier run is: in save/NAME/SEED.new, which takes that run's place
-    when it is finished."""
+    """Start over where an earlier run exists: the new run is kept in save/NAME/SEED.new and
+    replaces the earlier one when it is finished."""
     deterministic: bool = False
-    """The same result each time on a GPU, too (torch.use_deterministic_algorithms); slower. A CPU's
-    always is."""
+    """Make results reproducible on a GPU (torch.use_deterministic_algorithms); slower. Results on a
+    CPU always are."""
 
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 import numpy as np
 import pandas as pd
@@ -134,7 +137,7 @@ from pylon.system.errors import UserError
 from pylon.system.files import write_csv
 from pylon.system.parallel import seed_epoch
 
-OF_PYLON = ("up_layers", "up_modules", "attention")  # options of no other network
+OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
 
 
 def main(options: Options) -> None:
@@ -166,7 +169,7 @@ def main(options: Options) -> None:
     val = images[images["split"] == "val"]
     describe_split(images, options.data, say)
 
-    # what an earlier run left: resume, or find it finished
+    # earlier run: resume it, or report that it is finished
     save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
     card = make_card(
         names,
@@ -178,7 +181,7 @@ def main(options: Options) -> None:
     )
     last = find_last(save, card, asdict(Options()), options.overwrite, accelerator)
     if last:
-        if accelerator.is_main_process:  # a killed process may not have come so far
+        if accelerator.is_main_process:  # a killed run may not have written it
             write_csv(csv, pd.DataFrame(last["rows"]), index=False)
         if has_ended(last, card["options"]):
             place = close_run(save, csv) if accelerator.is_main_process else save
@@ -191,7 +194,7 @@ def main(options: Options) -> None:
 
     # network
     torch.manual_seed(options.seed)
-    with accelerator.main_process_first():  # one process downloads
+    with accelerator.main_process_first():  # only one process downloads
         net = build(options, len(names), pretrained=not last)
     freeze_unused_parameters(net)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -221,7 +224,7 @@ def main(options: Options) -> None:
     if options.compile:
         model.compile()
 
-    # where training stands
+    # training state
     rows = []
     best_loss = math.inf
     first = 1
@@ -262,7 +265,7 @@ def main(options: Options) -> None:
         weighted, macro = mean_auroc(areas, labels)
         schedule.step(val_loss)
 
-        # the row of this epoch
+        # row of this epoch
         rows.append({
             "epoch": epoch,
             "lr": lr,
@@ -278,7 +281,7 @@ def main(options: Options) -> None:
         best_loss = min(val_loss, best_loss)
         lr = adam.param_groups[0]["lr"]
 
-        # write: the best network, the rows, then what resuming needs
+        # save: the best network, the rows, then the state to resume from
         if accelerator.is_main_process:
             if improved:
                 thresholds = youden_thresholds(labels, logits, list(names))
@@ -307,11 +310,11 @@ def main(options: Options) -> None:
         if lr <= options.min_lr:
             break
 
-    # mark it as finished, in its place
+    # mark the run as finished, in its final folder
     place = close_run(save, csv) if accelerator.is_main_process else save
     say(f"finished: {place / 'best'} has the lowest validation loss, {best_loss:.4f}")
-    # The wrapped network must not be the last to let go of the process group: torch would now and
-    # then wait for itself (pytorch#56297).
+    # The wrapped network must not be the last to release the process group: torch would sometimes
+    # deadlock (pytorch#56297).
     del model
     accelerator.free_memory()
     accelerator.end_training()
@@ -324,7 +327,7 @@ def check(options: Options) -> None:
         raise UserError(f"--seed must be below 2**32, not {options.seed}")
     if not 0 < options.lr < math.inf or not 0 <= options.min_lr < options.lr:
         raise UserError(
-            f"--lr {options.lr} and --min-lr {options.min_lr}: it takes 0 <= min-lr < lr"
+            f"--lr {options.lr} and --min-lr {options.min_lr} must satisfy 0 <= min-lr < lr"
         )
     if not 0 < options.lr_factor < 1:
         raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
@@ -332,8 +335,7 @@ def check(options: Options) -> None:
         raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
     if options.image_size > 4096:
         raise UserError(
-            "--image-size must be at most 4096, which no radiograph exceeds, "
-            f"not {options.image_size}"
+            f"--image-size must be at most 4096 (no radiograph is larger), not {options.image_size}"
         )
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
@@ -343,13 +345,13 @@ def check(options: Options) -> None:
         )
     if options.pool != "max" and options.model != "backbone":
         raise UserError(
-            f"--pool {options.pool} is not for --model {options.model}: avg is for backbone, "
-            "max for all"
+            f"--pool {options.pool} cannot be used with --model {options.model}: avg is only for "
+            "backbone, max for every model"
         )
     changed = [key for key in OF_PYLON if getattr(options, key) != getattr(Options, key)]
     if options.model != "pylon" and changed:
         raise UserError(
-            "--up-layers, --up-modules and --no-attention are for --model pylon, "
+            "--up-layers, --up-modules and --no-attention are only for --model pylon, "
             f"not {options.model}"
         )
     check_name(options.name)
@@ -360,7 +362,7 @@ def has_compiler() -> bool:
 
 
 def check_on_device(options: Options, accelerator: Accelerator) -> None:
-    """Raise a UserError of options that are wrong on this device, or with so many processes."""
+    """Raise a UserError if the options do not fit the device or the number of processes."""
     if options.compile and accelerator.device.type == "cpu":
         # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds:
         # pytorch#160391, #191837.
@@ -373,7 +375,7 @@ def check_on_device(options: Options, accelerator: Accelerator) -> None:
 
 
 def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
-    """The network that the options ask for; a UserError where they cannot be had."""
+    """Build the network from the options; raise a UserError if that is not possible."""
     config = {
         "encoder_name": options.encoder_name,
         "encoder_weights": options.encoder_weights if pretrained else None,
@@ -392,4 +394,4 @@ def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
 
 
 if __name__ == "__main__":
-    start(main, OPTIONS, after_stop="the same command goes on from the last finished epoch")
+    start(main, OPTIONS, after_stop="the same command resumes after the last finished epoch")

@@ -1,4 +1,4 @@
-"""Training fed by the loader: does the network ever wait for data?"""
+"""Training fed by the loader: how long does the network wait for data?"""
 
 import time
 
@@ -32,17 +32,18 @@ def measure_fed_training(
     batch_sizes: tuple[int, ...],
     precisions: tuple[str, ...],
 ) -> None:
-    """Print a row for the plain pipeline and for each cache.
+    """Print one table row for the plain pipeline and one for each cache.
 
-    Images/s, share of the time that it waits for data, share of the matrix rate.
+    Columns: images/s, share of the time spent waiting for data, and images/s as a share of what
+    the rate of a matrix product would allow.
     """
     precision = "fp16" if "fp16" in precisions else precisions[-1]
     head = f"images/s | waiting for data | of the {precision} matrix product"
     print(f"\n| training fed by the loader | {head} |\n|---|---|---|---|")
     limit = matrix_rate(device, precision) / flops_an_image(encoder_name, device)  # images/s
 
-    # The workers are up to four batches ahead each when the clock starts; on a CPU they are so in
-    # any case.
+    # Each worker prefetches up to four batches, which are used up before the clock starts; on a CPU
+    # the workers keep ahead in any case.
     warm = 2 if device.type == "cpu" else 4 * max(1, num_workers)
     class_names = radiographs.class_names
     for batch_size in batch_sizes:
@@ -77,7 +78,7 @@ def measure_fed_training(
 def feed(
     name: str, loader: DataLoader, step: Step, device: torch.device, limit: float, warm: int
 ) -> None:
-    """Train on a loader's batches; print a row of all but the first `warm` of them."""
+    """Train on a loader's batches; print one row, measured after the first `warm` batches."""
     begin = 0.0
     waited = 0.0
     seen = 0

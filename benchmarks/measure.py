@@ -1,4 +1,4 @@
-"""What speed.py measures with: the clock, the limits of the machine, and train.py's step."""
+"""Tools of speed.py: timing, the limits of the hardware, and the training steps."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ Step = Callable[[torch.Tensor, torch.Tensor], object]
 def show(
     what: str, unit: str, measured: dict[str, list[float]], more_is_better: bool = True
 ) -> None:
-    """Print a row of the table for each of ours; the first of `measured` is the plain one."""
+    """Print one table row for each of our variants; the first of `measured` is the plain one."""
     medians = {name: statistics.median(values) for name, values in measured.items()}
     (_, base), *ours = medians.items()
     for name, value in ours:
@@ -39,7 +39,7 @@ def show(
 
 
 def alternate(rounds: int, candidates: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
-    """Call each with the number of the round, in turn, once for warmth and then `rounds` times."""
+    """Call the candidates in turn with the round number: a warm-up round, then `rounds` rounds."""
     results: dict[str, list[float]] = {name: [] for name in candidates}
     for k in track(range(rounds + 1), "measuring", "round"):
         for name, measure in candidates.items():
@@ -67,37 +67,37 @@ def fresh(encoder_name: str, device: torch.device, memory_format: torch.memory_f
 
 
 def our_accelerator(device: Device, precision: str, training: bool) -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)  # one a process is what it is made for
+    AcceleratorState._reset_state(reset_partial_state=True)  # meant to be set once
     return make_accelerator(device, precision, training=training)
 
 
 def allow_tf32(allowed: bool) -> None:
-    """What make_accelerator allows in training, and what there was not in 2020."""
+    """Switch TF32: make_accelerator allows it in training, the code of 2020 did not use it."""
     torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.benchmark = True  # there was
+    torch.backends.cudnn.benchmark = True  # used in 2020, too
 
 
 def repeat(images: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`count` images, the table over and over."""
+    """Return `count` rows, repeating the table as often as needed."""
     return images.iloc[np.arange(count) % len(images)]
 
 
 def paths_and_labels(
     images: pd.DataFrame, class_names: tuple[str, ...]
 ) -> tuple[list[str], np.ndarray]:
-    """What the plain loader asks for: files, and labels (N, C) float32."""
+    """Return the inputs of the plain loader: image files, and labels (N, C) float32."""
     return images["path"].tolist(), images[list(class_names)].to_numpy(np.float32)
 
 
 def full_batches(count: int, num_workers: int) -> int:
-    """`count` or a few more: full batches of 64, and as many for each worker."""
+    """Round `count` up to full batches of 64, the same number for each worker."""
     unit = 64 * max(1, num_workers)
     return -(-count // unit) * unit
 
 
 def plain_trainer(encoder_name: str, device: torch.device) -> Step:
-    """What was done in a step in 2020."""
+    """Build the training step of 2020."""
     net = fresh(encoder_name, device, torch.contiguous_format)
     adam = torch.optim.Adam(net.parameters(), lr=1e-4)
     return lambda images, labels: plain.train_step(net, adam, images.to(device), labels.to(device))
@@ -106,7 +106,7 @@ def plain_trainer(encoder_name: str, device: torch.device) -> Step:
 def our_trainer(
     encoder_name: str, device: torch.device, precision: str
 ) -> tuple[Accelerator, Step]:
-    """What train.py does in a step."""
+    """Build the training step of train.py."""
     accelerator = our_accelerator(device.type, precision, training=True)
     net = fresh(encoder_name, device, torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
@@ -128,7 +128,7 @@ def precisions(device: torch.device) -> tuple[str, ...]:
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product: as fast as the device can be asked to multiply."""
+    """Measure the FLOP/s of a large matrix product, as the upper limit of the device."""
     n = 2048 if device.type == "cpu" else 8192
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -136,7 +136,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 
 def flops_an_image(encoder_name: str, device: torch.device) -> float:
-    """FLOP of a training step, forward and backward, for one image of 256 x 256."""
+    """Count the FLOP of a training step, forward and backward, per image of 256 x 256."""
     net = fresh(encoder_name, device, torch.channels_last)
     images = torch.zeros(2, 1, 256, 256, device=device)
     with FlopCounterMode(display=False) as counter:
@@ -145,7 +145,7 @@ def flops_an_image(encoder_name: str, device: torch.device) -> float:
 
 
 def machine(device: torch.device) -> str:
-    """Processor, cores, memory, GPU and versions, in a line."""
+    """Describe processor, cores, memory, GPU and versions in one line."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

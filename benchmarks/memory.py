@@ -1,4 +1,4 @@
-"""Peaks of memory, each in a process of its own, since a process remembers its peak."""
+"""Peak memory, measured in a new process each time, since the peak of a process never falls."""
 
 import multiprocessing
 import re
@@ -39,13 +39,13 @@ PRELOADED = [
 
 @dataclass(frozen=True)
 class Setting:
-    """What a process works on whose peak is measured."""
+    """Setting of a process whose peak memory is measured."""
 
     data: Path
     device: torch.device
     encoder_name: str
     num_workers: int
-    cache_size: int  # 0 without a cache
+    cache_size: int  # 0: no cache
 
 
 def measure_training_memory(setting: Setting, batch_size: int, precisions: tuple[str, ...]) -> None:
@@ -122,7 +122,7 @@ def evaluation_peak(setting: Setting, count: int) -> float:
 
 
 def in_own_process(function: Callable[..., float], *arguments: object) -> float:
-    """Call a function in a process forked from one that has imported torch and the rest alone."""
+    """Call a function in a process forked from one that has only imported torch and the rest."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(1, context) as executor:
@@ -130,11 +130,11 @@ def in_own_process(function: Callable[..., float], *arguments: object) -> float:
 
 
 def peak(device: torch.device) -> float:
-    """GB: of the GPU, or of this process's resident memory."""
+    """Return the peak in GB of GPU memory, or of this process's resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss begins with the peak of the parent
+    if status.exists():  # on Linux ru_maxrss starts at the parent's peak
         kilobytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1)
         return int(kilobytes) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9

@@ -1,8 +1,8 @@
-"""The pipeline as it was published in 2020, written plainly: what `speed.py` measures ours against.
+"""The pipeline as published in 2020, reimplemented plainly: the baseline of `speed.py`.
 
 Each PNG is decoded for each sample and rotated at full size; the network trains in float32, in
-PyTorch's own memory order, with Adam as it comes; boxes are drawn as masks; a page of heatmaps is a
-matplotlib figure with an axes a panel.
+PyTorch's default memory format, with default Adam; boxes are drawn as masks; a page of heatmaps is
+a matplotlib figure with one axes per panel.
 """
 
 import io
@@ -97,9 +97,9 @@ def predict(net: nn.Module, batches: DataLoader, device: torch.device) -> Tensor
 def point_localization(
     maps: Tensor, pairs: list[list[tuple[int, np.ndarray]]], image_size: int = 1024, size: int = 256
 ) -> np.ndarray:
-    """Hits by masks.
+    """Score hits with masks.
 
-    A box is drawn on the image, the mask resized as the image is, the maximum looked up in it.
+    A box is drawn as a mask, the mask is resized like the image, and read at the map's maximum.
 
     Args:
         maps: (N, C, h, w) probabilities.
@@ -119,7 +119,7 @@ def point_localization(
 
 
 def draw_page(rows: list[tuple[str, np.ndarray, str, tuple[int, int, int, int]]]) -> bytes:
-    """Draw rows of (image file, heatmap, title, bbox_xywh), two axes a row. Returns a JPEG file."""
+    """Draw rows of (image file, heatmap, title, bbox_xywh), two axes per row; return JPEG bytes."""
     figure, axes = plt.subplots(len(rows), 2, figsize=(10, 5 * len(rows)))
     for (left, right), (file, heatmap, title, bbox_xywh) in zip(axes, rows, strict=True):
         x, y, w, h = bbox_xywh

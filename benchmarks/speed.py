@@ -1,9 +1,9 @@
-"""Measure the plain pipeline of 2020 (plain.py) and ours, in one process and in alternation.
+"""Compare the speed of the plain pipeline of 2020 (plain.py) and ours, alternately in one process.
 
     python benchmarks/speed.py --data DIR                # DIR as for train.py, 1024 x 1024 images
     python benchmarks/speed.py --data DIR --device cuda
 
-Prints markdown tables: medians, and how many times the plain pipeline ours is.
+Prints markdown tables of medians, with the factor by which ours is better than the plain pipeline.
 Fills DATA/cache/512 and DATA/cache/1024.
 """
 
@@ -22,33 +22,33 @@ from pylon.system.errors import UserError
 
 @dataclass
 class Options:
-    """Measure the plain pipeline of 2020 and ours, side by side."""
+    """Compare the speed of the plain pipeline of 2020 and ours."""
 
     data: Path = Path("data")
     """Folder with NIH's files."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the network is."""
+    """Device of the network."""
     encoder_name: str = "resnet50"
     """Encoder of the network."""
     batch_size: int | None = None
-    """Images a training step; 16 on a CPU, 64 on a GPU if none is given."""
+    """Images per training step (default: 16 on a CPU, 64 on a GPU)."""
     num_workers: int = min(os.cpu_count() or 1, 8)
-    """Processes that read images."""
+    """Worker processes that read images."""
     images: int = 320
-    """Images a measurement of a loader that decodes; sixteen times as many for one that reads a
-    cache."""
+    """Images per measurement of a loader that decodes; a loader that reads a cache gets sixteen
+    times as many."""
     steps: int = 3
-    """Training steps a measurement."""
+    """Training steps per measurement."""
     rounds: int = 5
-    """Measurements of each; their median is shown."""
+    """Number of measurements of each; the median is printed."""
     cache_sizes: tuple[int, ...] = (512, 1024)
-    """Caches to measure."""
+    """Cache sizes to measure."""
     precisions: tuple[Literal["fp32", "fp16", "bf16"], ...] = ()
-    """Precisions to measure; those that the device multiplies in hardware if none is named."""
+    """Precisions to measure (default: those that the device supports in hardware)."""
 
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 import numpy as np
 import pandas as pd
@@ -90,7 +90,7 @@ from pylon.experiment.evaluate import images_at_a_time, predict_logits
 from pylon.model import STRIDE
 from pylon.scoring.metrics import point_localization
 
-# times as many images for a loader that reads a cache as for one that decodes: both take seconds
+# factor of images for a loader that reads a cache, so that it takes seconds like one that decodes
 LONGER = 16
 
 
@@ -111,7 +111,7 @@ def main(options: Options) -> None:
     folder = options.data / "cache"
     caches = {size: open_cache(images, folder, size, workers) for size in options.cache_sizes}
 
-    # beside the plain pipeline
+    # compared with the plain pipeline
     head = f"{options.encoder_name}, 256 x 256, batches of {options.batch_size}"
     print(f"{machine(device)}\n{head}\n")
     print("| | plain | ours | times plain |\n|---|---|---|---|")
@@ -122,7 +122,7 @@ def main(options: Options) -> None:
     measure_metric(options)
     measure_pages(options, images)
 
-    # memory, and whether training waits
+    # memory, and the time that training waits for data
     batch_sizes = (options.batch_size,) if device.type == "cpu" else (64, 256)
     smallest = min(options.cache_sizes, default=0)
     setting = Setting(options.data, device, options.encoder_name, workers, smallest)
@@ -182,7 +182,7 @@ def measure_loaders(
 
 
 def loader_rate(loader: DataLoader, sampler: EpochSampler | None = None) -> Callable[[int], float]:
-    """What goes through a loader once and returns images/s."""
+    """Build a function that iterates over a loader once and returns images/s."""
 
     def measure(k: int) -> float:
         if sampler is not None:
@@ -232,13 +232,13 @@ def measure_training(options: Options, device: torch.device) -> None:
     measured = alternate(options.rounds, candidates)
     show("training step", "images/s", measured)
 
-    # of what the device can do; precisions that it emulates have no such limit
+    # as a share of the device's limit, which emulated precisions do not have
     flops = flops_an_image(options.encoder_name, device) / 1e9
     for precision in [name for name in options.precisions if name in precisions(device)]:
         reached = statistics.median(measured[precision]) * flops
         limit = matrix_rate(device, precision) / 1e9
         print(
-            f"| training step, {precision}, {flops:.1f} GFLOP an image; "
+            f"| training step, {precision}, {flops:.1f} GFLOP per image; "
             f"matrix product: {limit:.0f} GFLOP/s "
             f"| | {reached:.0f} GFLOP/s | {reached / limit:.0%} of it |"
         )
@@ -257,7 +257,7 @@ def measure_evaluation(
 
     def rate(precision: str, task: Callable[[Accelerator], object]) -> Callable[[int], float]:
         def measure(_: int) -> float:
-            # Accelerate keeps precision in a state of the process: the last one made rules.
+            # Accelerate keeps the precision per process: the last accelerator built sets it.
             accelerator = our_accelerator(device.type, precision, training=False)
             return len(table) / seconds_of(lambda: task(accelerator), device)
 
@@ -269,7 +269,7 @@ def measure_evaluation(
     plain_loader = plain.loader(paths, labels, plain.eval_transform(), 64, workers)
     candidates = {"plain": rate("fp32", lambda _: plain.predict(theirs, plain_loader, device))}
 
-    # ours, in each precision and from each source
+    # ours, with each precision and source
     net = fresh(options.encoder_name, device, torch.channels_last).eval()
     sources = {"from the PNGs": None, **{f"{size} cache": c for size, c in caches.items()}}
     for precision in options.precisions:
@@ -289,7 +289,7 @@ def measure_evaluation(
 
 
 def measure_metric(options: Options) -> None:
-    # 984 boxes of 880 images, no two of one class in an image
+    # 984 boxes on 880 images, at most one per class and image
     rng = np.random.default_rng(0)
     count = 984
     maps = torch.from_numpy(rng.random((880, 14, 64, 64), np.float32))

@@ -1,11 +1,11 @@
-"""Does PYLON localize better than its rivals at equal AUROC? Trains them on the phantom to see.
+"""Train PYLON and baselines on the phantom: does PYLON localize better at equal AUROC?
 
-    make study    # or: python benchmarks/study.py; 2 cores need some 40 minutes
+    make study    # or: python benchmarks/study.py; takes about 40 minutes on 2 cores
 
 Each network is trained by train.py and scored by eval_auc.py and eval_loc.py, several commands at a
-time; started again after an interruption, it goes on where it was.
+time; after an interruption, the same command resumes.
 
-Reads  data/study, a phantom that it draws first.
+Reads  data/study, a phantom that is drawn first.
 Writes save/study-*, csv/study-*, docs/study.md, figs/study.png.
 """
 
@@ -26,22 +26,22 @@ from pylon.system.progress import track
 
 @dataclass
 class Options:
-    """Train PYLON and its rivals on the phantom, three seeds each, and write docs/study.md and
+    """Train PYLON and baselines on the phantom, three seeds each, and write docs/study.md and
     figs/study.png."""
 
     images: int = 740
-    """Pictures of the phantom, drawn when data/study is not there; three quarters are for training
-    and validation."""
+    """Images of the phantom, drawn if data/study does not exist; three quarters are for training and
+    validation."""
     epochs: int = 5
-    """Epochs of each network."""
+    """Epochs per network."""
     seeds: int = 3
-    """Seeds of each network."""
+    """Seeds per network."""
     jobs: int = os.cpu_count() or 1
-    """Commands at a time; the cores are shared out among them. 1 on a machine with one GPU."""
+    """Commands to run at a time; they share the cores. Use 1 on a machine with one GPU."""
 
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 import pandas as pd
 import torch
@@ -51,10 +51,10 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data" / "study"
 REPORT_FILE = Path("docs/study.md")
 FIGURE_FILE = Path("figs/study.png")
-# small, middle and large ones that are anywhere in the lungs; one at either base; one that a prior
-# can guess
+# a small, a medium and a large finding, anywhere in the lungs; one at either base; one whose position
+# a prior can guess
 FINDINGS = ("Nodule", "Mass", "Infiltration", "Effusion", "Cardiomegaly")
-NETWORKS = {  # dearest first, so that none is waited for alone at the end
+NETWORKS = {  # slowest first, so that no slow one runs alone at the end
     "fpn": ("--model", "fpn"),
     "pylon": ("--model", "pylon"),
     "backbone-max": ("--model", "backbone", "--pool", "max"),
@@ -69,36 +69,37 @@ TITLES = {
 RUNNING: set[subprocess.Popen] = set()
 SCORES = {"auroc": "macro", "point_localization": "micro"}
 
-CORNERS = " are within 8 pixels of a corner of the picture, where no finding is ever drawn."
+CORNERS = ". No finding is ever drawn there."
 REPORT = """# Does PYLON localize better at equal AUROC?
 
-What `make study` measured on the phantom, which is [not medicine](../data/README.md):
-{images} pictures with up to three findings each ({drawn}),
-{boxes} boxes in the test list. Each network from scratch, with the same encoder
-(`tu-test_resnet`), images, learning rate and {epochs} epochs, {seeds} seed{s}; none ever saw a box.
-Training took {minutes} minutes, one after another, on one of {machine}.
+Results of `make study` on the phantom, which is [not medical data](../data/README.md):
+{images} images with up to three findings each ({drawn}),
+{boxes} boxes in the test list. Each network was trained from scratch, with the same encoder
+(`tu-test_resnet`), images, learning rate and {epochs} epochs, {seeds} seed{s}, and without boxes.
+Training took {minutes} minutes in total, with each run on one of {machine}.
 
 {findings}
 
-One small encoder, trained for minutes on drawings: it tells how the networks behave there, not how
-they would on patients.
+This is one small encoder, trained for minutes on synthetic images: the results show how the
+networks behave there, not how they would on patients.
 
 ![AUROC against point localization](../figs/study.png)
 
-Where the maxima lie (`csv/study-*/SEED_boxes.csv`): {corners}
+Share of heatmap maxima within 8 pixels of a corner of the image (`csv/study-*/SEED_boxes.csv`):
+{corners}
 
-**AUROC**, mean of the seeds, its 95 % interval over patients, in square brackets each seed:
+**AUROC**: mean over seeds (95 % confidence interval over patients) [each seed]:
 
 {auroc}
 
-**Point localization**, likewise; `prior` is the one point that the other patients' boxes of the
-class favour:
+**Point localization**, in the same format; `prior` is the single point that the other patients'
+boxes of the class favour:
 
 {points}
 
-**PYLON less each of the others**, 95 % interval over patients, in pairs, and {over_seeds};
-"the same" is within 0.01 of AUROC, 0.04 of point localization; the last column is the macro AUROC,
-or all boxes pooled:
+**PYLON minus each of the others**, 95 % confidence interval over patients (paired) and {over_seeds};
+"the same" means within 0.01 for AUROC and 0.04 for point localization; the last column is the macro
+AUROC, or all boxes pooled:
 
 {differences}
 """
@@ -114,7 +115,7 @@ def main(options: Options) -> None:
     draw(FIGURE_FILE)
     write_atomically(REPORT_FILE, report(options).encode())
     minutes = (time.perf_counter() - begin) / 60
-    print(f"{REPORT_FILE} and {FIGURE_FILE} are written, {minutes:.0f} minutes after this start")
+    print(f"wrote {REPORT_FILE} and {FIGURE_FILE}, {minutes:.0f} minutes after the start")
 
 
 def draw_phantom(count: int) -> None:
@@ -124,7 +125,7 @@ def draw_phantom(count: int) -> None:
     drawn = len(pd.read_csv(DATA / "Data_Entry_2017.csv", index_col=False))
     if drawn != count:
         raise UserError(
-            f"{DATA} holds {drawn} images, not --images {count}; remove it and save/study-*"
+            f"{DATA} has {drawn} images, not --images {count}; remove it and save/study-*"
         )
 
 
@@ -143,7 +144,7 @@ def train_all(options: Options) -> None:
 
 
 def score_all(options: Options) -> None:
-    # the others again alone, since a comparison leaves their tables
+    # score the others on their own, too: a comparison does not write their tables
     others = [f"study-{name}" for name in NETWORKS if name != "pylon"]
     compared = ("--name", "study-pylon", "--compare", *others)
     named = [compared, *(("--name", name) for name in others)]
@@ -155,7 +156,7 @@ def score_all(options: Options) -> None:
 
 
 def at_once(commands: list[tuple], title: str, jobs: int) -> None:
-    """Run commands, `jobs` at a time; after one that fails, none is started any more."""
+    """Run commands, `jobs` at a time; if one fails, start no more and stop the others."""
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(run_script, *command, jobs=jobs) for command in commands]
         ended = as_completed(waiting)
@@ -170,7 +171,7 @@ def at_once(commands: list[tuple], title: str, jobs: int) -> None:
 
 
 def run_script(*command: object, jobs: int = 1) -> None:
-    """Run one script with its share of the cores; if it fails, show why and exit with its code."""
+    """Run one script with its share of the cores; if it fails, print its output and exit with its code."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     arguments = [sys.executable, *map(str, command)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -191,9 +192,9 @@ def scores_of(name: str, score: str) -> pd.DataFrame:
 
 
 def draw(path: Path) -> None:
-    """AUROC against point localization: a dot a seed, a cross with 95 % intervals a network.
+    """Plot AUROC against point localization: a small dot per seed, a large one per network.
 
-    The intervals are over patients, resampled.
+    The error bars are 95 % bootstrap intervals over patients.
     """
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -208,7 +209,7 @@ def draw(path: Path) -> None:
         style = {"fmt": "o", "color": f"C{k}", "capsize": 3, "label": title}
         axes.errorbar(auroc[label], points[label], **error, **style)
 
-    # points that look at no image
+    # reference points: reachable without looking at the image
     points = scores_of("pylon", "point_localization")["micro"]
     for label, style in (("prior", "--"), ("image centre", ":")):
         axes.axhline(points[label], color="grey", linestyle=style, linewidth=1, label=label)
@@ -222,14 +223,14 @@ def draw(path: Path) -> None:
 
 
 def reach_of(scores: pd.Series, label: str) -> list[list[float]]:
-    """How far the interval of a score reaches below and above it, as matplotlib asks for it."""
+    """Return the distances from a score to the ends of its interval, as matplotlib expects."""
     below = scores[label] - scores[f"{label} low"]
     above = scores[f"{label} high"] - scores[label]
     return [[below], [above]]
 
 
 def report(options: Options) -> str:
-    """How it was made, in words what it says, and the tables."""
+    """Fill in the report: the setup, the findings in words, and the tables."""
     # the tables of scores
     seeds = [str(seed) for seed in range(options.seeds)]
     tables = {score: {name: scores_of(name, score) for name in TITLES} for score in SCORES}
@@ -237,24 +238,24 @@ def report(options: Options) -> str:
     scored = {score: score_table(score, tables[score], classes, seeds) for score in SCORES}
     findings, differences = comparisons(classes)
 
-    # epochs of a finished run are those that it had, whatever is asked for now
+    # a finished run keeps its number of epochs, whatever --epochs is now
     logs = [pd.read_csv(f"csv/study-{name}/{seed}.csv") for name in TITLES for seed in seeds]
     epochs = sorted({min(map(len, logs)), max(map(len, logs))})
     torch_version = torch.__version__.split("+")[0]
     machine = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch_version}"
     gpu = ", with a GPU" if torch.cuda.is_available() else ""
-    shares = [f"{corners(name, seeds):.0%} of {title}'s" for name, title in TITLES.items()]
-    one_seed = "of one network a kind: how much seeds differ is not known"
+    shares = [f"{corners(name, seeds):.0%} for {title}" for name, title in TITLES.items()]
+    one_seed = "with one seed each, so the variation between seeds is unknown"
     asked = asdict(options) | {"epochs": " to ".join(map(str, epochs))}
     return REPORT.format(
         findings="\n".join(f"- {finding}" for finding in findings),
         auroc=scored["auroc"],
         points=scored["point_localization"],
-        differences=markdown("PYLON less", differences, [*classes, "all"]),
+        differences=markdown("PYLON minus", differences, [*classes, "all"]),
         boxes=len(pd.read_csv("csv/study-pylon/0_boxes.csv")),
         machine=machine + gpu,
         drawn=", ".join(FINDINGS),
-        corners=", ".join(shares) + CORNERS,
+        corners="; ".join(shares) + CORNERS,
         minutes=round(sum(log["seconds"].sum() for log in logs) / 60),
         over_seeds="over seeds" if options.seeds > 1 else one_seed,
         s="s" if options.seeds > 1 else "",
@@ -265,7 +266,7 @@ def report(options: Options) -> str:
 def score_table(
     score: str, tables: dict[str, pd.DataFrame], classes: list[str], seeds: list[str]
 ) -> str:
-    """A row a network: score, interval, each seed; and the points that look at no image."""
+    """Build a table: one row per network (score, interval, each seed), and the reference points."""
     columns = [*classes, SCORES[score]]
     label = "mean" if len(seeds) > 1 else "0"
     bounds = [label, f"{label} low", f"{label} high"]
@@ -283,7 +284,7 @@ def score_table(
 
 
 def comparisons(classes: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """PYLON beside each of the others: a sentence, and a row of differences for each score."""
+    """Compare PYLON with each of the others: a sentence, and a row of differences per score."""
     findings = []
     differences = {}
     for name, title in TITLES.items():
@@ -303,7 +304,7 @@ def comparisons(classes: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def corners(name: str, seeds: list[str]) -> float:
-    """Share of a network's maxima that lie within 8 of the 256 pixels of a corner."""
+    """Compute the share of a network's maxima within 8 pixels (of 256) of a corner."""
     boxes = pd.concat(pd.read_csv(f"csv/study-{name}/{seed}_boxes.csv") for seed in seeds)
     at_edge = ~boxes[["row", "column"]].apply(lambda pixel: pixel.between(8, 247))
     return float(at_edge.all(axis=1).mean())
@@ -315,17 +316,17 @@ def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
 
 
 def in_words(other: str, auroc: pd.Series, points: pd.Series) -> str:
-    """What the two comparisons of PYLON with another network say together."""
-    equal = {"the same": "At equal AUROC", "differs": "At an AUROC that differs"}.get(
-        auroc["verdict"], "At an AUROC whose difference is not decided"
+    """Summarise the two comparisons of PYLON with another network in a sentence."""
+    equal = {"the same": "At equal AUROC", "differs": "At a different AUROC"}.get(
+        auroc["verdict"], "At an AUROC whose difference is undecided"
     )
     better = "better" if points["difference"] > 0 else "worse"
     localizes = {"the same": "localizes as well as", "differs": f"localizes {better} than"}.get(
         points["verdict"], "is not shown to localize better or worse than"
     )
     return (
-        f"{equal} ({auroc['ours mean']:.3f}, {auroc.iloc[0]:.3f}) PYLON {localizes} **{other}**: "
-        f"{points['ours mean']:.3f}, {points.iloc[0]:.3f}; the difference is "
+        f"{equal} ({auroc['ours mean']:.3f} and {auroc.iloc[0]:.3f}), PYLON {localizes} **{other}**: "
+        f"{points['ours mean']:.3f} and {points.iloc[0]:.3f}; the difference is "
         f"{with_interval(*points[['difference', 'low', 'high']], sign='+')}."
     )
 
@@ -337,4 +338,4 @@ def markdown(corner: str, rows: dict[str, list[str]], columns: list[str]) -> str
 
 
 if __name__ == "__main__":
-    start(main, OPTIONS, after_stop="the same command goes on where it was")
+    start(main, OPTIONS, after_stop="the same command resumes where it stopped")

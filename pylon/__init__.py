@@ -1,4 +1,4 @@
-"""PYLON, the Pyramid Localization Network: where a finding is, learnt from image labels alone.
+"""PYLON, the Pyramid Localization Network: localizes findings, trained on image labels only.
 
     pylon.Pylon, pylon.PylonOutput    the network and what it returns (pylon/model.py)
     pylon.load_pylon                  a network from a checkpoint (pylon/experiment/checkpoint.py)
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pylon.experiment.checkpoint import load_pylon
     from pylon.model import Pylon, PylonOutput
 
-# or albumentations, wherever it is imported, asks the network for news
+# otherwise albumentations checks for updates online whenever it is imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __all__ = ["Pylon", "PylonOutput", "load_pylon"]

@@ -1,8 +1,8 @@
-"""Networks to compare PYLON with: the classic CAM net, and SMP's segmentation nets as they are.
+"""Baselines for PYLON: the classic CAM net, and SMP's segmentation nets, unchanged.
 
 image (B, 1, H, W) -> maps (B, C, h, w) -> their maximum or mean: logits (B, C)
 
-`build_network` builds any network, PYLON or a baseline, from what its checkpoint says.
+`build_network` builds any network, PYLON or a baseline, from a checkpoint's config.
 """
 
 import difflib
@@ -21,11 +21,11 @@ def build_network(config: dict[str, Any]) -> "Pylon | Baseline":
     """Build a network from its arguments.
 
     Args:
-        config: `kind`, "pylon" or "baseline", and the arguments of `Pylon` or `Baseline`. Where
-            there is no kind, as in checkpoints of earlier versions, `model` tells a baseline.
+        config: `kind`, "pylon" or "baseline", and the arguments of `Pylon` or `Baseline`. If there
+            is no `kind`, as in checkpoints of earlier versions, `model` marks a baseline.
 
     Raises:
-        ValueError: the kind is unknown, or as `Pylon` and `Baseline` raise.
+        ValueError: the kind is unknown, or `Pylon` or `Baseline` rejects the arguments.
     """
     networks = {"pylon": Pylon, "baseline": Baseline}
     kind = kind_of(config)
@@ -36,7 +36,7 @@ def build_network(config: dict[str, Any]) -> "Pylon | Baseline":
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    """What the arguments of a network are of: "pylon" or "baseline"."""
+    """Return the kind of network that a config describes: "pylon" or "baseline"."""
     return config.get("kind", "baseline" if "model" in config else "pylon")
 
 
@@ -46,19 +46,19 @@ class Baseline(
     library_name="pylon",
     tags=["chest-x-ray", "weak-localization"],
 ):
-    """A network that is trained, scored and drawn as PYLON is.
+    """A baseline network, trained, scored and drawn like PYLON.
 
     Args:
-        model: "backbone", an encoder and a 1x1 convolution, whose maps (B, C, H/32, W/32) are class
-            activation maps (CAM, Zhou et al. 2016); or an architecture of
-            segmentation-models-pytorch, such as "unet" or "fpn", with its own decoder and head,
-            whose maps are (B, C, H, W).
+        model: "backbone", an encoder and a 1x1 convolution, with class activation maps (CAM, Zhou
+            et al. 2016) of shape (B, C, H/32, W/32); or an architecture of
+            segmentation-models-pytorch, such as "unet" or "fpn", with its own decoder and head
+            and maps of shape (B, C, H, W).
         encoder_name, encoder_weights, in_channels, classes: as for `pylon.model.Pylon`.
-        pool: "max" or "avg", what makes a logit of a map; "avg" is for the backbone alone.
+        pool: "max" or "avg", how a map is pooled into a logit; "avg" is only for the backbone.
 
     Raises:
-        ValueError: the architecture or the encoder is unknown, they do not fit, or weights cannot
-            be had. The text begins with the argument's name.
+        ValueError: the architecture or the encoder is unknown, the two are incompatible, or
+            weights are unavailable. The message begins with the argument's name.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Baseline(
         self.in_channels = in_channels
         self.pool = pool
         encoder = build_encoder(encoder_name, encoder_weights, in_channels)
-        self.deepest = nn.Identity()  # where methods such as Grad-CAM listen
+        self.deepest = nn.Identity()  # hook point for methods such as Grad-CAM
 
         # the classic CAM net
         if model == "backbone":
@@ -85,7 +85,7 @@ class Baseline(
             initialization.initialize_head(self.segmentation_head)
             return
 
-        # one of SMP's; a net that is dilated, or needs less depth, takes the same weights
+        # SMP's nets; dilated or shallower encoders take the same weights
         net = build_segmentation_net(model, encoder_name, in_channels, classes)
         self.encoder = net.encoder
         self.decoder = net.decoder
@@ -95,18 +95,19 @@ class Baseline(
             self.encoder.load_state_dict({key: known[key] for key in self.encoder.state_dict()})
 
     def forward(self, images: Tensor) -> PylonOutput:
-        """Maps and logits of a batch.
+        """Compute the maps and logits of a batch.
 
         Args:
             images: (B, in_channels, H, W) float, normalised; H and W multiples of 32.
 
         Raises:
-            ValueError: batch norm would see a single value, as behind some nets' global pooling.
+            ValueError: a training batch of one image, which batch norm rejects after the global
+                pooling of some nets.
         """
         if self.training and len(images) < 2:
-            raise ValueError("training needs at least 2 images a batch and process")
+            raise ValueError("training needs at least 2 images per batch and process")
         *features, deepest = self.encoder(images)
-        deepest = self.deepest(deepest)  # (B, c, H/32, W/32), or larger where it is dilated
+        deepest = self.deepest(deepest)  # (B, c, H/32, W/32), larger if dilated
         x = deepest if self.decoder is None else self.decoder([*features, deepest])
         maps = self.segmentation_head(x).float()  # (B, C, h, w)
         logits = maps.amax(dim=(2, 3)) if self.pool == "max" else maps.mean(dim=(2, 3))
@@ -114,19 +115,22 @@ class Baseline(
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs):
-        """Rebuild from a folder or the hub: all weights come from the file, none from ImageNet."""
+        """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
         return super()._from_pretrained(strict=strict, **{**kwargs, "encoder_weights": None})
 
 
 def check_architecture(model: str, pool: str) -> None:
-    """Raise an ArgumentError if there is no such baseline, or if it does not pool so."""
+    """Raise an ArgumentError if the baseline is unknown or does not support the pooling."""
     known = ["backbone", *smp.MODEL_ARCHITECTURES_MAPPING]
     known.remove("dpt")  # its encoder must be a vision transformer, which has no strides
     if model not in known:
         near = difflib.get_close_matches(model, known, n=3) or known
         raise ArgumentError("model", f"{model} is unknown; did you mean {', '.join(near)}?")
     if pool != "max" and (model, pool) != ("backbone", "avg"):
-        raise ArgumentError("pool", f"{pool} is not for {model}: avg is for backbone, max for all")
+        raise ArgumentError(
+            "pool",
+            f"{pool} cannot be used with {model}: avg is only for backbone, max for every model",
+        )
 
 
 def build_segmentation_net(
@@ -134,7 +138,7 @@ def build_segmentation_net(
 ) -> nn.Module:
     try:
         return smp.create_model(model, encoder_name, None, in_channels, classes)
-    except Exception as error:  # what an encoder does not fit fails in as many ways as there are
+    except Exception as error:  # incompatible encoders raise all kinds of exceptions
         problem = (
             f"{model} cannot be used with the encoder {encoder_name}: {str(error)[:200]}; "
             "choose another"

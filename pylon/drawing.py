@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: an overlay, a panel with its box, pages of panels."""
+"""Draw heatmaps: overlays, panels with boxes, pages of panels."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ BOX_COLOUR = (0, 255, 0)
 
 
 class Row(NamedTuple):
-    """What one row of a page shows."""
+    """Contents of one row of a page."""
 
     image_id: str
     image: np.ndarray  # (H, W) uint8
@@ -25,16 +25,16 @@ class Row(NamedTuple):
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """Lay a heatmap over a radiograph as the published figures do: min-max scaled, JET, halves.
+    """Overlay a heatmap on a radiograph as in the published figures: min-max scaled, JET, 50 %.
 
     Args:
         image: (H, W) uint8.
-        heatmap: (h, w) float32, any range; a constant one is drawn in the lowest colour.
+        heatmap: (h, w) float32, any range; a constant heatmap is drawn in the lowest colour.
 
     Returns:
         (H, W, 3) uint8, RGB.
     """
-    # min-max scaled, at the size of the radiograph, in colours
+    # scale to [0, 1], resize to the radiograph, colour
     low = float(heatmap.min())
     high = float(heatmap.max())
     scaled = (heatmap - low) / (high - low) if high > low else np.zeros_like(heatmap)
@@ -42,13 +42,13 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     levels = np.round(scaled * 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1]  # (H, W, 3) RGB
 
-    # half and half
+    # blend
     grey = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(grey, 0.5, np.ascontiguousarray(colours), 0.5, 0)
 
 
 def draw_page(rows: list[Row]) -> bytes:
-    """Draw rows of two panels, the radiograph and its heatmap with the box; a JPEG file."""
+    """Draw rows of two panels, radiograph and heatmap with box; return the bytes of a JPEG file."""
     step = PANEL + TITLE + GAP
     width = 2 * PANEL + 3 * GAP
     height = len(rows) * step + GAP
@@ -56,8 +56,8 @@ def draw_page(rows: list[Row]) -> bytes:
     right = PANEL + 2 * GAP
     tops = [k * step + TITLE + GAP // 2 for k in range(len(rows))]
 
-    # matplotlib writes the text; it would resample the pictures, which takes ten times as long as
-    # all the rest
+    # matplotlib draws the text only: it would resample the images, which takes ten times as long
+    # as everything else
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     for top, row in zip(tops, rows, strict=True):
         for x, text in ((left, row.image_id), (right, row.title)):
@@ -76,7 +76,7 @@ def draw_page(rows: list[Row]) -> bytes:
 
 
 def panel_with_box(image: np.ndarray, row: Row) -> np.ndarray:
-    """The overlay of a row, (PANEL, PANEL, 3) RGB, with its box scaled to the panel."""
+    """Draw the overlay of a row, (PANEL, PANEL, 3) RGB, with its box scaled to the panel."""
     panel = overlay(image, row.heatmap)
     file_size = np.array(row.image.shape[::-1] * 2)  # width, height, width, height
     x, y, w, h = np.array(row.bbox_xywh) * PANEL / file_size

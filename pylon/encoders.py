@@ -1,4 +1,4 @@
-"""Encoders: found among SMP's and timm's, and checked to have the features that PYLON uses."""
+"""Build encoders from SMP or timm and check that they have the features that PYLON uses."""
 
 import difflib
 import warnings
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 STRIDES = (4, 8, 16, 32)
-TRIED_SIDE = 256  # pixels of the image on which the strides are tried
+TRIED_SIDE = 256  # side in pixels of the image used to check the strides
 
 
 class ArgumentError(ValueError):
-    """An argument of a network that cannot be used; the text begins with its name.
+    """An invalid network argument; the message begins with the argument's name.
 
     Attributes:
         argument: name of the argument.
@@ -27,22 +27,22 @@ class ArgumentError(ValueError):
 
 
 def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module:
-    """One of SMP's encoders, checked to have features at strides 4, 8, 16 and 32.
+    """Build an encoder and check that it has features at strides 4, 8, 16 and 32.
 
     Args:
-        name: as SMP calls it, or `tu-NAME` for one of timm's.
-        weights: "imagenet", or whatever SMP lists for it; None for random ones.
-        in_channels: channels of the input.
+        name: SMP's name, or `tu-NAME` for a timm encoder.
+        weights: "imagenet", or any weights that SMP lists for it; None for random weights.
+        in_channels: number of input channels.
 
     Raises:
-        ArgumentError: of encoder_name, which is unknown or lacks a stride, or of encoder_weights,
-            which cannot be had.
+        ArgumentError: encoder_name is unknown or lacks a stride, or encoder_weights are
+            unavailable.
     """
     require_known(name)
     try:
         encoder = smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=None)
         strides_fit = has_four_strides(encoder, in_channels)
-    except Exception as error:  # encoders that do not fit fail in as many ways as there are of them
+    except Exception as error:  # unsuitable encoders raise all kinds of exceptions
         problem = f"{name} cannot be used: {str(error)[:200]}; choose another encoder"
         raise ArgumentError("encoder_name", problem) from error
     if not strides_fit:
@@ -54,7 +54,7 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module
 
 
 def require_known(name: str) -> None:
-    """Raise an ArgumentError if neither SMP nor timm has such an encoder."""
+    """Raise an ArgumentError if neither SMP nor timm has the encoder."""
     if name.startswith("tu-"):
         known = timm.list_models()
         wanted = name[3:].split(".")[0]
@@ -72,21 +72,21 @@ def require_known(name: str) -> None:
 
 
 def with_weights(name: str, weights: str, in_channels: int) -> nn.Module:
-    """The encoder with weights that are downloaded, or found in the cache of earlier downloads."""
+    """Build the encoder with pretrained weights, downloaded or from the cache."""
     if name.startswith("tu-") and not timm.models.is_model_pretrained(name[3:]):
-        problem = f"{weights}: timm has no weights of {name}; choose none"
+        problem = f"{weights}: timm has no weights for {name}; choose none"
         raise ArgumentError("encoder_weights", problem)
     try:
         with warnings.catch_warnings():
             # "imagenet" stands for timm's own weights
             warnings.filterwarnings("ignore", message="For 'tu-'")
             return smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=weights)
-    except KeyError as error:  # SMP's word for weights that it does not list
+    except KeyError as error:  # SMP does not list these weights
         raise ArgumentError("encoder_weights", f"{weights}: {error.args[0]}") from error
-    except Exception as error:  # no network, or a damaged file: whatever the libraries raise
+    except Exception as error:  # offline, or a damaged file: the libraries raise anything
         problem = (
             f"{weights}: the weights of {name} could not be downloaded, or are damaged; "
-            "connect to the network once (and empty Hugging Face's cache), or choose none, "
+            "connect to the internet once (and clear the Hugging Face cache), or choose none "
             "to train from scratch"
         )
         raise ArgumentError("encoder_weights", problem) from error
@@ -94,9 +94,9 @@ def with_weights(name: str, weights: str, in_channels: int) -> nn.Module:
 
 @torch.no_grad()
 def has_four_strides(encoder: nn.Module, in_channels: int) -> bool:
-    """Whether the last four features lie at strides 4, 8, 16 and 32, seen by trying."""
+    """Run the encoder to check that its last four features are at strides 4, 8, 16 and 32."""
     if any(parameter.is_meta for parameter in encoder.parameters()):
-        return True  # built for its shapes alone: there is nothing to try
+        return True  # built only for its shapes: it cannot be run
     features = encoder.eval()(torch.zeros(1, in_channels, TRIED_SIDE, TRIED_SIDE))
     encoder.train()
     sides = [feature.shape[-1] for feature in features[-4:]]

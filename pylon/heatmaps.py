@@ -1,11 +1,11 @@
-"""Heatmaps of a network: its own maps, or what a method of the grad-cam library makes of it."""
+"""Heatmaps of a network: its own maps, or those of a method of the grad-cam library."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-METHODS = {  # of the grad-cam library, by the name of the option
+METHODS = {  # option name -> class in the grad-cam library
     "gradcam": "GradCAM",
     "gradcam++": "GradCAMPlusPlus",
     "xgradcam": "XGradCAM",
@@ -23,24 +23,24 @@ def heatmaps_of(
     class_of: Sequence[int],
     method: str = "map",
 ) -> tuple[Tensor, Tensor]:
-    """One heatmap for each pair of an image of the batch and a class.
+    """Compute one heatmap for each pair of an image in the batch and a class.
 
-    "map" takes the network's own maps. The other methods (`METHODS`) explain a logit by the last
-    feature of the encoder, in every network, as they were published for classifiers. What a decoder
-    adds from earlier features they do not see; but of PYLON's own last feature Grad-CAM would only
-    be the map again (less its bias, negative values cut off), since nothing but a 1x1 convolution
-    and a maximum comes after it.
+    "map" returns the network's own maps. The other methods (`METHODS`) explain a logit by the last
+    feature of the encoder, in every network, as published for classifiers. They miss what a decoder
+    adds from earlier features; but on PYLON's own last feature Grad-CAM would only reproduce the
+    map (without its bias, negative values cut off), since only a 1x1 convolution and a maximum
+    follow it.
 
     Args:
         model: a `Pylon` or a `Baseline`, in eval mode.
         images: (B, 1, S, S) float32, normalised.
-        image_of, class_of: N each, index of the image in the batch, index of the class.
+        image_of, class_of: N indices each, of the image in the batch and of the class.
 
     Returns:
-        heatmaps (N, h, w) float32 in [0, 1]: probabilities, where a logit is the maximum of its
-            map; where it is the mean, single logits mean nothing, and the map is scaled to its own
-            range, as CAM is; likewise other methods.
-        probabilities (N,) float32, NaN where a logit is no finite number.
+        heatmaps (N, h, w) float32 in [0, 1]: probabilities if a logit is the maximum of its map. If
+            it is the mean, the logit of a single pixel has no meaning, and the map is min-max
+            scaled, as CAM is; so are the heatmaps of the other methods.
+        probabilities (N,) float32, NaN where a logit is not finite.
 
     Raises:
         ValueError: the method is unknown.
@@ -73,7 +73,7 @@ def explained(
     class_of: Sequence[int],
     method: str,
 ) -> tuple[Tensor, Tensor]:
-    # an extra that takes seconds to import, which the maps do without
+    # an optional dependency, slow to import, that the maps do not need
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -87,12 +87,12 @@ def explained(
 
 
 def probability(logits: Tensor) -> Tensor:
-    """The sigmoid, but NaN of an infinite logit, which is a broken network's."""
+    """Return the sigmoid, with NaN for infinite logits, which mean a broken network."""
     return logits.sigmoid().where(logits.isfinite(), torch.nan)
 
 
 class LogitsAlone(nn.Module):
-    """A network as the grad-cam library expects it: images in, logits out."""
+    """Wrap a network for the grad-cam library: images in, logits out."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from pylon.encoders import ArgumentError, build_encoder
 
-STRIDE = 256  # the attention branch halves the stride-32 feature three times more
+STRIDE = 256  # the attention branch halves the stride-32 feature three more times
 
 
 class PylonOutput(NamedTuple):
     logits: Tensor  # (B, C) float32
-    maps: Tensor  # (B, C, H/4, W/4) float32, logits a pixel
+    maps: Tensor  # (B, C, H/4, W/4) float32, logits per pixel
 
 
 def criterion(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss: binary cross entropy, the mean over images and classes.
+    """Compute the loss: binary cross entropy, averaged over images and classes.
 
     Args:
-        logits, labels: (B, C) float32; labels 0 or 1.
+        logits, labels: (B, C) float32; labels are 0 or 1.
     """
     return F.binary_cross_entropy_with_logits(logits, labels)
 
@@ -43,14 +43,14 @@ class ConvBnRelu(nn.Module):
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
-    """Upsample to the height and width of `like`: bilinear, corners aligned."""
+    """Upsample to the height and width of `like`: bilinear, with aligned corners."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
 
 
 class PyramidAttention(nn.Module):
-    """PA: one attention channel, seen at three scales, times the projected feature.
+    """PA: one attention channel, computed at three scales, times the projected feature.
 
-    Without attention, as an ablation, it is the projected feature alone.
+    Without attention (an ablation) it returns the projected feature alone.
     """
 
     def __init__(self, in_channels: int, out_channels: int, attention: bool = True):
@@ -71,12 +71,12 @@ class PyramidAttention(nn.Module):
         if not self.attention:
             return mid
 
-        # down: one channel each
+        # downsample: one channel each
         down1 = self.down1(x)  # (B, 1, H/64, W/64)
         down2 = self.down2(down1)  # (B, 1, H/128, W/128)
         down3 = self.down3(down2)  # (B, 1, H/256, W/256)
 
-        # and up again
+        # upsample again
         attention = resize(self.conv3(down3), like=down2)  # (B, 1, H/128, W/128)
         attention = resize(self.conv2(down2) + attention, like=down1)  # (B, 1, H/64, W/64)
         attention = resize(self.conv1(down1) + attention, like=mid)  # (B, 1, H/32, W/32)
@@ -86,7 +86,7 @@ class PyramidAttention(nn.Module):
 class Up(nn.Module):
     """UP: the deeper map, upsampled, plus the projected skip feature.
 
-    One layer is the network of the 2020 code, two layers that of the iScience paper.
+    The 2020 code has one layer, the iScience paper two.
     """
 
     def __init__(self, skip_channels: int, out_channels: int, layers: int):
@@ -102,9 +102,9 @@ class Up(nn.Module):
 
 
 class PylonDecoder(nn.Module):
-    """From the features at strides 4, 8, 16, 32 to one of `out_channels` at stride 4.
+    """Combine the features at strides 4, 8, 16, 32 into one of `out_channels` at stride 4.
 
-    With fewer UP modules, as an ablation, its stride is 8, 16 or 32.
+    With fewer UP modules (an ablation) the stride is 8, 16 or 32.
     """
 
     def __init__(
@@ -143,21 +143,21 @@ class Pylon(
     """Pyramid Localization Network.
 
     Args:
-        encoder_name: any encoder of segmentation-models-pytorch, or `tu-NAME` for one of timm's,
+        encoder_name: any encoder of segmentation-models-pytorch, or `tu-NAME` for a timm encoder,
             that has features at strides 4, 8, 16 and 32.
-        encoder_weights: "imagenet" (the one download) or None. For `tu-` encoders anything but None
-            means the weights that timm has.
-        in_channels: channels of the input. With one, SMP sums the RGB kernels of the first
+        encoder_weights: "imagenet" (the only download) or None. For `tu-` encoders anything but
+            None means timm's own weights.
+        in_channels: number of input channels. With one, SMP sums the RGB kernels of the first
             convolution.
         classes: number of maps and logits.
         decoder_channels: width D of the decoder, 128 in the paper.
         up_layers: 1 (2020 code) or 2 (2021 code, iScience paper) convolutions in each UP module.
-        up_modules: 3, or fewer as an ablation: maps are then at stride 8 (2), 16 (1) or 32 (0).
-        attention: False leaves the attention branch out, as an ablation.
+        up_modules: 3, or fewer as an ablation, with maps at stride 8 (2), 16 (1) or 32 (0).
+        attention: False removes the attention branch, as an ablation.
 
     Raises:
-        ValueError: the encoder is unknown, lacks a stride, or its weights cannot be had; or
-            up_layers or up_modules is out of range. The text begins with the argument's name.
+        ValueError: the encoder is unknown, lacks a stride, or its weights are unavailable; or
+            up_layers or up_modules is out of range. The message begins with the argument's name.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Pylon(
         self.pool = "max"
         self.ablated = up_modules != 3 or not attention
 
-        # encoder, decoder, head; `deepest` is where methods such as Grad-CAM listen
+        # encoder, decoder, head; `deepest` is a hook point for methods such as Grad-CAM
         self.encoder = build_encoder(encoder_name, encoder_weights, in_channels)
         self.deepest = nn.Identity()
         channels = self.encoder.out_channels[-4:]
@@ -190,13 +190,14 @@ class Pylon(
         initialization.initialize_head(self.segmentation_head)
 
     def forward(self, images: Tensor) -> PylonOutput:
-        """Maps and logits of a batch.
+        """Compute the maps and logits of a batch.
 
         Args:
             images: (B, in_channels, H, W) float, normalised; H and W multiples of 256.
 
         Raises:
-            ValueError: a side is no multiple of 256, or batch norm would see a single value.
+            ValueError: a side is not a multiple of 256, or a training batch leaves batch norm a
+                single value.
         """
         batch, _, height, width = images.shape
         if height % STRIDE or width % STRIDE:
@@ -205,7 +206,7 @@ class Pylon(
             )
         if self.training and batch * (height // STRIDE) * (width // STRIDE) == 1:
             raise ValueError(
-                "training needs at least 2 images a batch: batch norm has no variance of one value"
+                "training needs at least 2 images per batch: batch norm needs more than one value"
             )
         *features, deepest = self.encoder(images)  # strides 2, 4, 8, 16; 32
         x = self.decoder([*features[-3:], self.deepest(deepest)])  # (B, D, H/4, W/4)
@@ -214,5 +215,5 @@ class Pylon(
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs):
-        """Rebuild from a folder or the hub: all weights come from the file, none from ImageNet."""
+        """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
         return super()._from_pretrained(strict=strict, **{**kwargs, "encoder_weights": None})

@@ -1,4 +1,4 @@
-"""Files that are no radiographs, and what is said of them."""
+"""Files that are not readable radiographs, and the error messages they cause."""
 
 import zlib
 
@@ -28,14 +28,17 @@ BAD = {
     "cut jpg": (encoded(".jpg", NOISE)[:-300], "cannot be read as an image; copy it again"),
     "16 bits": (
         encoded(".png", NOISE.astype(np.uint16) * 257),
-        "has 16 bits a pixel; convert it to 8 bits",
+        "has 16 bits per pixel; convert it to 8 bits",
     ),
-    "one pixel wide": (encoded(".png", NOISE[:, :1]), "is 1 x 128 pixels, which is no radiograph"),
+    "one pixel wide": (
+        encoded(".png", NOISE[:, :1]),
+        "is 1 x 128 pixels, too small for a radiograph",
+    ),
 }
 
 
 def png(*chunks):
-    """A PNG file of chunks, each a kind and its contents, with right lengths and checksums."""
+    """Build a PNG file of chunks (kind, contents), with correct lengths and checksums."""
     file = b"\x89PNG\r\n\x1a\n"
     for kind, data in chunks:
         file += (

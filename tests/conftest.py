@@ -24,16 +24,16 @@ NETWORK = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
 TINY = (*NETWORK, "--precision", "fp32", "--device", "cpu")
 TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
 NO_REFERENCE = "needs the reference files, which are not part of the project"
-# reference material that is not part of the project: its tests skip without it
+# reference files that are not part of the project: tests that need them are skipped without them
 SHARED = ROOT.parent / "shared"
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in several processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in several processes
 
-# for the process that scripts are forked from, which imports preloaded.py and by it the scripts
+# for the process that scripts are forked from: it imports preloaded.py, and with it the scripts
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "tests")))
 
-# Scripts run in processes of their own, forked from one that has imported torch and the rest: that
-# takes seconds.
+# Scripts run in processes forked from one that has already imported torch and the rest, since the
+# imports take seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["preloaded"])
 
@@ -41,9 +41,9 @@ FORKS.set_forkserver_preload(["preloaded"])
 def start_script(
     *arguments, cwd: Path, out: Path, sabotage: Callable[[], None] | None = None
 ) -> multiprocessing.process.BaseProcess:
-    """Start `python ARGUMENTS` in `cwd`, sabotaged first if asked.
+    """Start `python ARGUMENTS` in `cwd`, after calling `sabotage` in its process, if given.
 
-    It prints to out/stdout and out/stderr.
+    Its output goes to out/stdout and out/stderr.
     """
     measured = coverage.Coverage.current() is not None
     arguments = list(map(str, arguments))
@@ -67,8 +67,8 @@ def be_script(
     )
     if measured:
         coverage_of_this.start()
-    os.setpgrp()  # so that it can be killed with its workers
-    # a shell's background job has it ignored
+    os.setpgrp()  # so that it can be killed together with its workers
+    # a shell's background jobs ignore SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()
@@ -82,7 +82,7 @@ def be_script(
     sys.path.insert(0, str((ROOT / script).parent))
     if sabotage is not None:
         sabotage()
-    # the system's own, not the one that has led here
+    # the platform's default instead of forkserver
     multiprocessing.set_start_method(None, force=True)
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -95,7 +95,7 @@ def be_script(
 def run_script(
     *arguments, cwd: Path, code: int | None = 0, sabotage: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess:
-    """Run `python ARGUMENTS` as a user would, in `cwd`, and check the exit code, if it is known."""
+    """Run `python ARGUMENTS` as a user would, in `cwd`; check the exit code unless it is None."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         process = start_script(*arguments, cwd=cwd, out=out, sabotage=sabotage)
@@ -107,7 +107,7 @@ def run_script(
 
 
 def refusal_of(done: subprocess.CompletedProcess) -> str:
-    """What tyro says of a choice that is none, in a frame, before anything begins."""
+    """Return tyro's message about an invalid choice, which must come before anything else."""
     assert done.returncode == 2
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout == ""
@@ -115,7 +115,7 @@ def refusal_of(done: subprocess.CompletedProcess) -> str:
 
 
 def sentence_of(done: subprocess.CompletedProcess) -> str:
-    """The one sentence that a failed script must end with, and nothing else but progress bars."""
+    """Return the one error line that a failed script must print, with no traceback."""
     assert "Traceback" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
@@ -133,7 +133,7 @@ def phantom(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_once(phantom, tmp_path_factory) -> Path:
-    """A folder in which two epochs were trained on the phantom."""
+    """A folder with a run of two epochs on the phantom."""
     cwd = tmp_path_factory.mktemp("trained_once")
     done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=cwd)
     assert "Traceback" not in done.stderr
@@ -142,25 +142,25 @@ def trained_once(phantom, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(trained_once, tmp_path_factory) -> Path:
-    """A copy of it for the tests of a module."""
+    """A copy of `trained_once` for the tests of one module."""
     return shutil.copytree(trained_once, tmp_path_factory.mktemp("trained") / "cwd")
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    """Whether two runs, by their folders, have the same best network, bit for bit."""
+    """Whether the best networks in two run folders are identical, bit for bit."""
     one = safetensors.torch.load_file(a / "best/model.safetensors")
     other = safetensors.torch.load_file(b / "best/model.safetensors")
     return one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
 
 
 def rows_of(cwd: Path, seed: int = 0) -> pd.DataFrame:
-    """The csv of a run, less what depends on the clock."""
+    """Read the csv of a run, without the columns that depend on the clock."""
     return pd.read_csv(cwd / f"csv/pylon/{seed}.csv").drop(columns=["images_per_second", "seconds"])
 
 
 @pytest.fixture
 def by_hand(tmp_path) -> Path:
-    """A folder with lists of six images of four patients, written by hand."""
+    """A folder with hand-written lists of six images of four patients."""
     (tmp_path / "Data_Entry_2017.csv").write_text(
         "Image Index,Finding Labels,Follow-up #,Patient ID\n"
         "00000001_000.png,Mass|Nodule,0,1\n"
@@ -190,11 +190,11 @@ def shared() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many checks were left out because the reference files are absent."""
+    """Report how many tests were skipped because the reference files are absent."""
     skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
     count = sum(NO_REFERENCE in str(reason) for reason in skipped)
     terminalreporter.write_line(
-        f"{count} checks were left out because the reference files are absent"
+        f"{count} tests were skipped because the reference files are absent"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the scripts import, for the process that the tests fork them from."""
+"""Imports of the scripts, for the process that the tests fork them from."""
 
 import gc
 
@@ -10,4 +10,4 @@ import train
 __all__ = ["eval_auc", "eval_loc", "generate_heatmap", "train"]
 
 gc.collect()
-gc.freeze()  # or each script would look through all of this for garbage, and copy it
+gc.freeze()  # otherwise garbage collection in each fork would scan, and so copy, all of this

@@ -1,4 +1,6 @@
-"""Which file imports which: arrows between rooms go down, and inside a room there is no circle.
+"""Files import only from lower layers, and no room has an import cycle.
+
+The rooms by layer, from top to bottom; an arrow is an import of one file by another:
 
 train.py, eval_auc.py, eval_loc.py, generate_heatmap.py, tools/, benchmarks/
 pylon/experiment/
@@ -19,7 +21,7 @@ from conftest import ROOT
 
 NETWORKS = ("model", "encoders", "baselines", "heatmaps", "drawing")
 MIDDLE = {"networks", "scoring", "data"}
-BELOW = {  # what a room may import besides itself
+BELOW = {  # what a room may import in addition to itself
     "system": set(),
     **{room: {"system"} for room in MIDDLE},
     "experiment": MIDDLE | {"system"},
@@ -30,10 +32,10 @@ LIBRARIES_OF_MODEL = {"torch", "segmentation_models_pytorch", "huggingface_hub"}
 
 
 def room_of(file: str) -> str:
-    """The room of a file, by its path below the root."""
+    """Return the room of a file, given its path relative to the root."""
     first, *rest = Path(file).parts
     if first != "pylon":
-        return first  # a script is a room of its own
+        return first  # each script is its own room
     if len(rest) > 1:
         return rest[0]
     stem = Path(file).stem
@@ -41,23 +43,23 @@ def room_of(file: str) -> str:
 
 
 def files_of(root: Path) -> list[str]:
-    """All python files that arrows lead from, by their paths below the root."""
+    """List all Python files whose imports are checked, relative to the root."""
     patterns = ("*.py", "tools/**/*.py", "benchmarks/**/*.py", "pylon/**/*.py")
     paths = [path for pattern in patterns for path in root.glob(pattern)]
     return sorted(path.relative_to(root).as_posix() for path in paths)
 
 
 def modules_of(file: str, root: Path, modules: Iterable[str] = ()) -> set[str]:
-    """Modules that a file imports, inside functions too.
+    """Find the modules that a file imports, inside functions too.
 
-    `from a import b` is of a.b if that is among the modules, else of a.
+    `from a import b` counts as a.b if that is among `modules`, else as a.
     """
     names = set()
     for node in ast.walk(ast.parse((root / file).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} imports relatively"
+            assert node.level == 0, f"{file} has a relative import"
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 names.add(name if name in modules else node.module)
@@ -65,11 +67,11 @@ def modules_of(file: str, root: Path, modules: Iterable[str] = ()) -> set[str]:
 
 
 def graph_of(root: Path) -> dict[str, set[str]]:
-    """For each file the files that it imports."""
+    """Map each file to the files that it imports."""
     files = {}
     for file in files_of(root):
         parts = Path(file).with_suffix("").parts
-        name = parts if parts[0] == "pylon" else parts[-1:]  # a script imports what is beside it
+        name = parts if parts[0] == "pylon" else parts[-1:]  # a script imports its neighbours
         files[".".join(name).removesuffix(".__init__")] = file
     graph = {}
     for file in files.values():
@@ -79,7 +81,7 @@ def graph_of(root: Path) -> dict[str, set[str]]:
 
 
 def wrong_arrows(graph: dict[str, set[str]]) -> list[str]:
-    """Arrows that lead up, or to a room beside."""
+    """List the arrows that lead up or sideways."""
     wrong = []
     for file, imported in graph.items():
         room = room_of(file)
@@ -89,7 +91,7 @@ def wrong_arrows(graph: dict[str, set[str]]) -> list[str]:
 
 
 def circle_of(graph: dict[str, set[str]]) -> list[str]:
-    """A circle of imports inside a room, if there is one."""
+    """Find a cycle of imports inside a room, if there is one."""
     inside = {
         file: {other for other in imported if room_of(other) == room_of(file)}
         for file, imported in graph.items()
@@ -106,31 +108,31 @@ def graph():
     return graph_of(ROOT)
 
 
-def test_arrows_go_down(graph):
+def test_imports_only_lead_to_lower_layers(graph):
     assert wrong_arrows(graph) == []
 
 
-def test_no_room_imports_in_a_circle(graph):
+def test_no_room_has_an_import_cycle(graph):
     assert circle_of(graph) == []
 
 
-def test_all_files_are_in_a_room_and_all_rooms_are_seen(graph):
+def test_every_file_is_in_a_room_and_every_room_is_checked(graph):
     rooms = {room_of(file) for file in graph}
     scripts = {"train.py", "eval_auc.py", "eval_loc.py", "generate_heatmap.py"}
     assert rooms == {*BELOW, *scripts, "tools", "benchmarks"}
     for room in rooms - {"system", "pylon"}:
         leaving = [file for file in graph if room_of(file) == room and graph[file]]
-        assert leaving, room  # or the graph would be blind
+        assert leaving, room  # otherwise the graph has missed its imports
     assert "pylon/system/errors.py" in graph["pylon/system/files.py"]
     assert "pylon/data/images.py" in graph["pylon/data/cache.py"]
     assert "pylon/data/chestxray14.py" in graph["pylon/experiment/checkpoint.py"]  # in a function
 
 
-def test_errors_import_nothing():
+def test_errors_module_imports_nothing():
     assert modules_of("pylon/system/errors.py", ROOT) == set()
 
 
-def test_the_network_needs_three_libraries():
+def test_model_imports_only_three_libraries():
     roots = {name.split(".")[0] for name in modules_of("pylon/model.py", ROOT)}
     assert roots - sys.stdlib_module_names - {"pylon"} == LIBRARIES_OF_MODEL
 
@@ -154,7 +156,7 @@ def test_the_network_needs_three_libraries():
         ("benchmarks/fed.py", "import thorax", "tools/thorax.py"),
     ],
 )
-def test_a_reversed_arrow_is_seen(tmp_path, file, line, arrow):
+def test_import_from_a_higher_layer_is_detected(tmp_path, file, line, arrow):
     plant(tmp_path, file, line)
     assert wrong_arrows(graph_of(tmp_path)) == [f"{file} -> {arrow}"]
 
@@ -167,7 +169,7 @@ def test_a_reversed_arrow_is_seen(tmp_path, file, line, arrow):
         ("benchmarks/measure.py", "import speed"),
     ],
 )
-def test_a_circle_is_seen(tmp_path, file, line):
+def test_import_cycle_is_detected(tmp_path, file, line):
     plant(tmp_path, file, line)
     graph = graph_of(tmp_path)
     assert wrong_arrows(graph) == []
@@ -175,7 +177,7 @@ def test_a_circle_is_seen(tmp_path, file, line):
 
 
 def plant(folder: Path, file: str, line: str) -> None:
-    """Copy our files into a folder, and put a line at the end of one of them."""
+    """Copy the project into a folder and append a line to one of the files."""
     for name in files_of(ROOT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -184,7 +186,7 @@ def plant(folder: Path, file: str, line: str) -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level modules that a fresh process has after some code."""
+    """List the top-level modules that are loaded after running some code in a new process."""
     code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -194,19 +196,19 @@ def loaded_by(code: str) -> set[str]:
 SLOW = {"torch", "pandas", "sklearn", "albumentations", "matplotlib", "cv2", "scipy", "accelerate"}
 
 
-def test_importing_pylon_loads_no_library():
+def test_importing_pylon_loads_no_slow_library():
     assert not loaded_by("import pylon; assert 'Pylon' in dir(pylon)") & SLOW
     assert not loaded_by("import pylon.system.cli") & SLOW
     assert not loaded_by("import pylon.experiment.options") & SLOW
 
 
-def test_the_network_is_there_when_it_is_asked_for_and_needs_no_data():
+def test_network_is_imported_on_demand_without_data_libraries():
     loaded = loaded_by("import pylon; pylon.Pylon; pylon.PylonOutput; pylon.load_pylon")
     assert "torch" in loaded
     assert not loaded & {"pandas", "sklearn", "albumentations", "matplotlib", "cv2"}
 
 
-def test_help_is_there_at_once():
+def test_help_loads_no_slow_library():
     for script in ("train.py", "eval_auc.py", "eval_loc.py", "generate_heatmap.py"):
         code = f"""
 import runpy, sys
@@ -220,7 +222,7 @@ print()
         assert not loaded_by(code) & SLOW, script
 
 
-def test_what_is_not_there_is_said():
+def test_unknown_attribute_raises_attribute_error():
     import pylon
 
     with pytest.raises(AttributeError, match="module 'pylon' has no attribute 'Pyloon'"):

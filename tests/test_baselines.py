@@ -1,4 +1,4 @@
-"""The networks that PYLON is compared with, and how a network is built from its config."""
+"""The baselines, and building a network from its config."""
 
 import json
 
@@ -19,7 +19,7 @@ IMAGES = torch.linspace(-2, 2, 2 * 256 * 256).reshape(2, 1, 256, 256).sin()
 
 
 @pytest.mark.parametrize("name", ["backbone", *NETS])
-def test_maps_and_logits(name):
+def test_shape_of_maps_and_logits_are_their_maxima(name):
     model = Baseline(name, ENCODER, None, classes=3).eval()
     with torch.no_grad():
         logits, maps = model(IMAGES)
@@ -30,7 +30,7 @@ def test_maps_and_logits(name):
 
 
 @pytest.mark.parametrize("name", ["unet", "fpn", "deeplabv3"])
-def test_segmentation_nets_are_smps_own(name):
+def test_segmentation_nets_equal_those_of_smp(name):
     model = Baseline(name, ENCODER, None, classes=3).eval()
     theirs = smp.create_model(name, ENCODER, None, 1, 3).eval()
     theirs.load_state_dict(model.state_dict())
@@ -38,7 +38,7 @@ def test_segmentation_nets_are_smps_own(name):
         torch.testing.assert_close(model(IMAGES).maps, theirs(IMAGES))
 
 
-def test_mean_of_maps_is_the_classic_cam_net():
+def test_backbone_with_average_pooling_is_the_classic_cam_net():
     model = Baseline("backbone", ENCODER, None, classes=3, pool="avg").eval()
     with torch.no_grad():
         logits, maps = model(IMAGES)
@@ -50,7 +50,7 @@ def test_mean_of_maps_is_the_classic_cam_net():
 
 
 @pytest.mark.parametrize(("name", "pool"), [("backbone", "avg"), ("linknet", "max")])
-def test_round_trip(tmp_path, name, pool):
+def test_save_and_load_round_trip(tmp_path, name, pool):
     model = Baseline(name, ENCODER, None, classes=2, pool=pool).eval()
     card = make_card(["one", "two"], {"image_size": 256}, "abc", {}, 0.5, 0.25)
     save_best(tmp_path / "best", model, card)
@@ -67,7 +67,7 @@ def test_round_trip(tmp_path, name, pool):
 
 
 @pytest.mark.parametrize("name", ["backbone", "deeplabv3plus", "pspnet"])
-def test_weights_of_the_encoder_are_taken_over(monkeypatch, name):
+def test_pretrained_encoder_weights_are_copied(monkeypatch, name):
     torch.manual_seed(1)
     trained = baselines.build_encoder(ENCODER, None, 1)
     monkeypatch.setattr(baselines, "build_encoder", lambda *_: trained)
@@ -77,16 +77,16 @@ def test_weights_of_the_encoder_are_taken_over(monkeypatch, name):
         assert torch.equal(value, theirs[key])
 
 
-def test_unknown_and_unfit():
+def test_invalid_arguments():
     with pytest.raises(ValueError, match=r"^model fnp is unknown; did you mean fpn"):
         Baseline("fnp", ENCODER, None)
     with pytest.raises(ValueError, match=r"^model dpt is unknown"):
         Baseline("dpt", ENCODER, None)
-    with pytest.raises(ValueError, match=r"^pool avg is not for fpn"):
+    with pytest.raises(ValueError, match=r"^pool avg cannot be used with fpn"):
         Baseline("fpn", ENCODER, None, pool="avg")
     with pytest.raises(ValueError, match=r"^encoder_name resnet51 is unknown"):
         Baseline("fpn", "resnet51", None)
-    with pytest.raises(ValueError, match="at least 2 images a batch"):
+    with pytest.raises(ValueError, match="at least 2 images per batch"):
         Baseline("deeplabv3", ENCODER, None)(IMAGES[:1])
     with pytest.raises(ValueError, match=r"^model linknet cannot be used with the encoder mit_b0"):
         Baseline("linknet", "mit_b0", None)
@@ -95,7 +95,7 @@ def test_unknown_and_unfit():
 def test_networks_are_built_from_their_configs():
     arguments = {"encoder_name": ENCODER, "encoder_weights": None, "classes": 2}
     pylon_of = {**arguments, "decoder_channels": 8, "up_layers": 2}
-    for config in (pylon_of, {**pylon_of, "kind": "pylon"}):  # an earlier version names no kind
+    for config in (pylon_of, {**pylon_of, "kind": "pylon"}):  # earlier versions have no kind
         network = build_network(config)
         assert isinstance(network, Pylon)
         assert len(network.decoder.up3.conv1) == 2
@@ -104,6 +104,6 @@ def test_networks_are_built_from_their_configs():
         network = build_network(config)
         assert isinstance(network, Baseline)
         assert (network.pool, network.decoder) == ("avg", None)
-        assert config["model"] == "backbone"  # which is left as it was
+        assert config["model"] == "backbone"  # the config is not modified
     with pytest.raises(ValueError, match=r"^kind must be one of pylon, baseline, got tree"):
         build_network({**arguments, "kind": "tree"})

@@ -5,10 +5,10 @@ import pytest
 from pylon.drawing import GAP, PANEL, TITLE, Row, draw_page, overlay
 
 
-def test_overlay_by_hand():
+def test_overlay_of_a_hand_worked_example():
     image = np.full((2, 2), 100, np.uint8)
     out = overlay(image, np.array([[-3.0, 1.0], [1.0, 1.0]], np.float32))
-    # JET goes from (0, 0, 128) to (128, 0, 0) in RGB; half of it and half of 100
+    # JET goes from (0, 0, 128) to (128, 0, 0) in RGB; averaged with 100
     np.testing.assert_array_equal(out[0, 0], [50, 50, 114])
     np.testing.assert_array_equal(out[1, 1], [114, 50, 50])
 
@@ -24,13 +24,13 @@ def test_overlay_is_upsampled_to_the_image():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
-def test_constant_heatmap(value):
+def test_constant_heatmap_is_drawn_in_the_lowest_colour(value):
     out = overlay(np.full((8, 8), 200, np.uint8), np.full((4, 4), value, np.float32))
     assert (out == out[0, 0]).all()
     assert out[0, 0, 2] > out[0, 0, 0]  # the lowest colour, blue
 
 
-def test_page():
+def test_page_has_images_boxes_and_titles():
     image = np.full((100, 100), 60, np.uint8)
     image[:, 50:] = 180
     heatmap = np.zeros((25, 25), np.float32)
@@ -54,7 +54,7 @@ def test_page():
 
 
 @pytest.mark.parametrize("name", [r"$\frac{$.png", "a_b^c$.png", "$$"])
-def test_names_are_no_formulas(name):
+def test_names_are_not_parsed_as_formulas(name):
     image = np.zeros((20, 20), np.uint8)
     page = draw_page([Row(name, image, np.zeros((5, 5), np.float32), name, (0, 0, 5, 5))])
     # there is text

@@ -1,4 +1,4 @@
-"""Encoders that are unknown, or do not fit, or cannot be had."""
+"""Encoders that are unknown or unsuitable, and weights that are unavailable."""
 
 import pytest
 import torch
@@ -18,15 +18,15 @@ from pylon.model import Pylon
         ("qqqqqqqq", "see segmentation-models-pytorch's list"),
     ],
 )
-def test_bad_encoders(name, sentence):
+def test_unknown_or_unsuitable_encoder(name, sentence):
     with pytest.raises(ValueError, match=rf"^encoder_name .*{sentence}"):
         Pylon(name, None)
 
 
-def test_bad_encoder_weights():
+def test_unavailable_encoder_weights():
     with pytest.raises(ValueError, match=r"^encoder_weights flowers"):
         Pylon("resnet18", "flowers")
-    sentence = r"^encoder_weights imagenet: timm has no weights of tu-cspresnet50d"
+    sentence = r"^encoder_weights imagenet: timm has no weights for tu-cspresnet50d"
     with pytest.raises(ValueError, match=sentence):
         Pylon("tu-cspresnet50d", "imagenet")
 
@@ -40,9 +40,9 @@ def test_errors_name_the_argument():
     assert raised.value.argument == "encoder_weights"
 
 
-def test_strides_are_seen_by_trying():
+def test_strides_are_checked_by_running_the_encoder():
     encoder = build_encoder("tu-test_resnet", None, 1)
     assert has_four_strides(encoder, 1)
     assert encoder.training
-    with torch.device("meta"):  # built for its shapes alone
+    with torch.device("meta"):  # built only for its shapes
         assert has_four_strides(build_encoder("resnet18", None, 1), 1)

@@ -16,7 +16,7 @@ def images():
     return torch.randn(2, 1, 256, 256, generator=torch.Generator().manual_seed(0))
 
 
-def test_map_is_the_networks_own(images):
+def test_method_map_returns_the_networks_own_maps(images):
     model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
     heatmaps, probabilities = heatmaps_of(model, images, [1, 0, 1], [2, 0, 0])
     with torch.no_grad():
@@ -26,8 +26,8 @@ def test_map_is_the_networks_own(images):
     assert torch.equal(probabilities, output.logits[[1, 0, 1], [2, 0, 0]].sigmoid())
 
 
-def test_map_of_a_mean_is_scaled_to_its_own_range(images):
-    """Its sigmoid would flatten logits of 20 and of 40 to the same 1: the maximum would be lost."""
+def test_map_of_average_pooling_is_min_max_scaled(images):
+    """A sigmoid would saturate: logits of 20 and of 40 both become 1, and the maximum is lost."""
     torch.manual_seed(0)
     model = Baseline("backbone", ENCODER, None, classes=3, pool="avg").eval()
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_map_of_a_mean_is_scaled_to_its_own_range(images):
     lambda: Baseline("backbone", ENCODER, None, classes=3, pool="avg"),
     lambda: Baseline("linknet", ENCODER, None, classes=3),
 ])  # fmt: skip
-def test_every_method_on_every_kind_of_network(make, method, images):
+def test_every_method_works_with_every_kind_of_network(make, method, images):
     torch.manual_seed(0)
     model = make().eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -65,14 +65,14 @@ def test_every_method_on_every_kind_of_network(make, method, images):
 
 
 def test_gradcam_of_the_classic_net_is_its_class_activation_map(images):
-    """On a net of average pooling and one linear layer, Grad-CAM is CAM, but for a ReLU.
+    """On a net with average pooling and one linear layer, Grad-CAM is CAM, except for a ReLU.
 
-    So say Selvaraju et al. 2017.
+    Shown by Selvaraju et al. 2017.
     """
     torch.manual_seed(0)
     model = Baseline("backbone", ENCODER, None, classes=3, pool="avg").eval()
     with torch.no_grad():
-        # or the 1e-7 that the library adds would show
+        # otherwise the 1e-7 that the library adds would be visible
         model.segmentation_head[0].weight.abs_().mul_(100)
     heatmaps, _ = heatmaps_of(model, images, [0, 1], [2, 1], "gradcam")
     with torch.no_grad():
@@ -80,21 +80,21 @@ def test_gradcam_of_the_classic_net_is_its_class_activation_map(images):
             model(images).maps[[0, 1], [2, 1]]
             - model.segmentation_head[0].bias[[2, 1]][:, None, None]
         )
-    assert (maps.amax(dim=(1, 2)) > 0).all()  # or there would be nothing to compare
+    assert (maps.amax(dim=(1, 2)) > 0).all()  # otherwise there is nothing to compare
     for heatmap, cam in zip(heatmaps, maps.relu(), strict=True):
         large = F.interpolate(cam[None, None], (256, 256), mode="bilinear")[0, 0]
         large = (large - large.min()) / (large.max() - large.min())
         torch.testing.assert_close(heatmap, large, atol=1e-3, rtol=0)
 
 
-def test_gradients_change_with_the_class(images):
+def test_gradcam_depends_on_the_class(images):
     torch.manual_seed(0)
     model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
     (one, other), _ = heatmaps_of(model, images, [0, 0], [0, 1], "gradcam")
     assert not torch.equal(one, other)
 
 
-def test_unknown_method(images):
+def test_unknown_method_is_rejected(images):
     model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
     with pytest.raises(ValueError, match=r"^method .*gradcam.* got scorecam"):
         heatmaps_of(model, images, [0], [0], "scorecam")

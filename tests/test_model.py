@@ -1,4 +1,4 @@
-"""PYLON: beside the authors' own, and what its ablations leave out."""
+"""PYLON: parity with the authors' code, ablations, arguments and saving."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ CLASSES = 14
 
 
 def golden_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The rule by which the golden case fills the authors' state dict."""
+    """Return the tensor that the golden case has for a key of the authors' state dict."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     r = np.random.default_rng(zlib.crc32(key.encode()))
@@ -29,7 +29,7 @@ def golden_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", ["our keys", "model.pkl"])
-def test_golden_case(shared, one_thread, tmp_path, form):
+def test_parity_with_the_authors_network(shared, one_thread, tmp_path, form):
     golden = np.load(shared / "reference" / "parity_resnet18.npz")
     shapes = json.loads(str(golden["keys"]))
     state = {key: golden_tensor(key, tuple(shape)) for key, shape in shapes.items()}
@@ -54,11 +54,11 @@ def test_golden_case(shared, one_thread, tmp_path, form):
     np.testing.assert_allclose(output.maps, golden["eval_seg"], atol=1e-4, rtol=0)
 
     # The first loss is equal in every layout (train.py trains in channels_last) and with every
-    # kernel. After that Adam makes rounding grow, and at the third step the maximum of one map is a
-    # tie but for rounding: pixels 646 and 2923 are a hundredth apart at most, and which one wins
-    # sends the last two losses 0.03 up or down. In the golden run 646 won (float64 chooses the
-    # other). So 646 is taken in every run; where it has won by itself, in the layout of the golden
-    # run, this processor rounds as that one did, and all five losses are equal.
+    # kernel. After that Adam amplifies rounding errors, and at the third step the maximum of one
+    # map is nearly tied: pixels 646 and 2923 differ by 0.01 at most, and the choice between them
+    # shifts the last two losses by 0.03. In the golden run it was 646 (in float64 it is the other).
+    # So 646 is used in every run; where it is the maximum anyway, in the layout of the golden run,
+    # this processor rounds as that one did, and all five losses are equal.
     layouts = (torch.channels_last, torch.contiguous_format)
     for layout, mkldnn in itertools.product(layouts, (True, False)):
         model = build().to(memory_format=layout)
@@ -76,9 +76,11 @@ TIED = (0, 2, 646)  # image, class, pixel
 def train_five_steps(
     model: Pylon, images: torch.Tensor, labels: torch.Tensor, golden
 ) -> tuple[np.ndarray, float]:
-    """The five losses.
+    """Train for five steps.
 
-    And how far the maximum of the tied map is above the golden run's pixel at the third step.
+    Returns:
+        The five losses, and how far the maximum of the tied map is above the golden run's pixel at
+        the third step.
     """
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4)
     losses = []
@@ -106,17 +108,17 @@ def check_gradients(model: Pylon, expected: dict[str, float]) -> None:
     named = model.named_parameters()
     norms = {f"net.{name}": parameter.grad.norm().item() for name, parameter in named}
     assert norms.keys() == expected.keys()
-    # their gradient is zero
+    # biases before batch norm: their gradient is zero
     before_batch_norm = {name for name in norms if name.endswith(".conv.bias")}
     assert len(before_batch_norm) == 10
     for name in norms.keys() - before_batch_norm:
         assert norms[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
-def test_decoder_and_head_begin_as_the_protocol_says():
-    """Uniform, by fan-in (He) or both fans (Glorot).
+def test_initial_weights_of_decoder_and_head():
+    """Uniform, scaled by fan-in (He) or by both fans (Glorot); biases are 0.
 
-    Torch's own beginning is narrower, and its biases are not 0.
+    PyTorch's default initialisation is narrower, with biases other than 0.
     """
     model = Pylon("tu-test_resnet", None)
     for name, parameter in [
@@ -135,7 +137,7 @@ def test_decoder_and_head_begin_as_the_protocol_says():
 
 
 @pytest.mark.parametrize("up_layers", [1, 2])
-def test_output_and_keys(up_layers):
+def test_output_shapes_and_state_dict_keys(up_layers):
     model = Pylon("tu-test_resnet", None, classes=3, decoder_channels=8, up_layers=up_layers)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(torch.zeros(2, 1, 256, 512))
@@ -162,7 +164,7 @@ def test_output_and_keys(up_layers):
 
 @pytest.mark.parametrize("up_modules", [0, 1, 2, 3])
 @pytest.mark.parametrize("attention", [True, False])
-def test_ablations(up_modules, attention, tmp_path):
+def test_ablations_remove_their_parameters_and_load_again(up_modules, attention, tmp_path):
     torch.manual_seed(0)
     options = {
         "classes": 2,
@@ -190,22 +192,22 @@ def test_ablations(up_modules, attention, tmp_path):
         assert torch.equal(pylon.load_pylon(tmp_path)(images).maps, maps)
 
 
-def test_timm_encoder_trains():
+def test_timm_encoder_is_trainable():
     model = Pylon("tu-test_resnet", None, in_channels=3, classes=2)
     model(torch.randn(2, 3, 256, 256)).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
 
 
-def test_bad_inputs():
+def test_invalid_inputs():
     model = Pylon("tu-test_resnet", None)
     with pytest.raises(ValueError, match=r"^images .*multiples of 256, got 256 x 224"):
         model(torch.zeros(2, 1, 256, 224))
-    with pytest.raises(ValueError, match="training needs at least 2 images a batch"):
+    with pytest.raises(ValueError, match="training needs at least 2 images per batch"):
         model(torch.zeros(1, 1, 256, 256))
     model.eval()(torch.zeros(1, 1, 256, 256))
 
 
-def test_bad_arguments():
+def test_invalid_arguments():
     with pytest.raises(ValueError, match=r"^up_layers must be 1 or 2, got 3"):
         Pylon("tu-test_resnet", None, up_layers=3)
     with pytest.raises(ValueError, match=r"^up_modules must be 0, 1, 2 or 3, got 4"):
@@ -222,11 +224,9 @@ def test_criterion_is_binary_cross_entropy(rng):
 
 
 def test_save_and_load_pretrained(tmp_path, monkeypatch):
-    monkeypatch.setattr("socket.socket", None)  # whatever reached for the network would fail
+    monkeypatch.setattr("socket.socket", None)  # any access to the network fails
     model = Pylon("tu-test_resnet", None, classes=3, decoder_channels=16, up_layers=2).eval()
-    model._hub_mixin_config["encoder_weights"] = (
-        "imagenet"  # as if it had been trained from ImageNet's
-    )
+    model._hub_mixin_config["encoder_weights"] = "imagenet"  # as if trained from ImageNet's
     model.save_pretrained(tmp_path)
     assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
     images = torch.randn(1, 1, 256, 256)

@@ -1,4 +1,4 @@
-"""What is installed; and choices that stand twice, where their sources are slow to import."""
+"""Requirements; and choices that are listed twice because their sources are slow to import."""
 
 import tomllib
 from importlib.metadata import metadata, requires
@@ -16,22 +16,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def requirements_in(name: str) -> set[str]:
-    """The requirements of a file, less comments and options."""
+    """Read the requirements in a file, without comments and options."""
     lines = (ROOT / name).read_text().splitlines()
     named = {line.partition("#")[0].strip() for line in lines}
     return {line for line in named if line and not line.startswith("-")}
 
 
-def test_requirements_are_those_of_the_package():
+def test_requirements_file_matches_pyproject():
     extras = PROJECT["optional-dependencies"]
     assert requirements_in("requirements.txt") == {*PROJECT["dependencies"], *extras["cam"]}
 
 
-def test_python_is_as_new_as_is_needed():
+def test_required_python_version():
     assert PROJECT["requires-python"] == ">=3.11"
 
 
-def test_the_package_is_installed_from_here():
+def test_package_is_installed_from_this_checkout():
     name = PROJECT["name"]
     assert metadata(name)["Requires-Python"] == PROJECT["requires-python"]
     of_extras = [line for line in requires(name) if "extra ==" in line]
@@ -39,7 +39,7 @@ def test_the_package_is_installed_from_here():
     assert sources.__file__ == str(ROOT / "pylon/data/sources.py")
 
 
-def test_models_to_choose_from_are_all_that_there_are():
+def test_model_option_lists_every_architecture():
     choices = get_args(get_type_hints(train.Options)["model"])
     # the encoder of dpt must be a vision transformer, which has no strides
     expected = {*smp.MODEL_ARCHITECTURES_MAPPING, "pylon", "backbone"} - {"dpt"}
@@ -47,6 +47,6 @@ def test_models_to_choose_from_are_all_that_there_are():
     assert len(choices) == len(expected)
 
 
-def test_methods_to_choose_from_are_all_that_there_are():
+def test_method_option_lists_every_method():
     assert get_args(Method) == ("map", *METHODS)
     assert "fp16" not in get_args(get_type_hints(EvaluationOptions)["precision"])

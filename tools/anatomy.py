@@ -1,7 +1,7 @@
-"""A thorax by formula, in body coordinates.
+"""A thorax defined by formulas, in body coordinates.
 
-u goes from 0 (the patient's right, the left of the picture) to 1, v from 0 (neck) to 1 (abdomen);
-a pose maps them to pixels, so every size shows the same pictures.
+u goes from 0 (the patient's right, the left of the image) to 1, v from 0 (neck) to 1 (abdomen);
+a pose maps them to pixels, so the image is the same at every size.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-Number = float | np.ndarray  # or an array of them
+Number = float | np.ndarray  # one number or an array
 Point = tuple[float, float]
 
-SIDES = (-1, 1)  # of the picture: left, right
+SIDES = (-1, 1)  # left and right side of the image
 
 
 def step(x: np.ndarray) -> np.ndarray:
-    """0 below 0, 1 above 1, smooth between."""
+    """Smoothstep: 0 below 0, 1 above 1, smooth in between."""
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
 
@@ -37,13 +37,13 @@ def ellipse(
 
 
 def cloud(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise, (size, size) float32, about -1 to 1, with `cells` lumps a side."""
+    """Smooth noise, (size, size) float32, about -1 to 1, with `cells` lumps per side."""
     lumps = rng.normal(size=(cells, cells)).astype(np.float32)
     return cv2.resize(lumps, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 class Thorax:
-    """One patient's chest in one pose: coordinates, lungs, heart; and where there is room."""
+    """One patient's chest in one pose: coordinates, lungs, heart, free spots for findings."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Thorax:
         self.heart = ellipse(self.u, self.v, self.heart_centre, radii, 0.35)
 
     def to_pixel(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x and y of a point of the body."""
+        """Pixel coordinates x, y of points in body coordinates."""
         c = np.cos(self.angle)
         s = np.sin(self.angle)
         du = u - 0.5 + self.shift[0]
@@ -106,7 +106,7 @@ class Thorax:
         Args:
             side: -1 or 1.
             d: distance from the midline, towards that side.
-            v: height.
+            v: vertical position.
         """
         # from the midline to the inner and outer wall, and the height of the diaphragm
         t = np.clip((v - self.top) / (self.base - self.top), 0, 1)
@@ -126,7 +126,7 @@ class Thorax:
             inside = self.depth_inside(side, d, v) > margin
             behind_heart = ellipse(u, v, self.heart_centre, (0.16, 0.17), 0.35) > 0
             covered = any(np.hypot(u - other[0], v - other[1]) < 0.16 for other in self.taken)
-            # where there is no room beside the others, they may overlap
+            # after 500 attempts without a free spot, findings may overlap
             if inside and not behind_heart and not (covered and attempt < 500):
                 self.taken.append((u, v))
                 return side, u, v

@@ -1,9 +1,9 @@
-"""Look through a folder with NIH's files: is everything there, undamaged and consistent?
+"""Check that a folder with NIH's files is complete, undamaged and consistent.
 
-    python tools/check_data.py --data data    # 112,120 images take some 18 minutes on 2 cores
+    python tools/check_data.py --data data    # 112,120 images take about 18 minutes on 2 cores
 
-Reads  every list and, decoding them, all images that the lists name.
-Prints a table, then "ready" (exit code 0), or what there is to do (exit code 2).
+Reads  every list and decodes all images in the lists.
+Prints a table, then "ready" (exit code 0) or a list of what to fix (exit code 2).
 """
 
 import os
@@ -16,7 +16,7 @@ from pylon.system.errors import UserError
 
 @dataclass
 class Options:
-    """Look through a folder with NIH's files: is everything there, undamaged and consistent?"""
+    """Check that a folder with NIH's files is complete, undamaged and consistent."""
 
     data: Path = Path("data")
     """Folder with NIH's files."""
@@ -25,7 +25,7 @@ class Options:
 
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the imports that take seconds, which --help does without
+    OPTIONS = parse(Options)  # before the slow imports, so that --help is fast
 
 import pandas as pd
 from PIL import Image
@@ -47,7 +47,7 @@ from pylon.system.parallel import look_at
 
 @dataclass
 class Part:
-    """What is said of one part of the data."""
+    """Results of checking one part of the data."""
 
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -60,13 +60,13 @@ def main(options: Options) -> None:
     lists = chestxray14.read_lists(data)
     images = chestxray14.images_of(lists)
 
-    # a part at a time
+    # check each part
     of_lists = Part(faults_of_lists(lists), counts=count_images(images))
     of_files, readable = check_files(data, images, options.num_workers)
     of_boxes = check_boxes(data, images, readable)
     of_patients = check_patients(images)
 
-    # the table, the hashes, and what is odd or wrong
+    # print the table, the hashes, notes and faults
     print_counts(data, of_lists.counts | of_boxes.counts | of_files.counts | of_patients.counts)
     print_hashes(data, images)
     for note in of_files.notes + of_boxes.notes + of_patients.notes:
@@ -76,7 +76,7 @@ def main(options: Options) -> None:
         print(f"{number:4}. {sentence}")
     if faults:
         raise UserError(
-            f"{data} is not ready; do what is listed above ({len(faults)}), then run this again"
+            f"{data} is not ready; fix what is listed above ({len(faults)}), then run this again"
         )
     print("ready")
 
@@ -92,7 +92,7 @@ def count_images(images: pd.DataFrame) -> dict[str, int]:
 
 
 def check_files(data: Path, images: pd.DataFrame, num_workers: int) -> tuple[Part, pd.DataFrame]:
-    """Decode all images; return also those that are readable, with their paths."""
+    """Decode all images; also return the readable ones, with their paths."""
     part = Part()
     found = images[images["path"].notna()]
     missing = images["image_id"][images["path"].isna()]
@@ -102,7 +102,7 @@ def check_files(data: Path, images: pd.DataFrame, num_workers: int) -> tuple[Par
             f"unpack all of NIH's archives there ({WHERE})"
         )
 
-    # what the decoder says of each
+    # decode every image
     answers = look_at(found["path"], look, num_workers, "decoding")
     files = pd.DataFrame(answers, columns=["fault", "size", "channels"], index=found.index)
     files[["image_id", "path"]] = found[["image_id", "path"]]
@@ -110,14 +110,14 @@ def check_files(data: Path, images: pd.DataFrame, num_workers: int) -> tuple[Par
     part.faults += files["fault"][~is_readable].tolist()
     readable = files[is_readable]
 
-    # what works, but is odd
+    # readable, but unusual
     usual = readable["size"].mode().iloc[0] if len(readable) else ""
     odd = readable["image_id"][readable["size"] != usual]
     if len(odd):
-        part.notes.append(f"{subject(odd)} not {usual} as most are")
+        part.notes.append(f"{subject(odd)} not {usual}, the most common size")
     coloured = readable["image_id"][readable["channels"] != 1]
     if len(coloured):
-        part.notes.append(f"{subject(coloured)} not grey, but read as grey")
+        part.notes.append(f"{subject(coloured)} not greyscale, but read as greyscale")
     of_one_name = files_of_one_name(data)
     part.faults += of_one_name
 
@@ -125,14 +125,14 @@ def check_files(data: Path, images: pd.DataFrame, num_workers: int) -> tuple[Par
         "images missing": len(missing),
         "images unreadable": len(files) - len(readable),
         f"images other than {usual or 'most'}": len(odd),
-        "images not grey": len(coloured),
-        "files of one name": len(of_one_name),
+        "images not greyscale": len(coloured),
+        "duplicate file names": len(of_one_name),
     }
     return part, readable
 
 
 def look(path: str) -> tuple[str, str, int]:
-    """What is wrong with an image file; if nothing is, its size and channels."""
+    """What is wrong with an image file, if anything; otherwise its size and channels."""
     fault = fault_of(path, read_image) or fault_of(path, width_height_of)
     if fault:
         return fault, "", 0
@@ -141,14 +141,14 @@ def look(path: str) -> tuple[str, str, int]:
 
 
 def check_boxes(data: Path, images: pd.DataFrame, readable: pd.DataFrame) -> Part:
-    """Hold the boxes against the images and their labels."""
+    """Check the boxes against the images and their labels."""
     part = Part()
     listed = no_boxes()
     try:
         raw = chestxray14.read_box_list(data)
         part.faults += faults_of_boxes(raw, data)
         listed = chestxray14.usable_boxes(raw)
-    except UserError as error:  # the list is missing, or is none
+    except UserError as error:  # the list is missing or is not a table
         part.faults.append(str(error))
     listed = listed[listed["image_id"].isin(images["image_id"])]
 
@@ -161,7 +161,7 @@ def check_boxes(data: Path, images: pd.DataFrame, readable: pd.DataFrame) -> Par
     unused = sorted(set(listed["image_id"]) - set(boxes["image_id"]))
     if unused:
         part.notes.append(
-            f"{subject(unused)} in {BOX_LIST} but not in the test list: no box of these is used"
+            f"{subject(unused)} in {BOX_LIST} but not in the test list: these boxes are not used"
         )
     part.counts = {"boxes": len(boxes), "images with boxes": boxes["image_id"].nunique()}
     return part
@@ -172,13 +172,13 @@ def check_patients(images: pd.DataFrame) -> Part:
     in_test, _ = shared_patients(images, "test")
     if in_test:
         part.faults.append(
-            f"{in_test} patients are both in the test list and in training; take them out of one"
+            f"{in_test} patients are in both the test list and training; remove them from one"
         )
     in_validation, _ = shared_patients(images, "val")
     if in_validation:
         part.notes.append(
-            f"{in_validation} patients are both in validation and in training: "
-            "the split of the authors"
+            f"{in_validation} patients are in both validation and training, "
+            "as in the split of the authors"
         )
     part.counts = {
         "test patients in training": in_test,
@@ -197,7 +197,7 @@ def print_counts(data: Path, counts: dict[str, int]) -> None:
 
 def print_hashes(data: Path, images: pd.DataFrame) -> None:
     for name, digest in chestxray14.list_hashes(data).items():
-        print(f"{digest}  {name}{'  (as NIH has it)' if digest == NIH_SHA256.get(name) else ''}")
+        print(f"{digest}  {name}{'  (matches NIH)' if digest == NIH_SHA256.get(name) else ''}")
     print(f"{split_hash(images, PATHOLOGIES)}  labels and split of the images\n")
 
 

@@ -2,9 +2,9 @@
 
     python tools/make_phantom.py --out data/phantom --images 1500 --size 256 --seed 0
 
-OUT then holds images/*.png, Data_Entry_2017.csv, BBox_List_2017.csv, train_val_list.txt and
-test_list.txt. It is for the demo and the tests: a thorax by formula (thorax.py), each finding by a
-caricature of its sign. It is not medicine, and a score on it says nothing of a score on patients.
+Writes images/*.png, Data_Entry_2017.csv, BBox_List_2017.csv, train_val_list.txt and test_list.txt
+to OUT, for the demo and the tests: a thorax drawn by formulas (thorax.py) with a caricature of each
+finding's sign. These are not medical images; scores on them say nothing about scores on patients.
 """
 
 import csv
@@ -24,34 +24,34 @@ from pylon.system.errors import UserError
 from pylon.system.progress import track
 from thorax import FINDINGS, Box, draw
 
-# NIH's header lines, to the letter: some of their names contain the comma that separates them.
+# NIH's header lines, verbatim: some column names contain the separator, a comma.
 LABEL_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 NIH_BOX_NAME = {"Infiltration": "Infiltrate"}  # NIH's box file uses another word
-TEST_SHARE = 0.25  # of the patients; NIH's is 0.23 of the images
+TEST_SHARE = 0.25  # share of the patients; NIH's is 0.23 of the images
 MARK = "PHANTOM.txt"  # a folder with this file may be replaced
 
 Radiograph = tuple[int, int]  # patient, follow-up
-Drawn = tuple[list[str], list[Box]]  # findings of a radiograph, and boxes of the boxed ones
+Drawn = tuple[list[str], list[Box]]  # findings, and boxes of those that have one
 
 
 @dataclass
 class Options:
-    """Draw synthetic chest radiographs in NIH's layout. They are not medicine."""
+    """Draw synthetic chest radiographs in NIH's layout. They are not medical images."""
 
     out: Path = Path("data/phantom")
-    """Folder to write. A phantom that is already there is replaced; any other folder is refused."""
+    """Output folder. An existing phantom is replaced; any other non-empty folder is refused."""
     images: int = 1500
-    """How many radiographs; a patient has 1 to 5 of them."""
+    """Number of radiographs, 1 to 5 per patient."""
     size: int = 256
-    """Side of the pictures, pixels. NIH's are 1024."""
+    """Height and width of the images in pixels. NIH's are 1024."""
     seed: int = 0
-    """Same seed, same bytes."""
+    """Random seed. The same seed gives the same bytes."""
     findings: tuple[str, ...] = FINDINGS
-    """Findings to choose from for each picture, under NIH's names."""
+    """Findings to sample from for each image, under NIH's names."""
 
 
 def main(options: Options) -> None:
@@ -62,7 +62,7 @@ def main(options: Options) -> None:
     count = round(TEST_SHARE * patients)
     test = set(rng.choice(np.arange(1, patients + 1), count, replace=False).tolist())
 
-    # into a folder of another name, so that the phantom is there complete or not at all
+    # write to a temporary folder, so that the phantom is either complete or absent
     out = options.out.resolve()
     partial_out = out.with_name(out.name + ".partial")
     shutil.rmtree(partial_out, ignore_errors=True)
@@ -90,14 +90,14 @@ def check(options: Options) -> None:
             f"--findings {' '.join(unknown)} must be one or more of {', '.join(FINDINGS)}"
         )
     if len(set(options.findings)) < len(options.findings):
-        raise UserError(f"--findings {named} names a finding twice; name each once")
+        raise UserError(f"--findings {named} lists a finding twice; list each once")
     out = options.out
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
-        raise UserError(f"--out {out} is not empty and holds no phantom; name a new folder")
+        raise UserError(f"--out {out} is not empty and is not a phantom; choose a new folder")
 
 
 def choose_radiographs(count: int, rng: np.random.Generator) -> list[Radiograph]:
-    """One to five of each patient, until there are enough."""
+    """One to five radiographs per patient, until there are enough."""
     radiographs = []
     patient = 0
     while len(radiographs) < count:
@@ -107,7 +107,7 @@ def choose_radiographs(count: int, rng: np.random.Generator) -> list[Radiograph]
 
 
 def write_radiographs(radiographs: list[Radiograph], options: Options, folder: Path) -> list[Drawn]:
-    """Draw radiographs into a folder, by as many processes as there are cores."""
+    """Draw radiographs into a folder, with one process per core."""
     write = partial(
         write_radiograph,
         seed=options.seed,
@@ -125,7 +125,7 @@ def write_radiographs(radiographs: list[Radiograph], options: Options, folder: P
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the main process, which ends the others."""
+    """Leave Ctrl-C to the main process, which ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -152,7 +152,7 @@ def write_labels(
         file.write(LABEL_HEADER + "\n")
         writer = csv.writer(file, lineterminator="\n")
         for (patient, follow_up), (findings, _) in zip(radiographs, drawn, strict=True):
-            # a person stays as old as at first
+            # age and gender are the same in all radiographs of a patient
             person = np.random.default_rng([options.seed, patient, 0])
             age = person.integers(18, 90)
             gender = person.choice(("F", "M"))
@@ -166,7 +166,7 @@ def write_labels(
 def write_boxes(
     path: Path, radiographs: list[Radiograph], drawn: list[Drawn], test: set[int]
 ) -> None:
-    """Write the boxes of the patients in the test list; NIH drew no others."""
+    """Write the boxes of the patients in the test list; NIH provides no others."""
     with open(path, "w", newline="") as file:
         file.write(BOX_HEADER + "\n")
         writer = csv.writer(file, lineterminator="\n")
@@ -185,8 +185,8 @@ def write_split(folder: Path, radiographs: list[Radiograph], test: set[int]) -> 
 
 def write_mark(path: Path, options: Options) -> None:
     path.write_text(
-        "Synthetic pictures drawn by tools/make_phantom.py: "
-        "not radiographs of anyone, and not medicine.\n"
+        "Synthetic images drawn by tools/make_phantom.py: "
+        "not radiographs of real patients, not medical images.\n"
         f"--images {options.images} --size {options.size} --seed {options.seed} "
         f"--findings {' '.join(options.findings)}\n"
     )

@@ -1,6 +1,6 @@
 """A caricature of each finding's radiological sign.
 
-A sign is added to a picture in place; where it has an extent, that comes back as a boolean mask.
+Each sign is drawn into the image in place; signs with a box return their extent, a boolean mask.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Sign = Callable[[Thorax, np.ndarray], np.ndarray | None]
 def add_blob(
     picture: np.ndarray, shape: np.ndarray, edge: float, gain: float, texture: Number = 1.0
 ) -> np.ndarray:
-    """Make the inside of a shape brighter, in place; return its extent."""
+    """Brighten the inside of a shape, in place; return its extent."""
     opacity = step(shape / edge)
     picture += gain * opacity * texture
     return opacity > 0.35
@@ -118,7 +118,7 @@ def add_edema(t: Thorax, picture: np.ndarray) -> None:
 
 
 def add_emphysema(_t: Thorax, _picture: np.ndarray) -> None:
-    """Nothing more: the lungs themselves are drawn inflated."""
+    """Nothing to add: Thorax already draws the lungs inflated."""
 
 
 def add_fibrosis(t: Thorax, picture: np.ndarray) -> None:
@@ -147,7 +147,7 @@ def add_hernia(t: Thorax, picture: np.ndarray) -> None:
     add_blob(picture, air, 0.1, -85)
 
 
-# under NIH's names, in its order
+# NIH's names, in NIH's order
 SIGNS: dict[str, Sign] = {
     "Atelectasis": add_atelectasis,
     "Cardiomegaly": add_cardiomegaly,

@@ -1,4 +1,4 @@
-"""One synthetic radiograph: a thorax by formula (anatomy.py) with its findings (signs.py)."""
+"""One synthetic radiograph: a thorax drawn by formulas (anatomy.py) with findings (signs.py)."""
 
 import cv2
 import numpy as np
@@ -15,19 +15,19 @@ BOXED = FINDINGS[:8]
 def draw(
     seed: int, patient_id: int, follow_up: int, size: int, choice: tuple[str, ...] = FINDINGS
 ) -> tuple[np.ndarray, list[str], list[Box]]:
-    """One radiograph, with none to three findings out of `choice`, mostly three.
+    """Draw one radiograph with zero to three findings from `choice`, usually three.
 
     Returns:
         image (size, size) uint8, its findings, and its boxes.
     """
-    # what the patient has, and what this radiograph has
+    # one generator for the patient's anatomy, one for this radiograph
     patient = np.random.default_rng([seed, patient_id])
     rng = np.random.default_rng([seed, patient_id, 1 + follow_up])
     count = min(rng.choice(4, p=(0.1, 0.1, 0.2, 0.6)), len(choice))
     findings = sorted(rng.choice(choice, count, replace=False), key=FINDINGS.index)
     t = Thorax(patient, rng, size, findings)
 
-    # from the back to the front; air before what lies in it, which must not be wiped out
+    # back to front; pneumothorax first, because its air would erase other findings
     picture = 25 + t.body * (65 + 6 * cloud(rng, size, 5))
     draw_lungs(t, picture)
     draw_middle(t, picture)
@@ -54,7 +54,7 @@ def draw_lungs(t: Thorax, picture: np.ndarray) -> None:
 
 
 def draw_middle(t: Thorax, picture: np.ndarray) -> None:
-    """Heart, with the great vessels above it, and spine; the diaphragm is where the lungs end."""
+    """Heart with the great vessels above it, and spine; the diaphragm is where the lungs end."""
     picture += 38 * step(t.heart / 0.12) * t.lungs
     middle = np.abs(t.u - 0.5 - 0.015 * np.sin(6 * t.v))
     picture += 14 * step((0.055 - middle) / 0.02) * t.body
@@ -62,7 +62,7 @@ def draw_middle(t: Thorax, picture: np.ndarray) -> None:
 
 
 def draw_bones(t: Thorax, patient: np.random.Generator, picture: np.ndarray) -> None:
-    """Ribs and collar bones, which lie over everything."""
+    """Ribs and collar bones, on top of everything else."""
     aside = np.abs(t.u - 0.5)
     ribs = t.v - 0.55 * aside**1.5 * 2 - patient.uniform(0, 0.1)
     ribs = ribs / patient.uniform(0.082, 0.095)
@@ -73,7 +73,7 @@ def draw_bones(t: Thorax, patient: np.random.Generator, picture: np.ndarray) -> 
 
 
 def expose(t: Thorax, picture: np.ndarray) -> np.ndarray:
-    """The picture as a detector has it, uint8: blurred, of some exposure, noisy."""
+    """The image as detected, uint8: blurred, with random exposure and noise."""
     rng = t.rng
     picture = cv2.GaussianBlur(picture, (0, 0), 0.0022 * t.size)
     picture = 255 * np.clip(picture / 255, 0, 1) ** rng.uniform(0.92, 1.08)

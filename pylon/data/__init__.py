@@ -1,1 +1,1 @@
-"""From a folder of radiographs to two plain tables, and from these to batches."""
+"""Read a folder of radiographs into two plain tables, and load batches from them."""

@@ -1,10 +1,10 @@
 """A cache of decoded radiographs.
 
-FOLDER/SIZE/images.uint8  a memory map (N, SIZE, SIZE), a row an image, of which the system keeps in
-                          memory what it has room for
-            index.csv     a row an image, in the same order: image_id, height, width, and bytes and
-                          modified_ns of its file
-            lock          held by the process that fills it
+FOLDER/SIZE/images.uint8  a memory map (N, SIZE, SIZE), one row per image; the system keeps as much
+                          of it in memory as fits
+            index.csv     one row per image, in the same order: image_id, height, width, and bytes
+                          and modified_ns of its file
+            lock          held by the process that fills the cache
 """
 
 import errno
@@ -29,11 +29,11 @@ from pylon.system.progress import track
 
 COLUMNS = ["image_id", "height", "width", "bytes", "modified_ns"]
 WHOLE_NUMBERS = dict.fromkeys(COLUMNS[1:], "int64")
-SECONDS_BETWEEN_COMMITS = 20  # what a killed process may have to decode again
+SECONDS_BETWEEN_COMMITS = 20  # the most work that a killed process can lose
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """Reduce an image so that no side is above `size`, by averaging areas; one that fits stays."""
+    """Shrink an image by area averaging so that no side exceeds `size`; smaller ones are kept."""
     height, width = fitted(*image.shape, size)
     if (height, width) == image.shape:
         return image
@@ -41,13 +41,13 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def fitted(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of an image once no side is above `size`, pixels."""
+    """Height and width, in pixels, of an image shrunk so that no side exceeds `size`."""
     scale = min(1, size / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class ImageCache:
-    """Grey images, no side above `size`, in one memory map, which all processes share."""
+    """Grey images, no side above `size`, in one memory map that all processes share."""
 
     def __init__(self, folder: Path, size: int):
         self.path = folder / "images.uint8"
@@ -58,11 +58,11 @@ class ImageCache:
         self.map = None
 
     def __getstate__(self) -> dict:
-        # a memory map would be pickled with all that is in it
+        # pickling a memory map would copy all its contents
         return {**self.__dict__, "map": None}
 
     def read(self, row: int) -> np.ndarray:
-        """The image in a row, (h, w) uint8, no side above `size`; a view that is read-only."""
+        """The image in a row: (h, w) uint8, no side above `size`, a read-only view."""
         if self.map is None:
             self.map = open_map(self.path, self.size, "r")
         height, width = fitted(*self.height_width[row], self.size)
@@ -76,24 +76,25 @@ def open_cache(
     num_workers: int,
     say: Callable[[str], None] = print,
 ) -> ImageCache | None:
-    """Open the cache of `size`; decode into it the images that it lacks or that have changed.
+    """Open the cache of `size`, decoding the images that are missing or have changed.
 
-    One process fills it, by `num_workers` others; the rest wait. What a killed one leaves is used.
+    One process fills it with `num_workers` workers while the others wait. A cache that a killed
+    process left incomplete is completed.
 
     Args:
         images: a table of images (see contract.py).
-        folder: where caches are; this one is in FOLDER/SIZE.
-        size: side of a row, pixels. 0: there is no cache, and None is returned.
-        say: how to tell that another process is waited for.
+        folder: folder of the caches; this one is in FOLDER/SIZE.
+        size: side of a row, pixels. 0: no cache, None is returned.
+        say: prints a message while another process is waited for.
 
     Raises:
-        UserError: an image cannot be read, there is too little room, or the folder cannot be
+        UserError: an image cannot be read, disk space is insufficient, or the folder cannot be
             written.
     """
     if size == 0:
         return None
     place = folder / str(size)
-    # one that is complete may be read-only, and is not locked
+    # a complete cache may be read-only and is not locked
     if len(find_missing(read_index(place, size), images)):
         with locked(place, say):
             fill(place, images, size, num_workers)
@@ -103,22 +104,22 @@ def open_cache(
 def unreadable_images(
     images: pd.DataFrame, folder: Path, size: int, num_workers: int, decode: bool = False
 ) -> dict[str, str]:
-    """What is wrong with each image that cannot be read, by image_id.
+    """The fault of each image that cannot be read, by image_id.
 
-    Images in the cache of that size can be read. Of a PNG the checksums are compared, a hundred
-    times as fast as decoding; what is encoded wrongly under right checksums is found with `decode`
-    alone.
+    Images in the cache of that size count as readable. PNG files are verified by their checksums,
+    a hundred times as fast as decoding; data that is encoded wrongly despite correct checksums is
+    found only with `decode`.
     """
     if size:
         images = find_missing(read_index(folder / str(size), size), images)
     look = partial(fault_of, read=read_image if decode else require_readable)
-    faults = look_at(images["path"], look, num_workers, "looking at the images")
+    faults = look_at(images["path"], look, num_workers, "checking the images")
     return {name: fault for name, fault in zip(images["image_id"], faults, strict=True) if fault}
 
 
 def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """The images that the index lacks or whose files have changed, and the rows that they get."""
-    # size and time of each file; a link may lead nowhere
+    """Images that are not in the index or whose files have changed, with their rows."""
+    # size and modification time of each file; a link may be broken
     images = images.drop_duplicates("image_id")
     files = [os.stat(path, follow_symlinks=os.path.exists(path)) for path in images["path"]]
     wanted = pd.DataFrame({
@@ -128,21 +129,21 @@ def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
         "modified_ns": [file.st_mtime_ns for file in files],
     })  # fmt: skip
 
-    # against those of the index
+    # compare with the index
     numbered = index.reset_index(names="row")
     merged = wanted.merge(numbered, on="image_id", how="left", suffixes=("", "_then"))
     resized = merged["bytes"] != merged["bytes_then"]
     retimed = merged["modified_ns"] != merged["modified_ns_then"]
     missing = merged[resized | retimed].reset_index(drop=True)
 
-    # a changed file keeps its row, a new one gets the next
+    # a changed file keeps its row, new ones are appended
     new = missing["row"].isna()
     missing.loc[new, "row"] = np.arange(len(index), len(index) + new.sum())
     return missing.astype({"row": int})
 
 
 def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> None:
-    """Decode into a cache what it lacks; only the process that holds the lock may."""
+    """Decode missing images into a cache; the caller must hold the lock."""
     index = read_index(folder, size)
     missing = find_missing(index, images)
     if len(missing) == 0:  # another process has filled it in the meantime
@@ -150,11 +151,9 @@ def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> Non
     rows = max(len(index), missing["row"].max() + 1)
     size_bytes = rows * size * size
     make_room(folder / "images.uint8", size_bytes)
-    print(
-        f"decoding {len(missing)} images into {folder}, {size_bytes / 1e9:.1f} GB when it is whole"
-    )
+    print(f"decoding {len(missing)} images into {folder}, {size_bytes / 1e9:.1f} GB when complete")
 
-    # workers write each image into its row and tell its height and width
+    # workers write each image into its row and return its height and width
     decoder = Decoder(folder / "images.uint8", size, missing)
     loader = DataLoader(
         decoder,
@@ -169,8 +168,8 @@ def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> Non
     for batch in track(loader, "decoding", "batch"):
         done += batch.tolist()
         if time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or len(done) == len(missing):
-            # The rows reach the disk before the index names them, in the order of the table: its
-            # new rows are an unbroken tail.
+            # Flush the rows to disk before the index lists them. They are listed in the order of
+            # the table, so the new rows of the index are contiguous.
             store.flush()
             part = missing.iloc[: len(done)].copy()
             part[["height", "width"]] = done
@@ -181,7 +180,7 @@ def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> Non
 
 
 class Decoder(Dataset):
-    """Item k: image k of `todo`, decoded into its row of the map; (height, width) of the file."""
+    """Item k: decode image k of `todo` into its row of the map; (height, width) of the file."""
 
     def __init__(self, path: Path, size: int, todo: pd.DataFrame):
         self.path = path
@@ -206,7 +205,7 @@ def open_map(path: Path, size: int, mode: str) -> np.memmap:
 
 
 def read_index(folder: Path, size: int) -> pd.DataFrame:
-    """The index of a cache, a row an image; empty where there is none."""
+    """The index of a cache, one row per image; empty if there is no cache."""
     path = folder / "index.csv"
     store = folder / "images.uint8"
     if not path.exists() or not store.exists():
@@ -215,24 +214,24 @@ def read_index(folder: Path, size: int) -> pd.DataFrame:
         index = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=WHOLE_NUMBERS)[COLUMNS]
     except (ValueError, KeyError, pd.errors.ParserError) as error:
         raise UserError(
-            f"{path} is damaged; when no run uses {folder}, remove it, to have it made again"
+            f"{path} is damaged; when no run uses {folder}, delete it to rebuild the cache"
         ) from error
     return index[: store.stat().st_size // (size * size)]  # a copy may have been cut short
 
 
 def make_room(path: Path, length: int) -> None:
-    """Make a file `length` bytes long or longer, all on the disk.
+    """Allocate at least `length` bytes on disk for a file.
 
-    To run out of room later, while a memory map is written, would kill the process.
+    Running out of space later, while the memory map is written, would kill the process.
     """
     there = path.stat().st_size if path.exists() else 0
     if there >= length:
         return
-    cure = f"make room, link {path.parent} to a larger disk, or choose a smaller --cache-size"
+    cure = f"free up space, link {path.parent} to a larger disk, or choose a smaller --cache-size"
     free = shutil.disk_usage(path.parent).free
     if length - there > free:
         raise UserError(
-            f"{path} needs {(length - there) / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; "
+            f"{path} needs {(length - there) / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are left; "
             f"{cure}"
         )
     try:
@@ -240,11 +239,11 @@ def make_room(path: Path, length: int) -> None:
             try:
                 os.posix_fallocate(file.fileno(), 0, length)
             except (AttributeError, OSError) as error:
-                # macOS, or a file system that cannot: the look above must do
+                # macOS and some file systems lack fallocate; the check above must suffice
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
             file.truncate(length)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be made {length / 1e9:.1f} GB long ({error.strerror}); {cure}"
+            f"{path} cannot be extended to {length / 1e9:.1f} GB ({error.strerror}); {cure}"
         ) from error

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a data set: sentences in lists, in the order of the files.
+"""Checks of a data set's files: lists of error sentences, in the order of the files.
 
 The scripts raise the first one; tools/check_data.py prints all.
 """
@@ -23,19 +23,19 @@ from pylon.system.errors import UserError
 
 
 def raise_first(faults: list[str]) -> None:
-    """Raise a UserError of the first fault, if there is one."""
+    """Raise the first fault, if any, as a UserError."""
     if faults:
         raise UserError(faults[0])
 
 
 def subject(names: Iterable[str]) -> str:
-    """`a is`, or `a and 2 more are`: what is at fault, for a sentence."""
+    """`a is`, or `a and 2 more are`: the subject of an error sentence."""
     first, *others = names
     return f"{first} and {len(others)} more are" if others else f"{first} is"
 
 
 def faults_of_lists(lists: OfficialLists | OriginalSplit) -> list[str]:
-    """What is wrong with the lists of images and labels."""
+    """The faults in the lists of images and labels."""
     if isinstance(lists, OfficialLists):
         return faults_of_official_lists(lists)
     return faults_of_original_split(lists)
@@ -47,9 +47,9 @@ def faults_of_official_lists(lists: OfficialLists) -> list[str]:
     faults = []
     if len(lists.entries) > 1:
         names = " and ".join(path.name for path in lists.entries)
-        faults.append(f"{data} has {names}; keep the one that shall give the labels")
+        faults.append(f"{data} has {names}; keep only the one with the labels to use")
 
-    # images that are named twice, in both lists, or without labels
+    # images that are listed twice, in both lists, or without labels
     faults += rows_of_one_name(lists.labels, entries)
     faults += repeated_names(lists.train_val, data / "train_val_list.txt")
     faults += repeated_names(lists.test, data / "test_list.txt")
@@ -57,31 +57,32 @@ def faults_of_official_lists(lists: OfficialLists) -> list[str]:
     if both:
         faults.append(
             f"{subject(both)} both in train_val_list.txt and in test_list.txt of {data}; "
-            "take it out of one"
+            "remove it from one"
         )
     unlabelled = sorted({*lists.train_val, *lists.test} - set(lists.labels["Image Index"]))
     if unlabelled:
         faults.append(
-            f"{subject(unlabelled)} in the lists of {data} but {entries.name} has no row of it; "
-            "get both anew"
+            f"{subject(unlabelled)} in the lists of {data} but not in {entries.name}; "
+            "download both again"
         )
 
-    # patients and findings of the images that are listed
+    # patients and findings of the listed images
     table = chestxray14.listed_rows(lists)
     if not pd.api.types.is_integer_dtype(table["Patient ID"]):
         faults.append(f"{entries}: every row must have a whole number as 'Patient ID'; correct it")
     findings = chestxray14.findings_of(table)
     if (findings == "").any():
         names = subject(table["Image Index"][findings == ""])
-        faults.append(f"{entries}: {names} without a finding; NIH writes 'No Finding'")
+        faults.append(f"{entries}: {names} without a finding; write 'No Finding' as NIH does")
     named = set().union(*map(chestxray14.split_findings, findings.unique()))
     faults += [unknown_class(name, entries) for name in sorted(named - set(PATHOLOGIES))]
 
-    # validation takes patients of its own
+    # validation needs separate patients
     trained = table["Image Index"].isin(set(lists.train_val) - set(lists.test))
     if table["Patient ID"][trained].nunique(dropna=False) < 2:
         faults.append(
-            "train_val_list.txt must hold at least 2 patients: one to train on, one to validate on"
+            "train_val_list.txt must contain at least 2 patients: "
+            "one for training, one for validation"
         )
     return faults
 
@@ -99,8 +100,7 @@ def faults_of_original_split(lists: OriginalSplit) -> list[str]:
         if not labelled.all():
             names = subject(table["Image Index"][~labelled])
             faults.append(
-                f"{path}: {names} labelled other than 0 or 1 in the columns of the findings; "
-                "correct it"
+                f"{path}: {names} not labelled 0 or 1 in every column of a finding; correct it"
             )
         nameless = chestxray14.patient_ids_of(table).isna()
         if nameless.any():
@@ -108,12 +108,12 @@ def faults_of_original_split(lists: OriginalSplit) -> list[str]:
             faults.append(f"{path}: {names} not named PATIENT_NUMBER.png; correct it")
         used.append(table["Image Index"][labelled & ~nameless])
 
-    # images of two splits
+    # images in more than one split
     names = pd.concat(used)
     again = names[names.duplicated()]
     if len(again):
         files = ", ".join(ORIGINAL_SPLIT.values())
-        faults.append(f"{subject(again)} in two of {files} of {lists.data}; take it out of one")
+        faults.append(f"{subject(again)} in two of {files} of {lists.data}; remove it from one")
     return faults
 
 
@@ -132,14 +132,14 @@ def repeated_names(names: list[str], path: Path) -> list[str]:
 
 
 def unknown_class(name: str, path: Path) -> str:
-    return f"{path}: {name!r} is none of the findings {', '.join(PATHOLOGIES)}; correct it"
+    return f"{path}: {name!r} is not one of the findings {', '.join(PATHOLOGIES)}; correct it"
 
 
 def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
-    """What is wrong with the rows of the list of boxes, images aside.
+    """The faults in the rows of the list of boxes, without opening the images.
 
     Args:
-        listed: of `chestxray14.read_box_list`.
+        listed: the table from `chestxray14.read_box_list`.
         data: folder of the list.
     """
     path = data / BOX_LIST
@@ -160,10 +160,10 @@ def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
 
 
 def require_files(images: pd.DataFrame, data: Path) -> None:
-    """Raise a UserError that counts and names the images that are not on the disk."""
+    """Raise a UserError that counts and names the missing images, if any."""
     missing = images["image_id"][images["path"].isna()]
     if len(images) == 0:
-        raise UserError(f"the lists of {data} name no image of the split that is asked for")
+        raise UserError(f"the lists of {data} contain no images of the requested split")
     if len(missing):
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
@@ -176,18 +176,18 @@ def select_boxed(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -> pd.Da
     """The images that have boxes, in the order of the table.
 
     Raises:
-        UserError: there is none, a file is missing, or a box reaches beyond its image.
+        UserError: there are none, a file is missing, or a box reaches beyond its image.
     """
     boxed = images[images["image_id"].isin(boxes["image_id"])]
     if len(boxed) == 0:
-        raise UserError(f"{data / BOX_LIST} has no box of an image of the test list")
+        raise UserError(f"{data / BOX_LIST} has no boxes for the images of the test list")
     require_files(boxed, data)
     raise_first(boxes_beyond_images(boxed, boxes, data))
     return boxed
 
 
 def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -> list[str]:
-    """Which boxes reach beyond their images; all images of the boxes must be there."""
+    """The boxes that reach beyond their images; `images` must include all images with boxes."""
     paths = dict(zip(images["image_id"], images["path"], strict=True))
     faults = []
     for box in boxes.itertuples():
@@ -202,14 +202,14 @@ def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -
 
 
 def files_of_one_name(data: Path) -> list[str]:
-    """Which image files are in more than one folder."""
+    """The image files that are in more than one folder."""
     counts = Counter(name for name, _ in chestxray14.find_files(data))
     again = sorted(name for name, count in counts.items() if count > 1)
     return [f"{name} is in more than one folder of {data}; keep one of them" for name in again]
 
 
 def boxes_without_label(listed: pd.DataFrame, images: pd.DataFrame) -> list[str]:
-    """Which boxes are of a finding that their image does not have."""
+    """The boxes of findings that are not among the labels of their image."""
     labels = images.set_index("image_id")
     known = listed[listed["image_id"].isin(labels.index)]
     return [

@@ -1,6 +1,6 @@
-"""NIH's ChestX-ray14: its files read as they are, and every fact about it.
+"""NIH's ChestX-ray14: its constants, and readers of its files as distributed.
 
-What is wrong with the files is said by checks.py; here, rows at fault are left out.
+checks.py reports what is wrong with the files; this module leaves out faulty rows.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ PATHOLOGIES = (
 )  # fmt: skip
 WHERE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 
-# of intensities in [0, 1], protocol of the 2020 code
+# of intensities in [0, 1], as in the 2020 code
 MEAN = 0.4984
 STD = 0.2483
 
 ORIGINAL_SPLIT = {split: f"original_split_{split}.csv" for split in ("train", "val", "test")}
 BOX_LIST = "BBox_List_2017.csv"
-VALIDATION_SHARE = 0.1  # of the patients of train+val
-LARGEST_BOX = 100_000  # pixels from the corner of an image; more is no number of pixels
+VALIDATION_SHARE = 0.1  # fraction of the patients of train+val
+LARGEST_BOX = 100_000  # pixels; larger numbers cannot be pixels of an image
 
 NIH_COUNTS = {
     "images in the lists": 112_120,
@@ -38,19 +38,19 @@ NIH_COUNTS = {
     "boxes": 984,
     "images with boxes": 880,
 }
-NIH_SHA256 = {  # by `list_hashes`, of the files that NIH distributes
+NIH_SHA256 = {  # from `list_hashes`, of the files that NIH distributes
     "BBox_List_2017.csv": "ea8069e6ab76ecba3eb366be1888b5ca50ff9367bfbb579c81f32685d7d17a3f",
     "Data_Entry_2017_v2020.csv": "e580686b38ab82b5ac340138e478bd0c0dd7b61106776db18dd144af6af7ab4b",
     "test_list.txt": "4ae872aeda1545e95f440f2e5dffea7d4facf74ad04c202040b2ac437769ec55",
     "train_val_list.txt": "e2abb51704b88ad23771230435ad210fd03c22abccf44e3b24400e4963a06d36",
 }
-# of the sorted names of NIH's test images, a line each; of their labels and of NIH's boxes, as
-# sorted tables in csv
+# of the sorted names of NIH's test images, one per line; of their labels and of NIH's boxes, as
+# sorted csv tables
 OFFICIAL_TEST_SHA256 = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
 OFFICIAL_LABELS_SHA256 = "077c7323fb2b2e763b7c74058cb2a6b267ccf3e2b618fa113e8f785205c26b2e"
 OFFICIAL_BOXES_SHA256 = "ba17d51af60957a343ec3d15758e4d34ab3f0c08aada1fe3aae51088e30c9e0d"
 
-# the images of the paper's page of heatmaps
+# the images in the paper's figure of heatmaps
 PICKED = (
     "00000032_037", "00000150_002", "00000211_041", "00000468_017", "00001075_024", "00008547_001",
     "00004547_003", "00008522_032", "00002106_000", "00004911_018", "00002350_001", "00003440_000",
@@ -60,11 +60,11 @@ PICKED = (
 
 @dataclass(frozen=True)
 class OfficialLists:
-    """NIH's lists: labels of all images, and names of those to train on and to test on."""
+    """NIH's lists: labels of all images, and names of the train+val and test images."""
 
     data: Path
-    entries: list[Path]  # the files of labels that are there; the first is read
-    labels: pd.DataFrame  # Image Index str, Finding Labels, Patient ID; a row a line of the file
+    entries: list[Path]  # the label files found; the first is read
+    labels: pd.DataFrame  # Image Index str, Finding Labels, Patient ID; one row per line
     train_val: list[str]
     test: list[str]
 
@@ -74,23 +74,23 @@ class OriginalSplit:
     """The authors' three files: labels of the images of each split."""
 
     data: Path
-    tables: dict[str, pd.DataFrame]  # Image Index str, a column a class; a row a line of the file
+    tables: dict[str, pd.DataFrame]  # Image Index str, one column per class; one row per line
 
 
 def read_lists(data: Path) -> OfficialLists | OriginalSplit:
-    """Read the lists of a folder; the authors' original_split_*.csv rule where they are.
+    """Read the lists of a folder; the authors' original_split_*.csv take precedence.
 
     Raises:
-        UserError: a file or a column is missing, or a file is no table.
+        UserError: a file or a column is missing, or a file is not a table.
     """
     if any((data / name).exists() for name in ORIGINAL_SPLIT.values()):
         return read_original_split(data)
     return read_official_lists(data)
 
 
-# Deviation: the authors prepared labels and split as csv files. NIH's own files are read.
+# Deviation: the authors prepared csv files of labels and split; here NIH's own files are read.
 def read_official_lists(data: Path) -> OfficialLists:
-    # which files are there
+    # find the files
     entries = sorted(data.glob("Data_Entry_2017*.csv"))
     lists = {name: data / name for name in ("train_val_list.txt", "test_list.txt")}
     lacking = [] if entries else ["Data_Entry_2017.csv"]
@@ -98,8 +98,8 @@ def read_official_lists(data: Path) -> OfficialLists:
     if lacking:
         lacking += [] if find_files(data) else ["images/"]
         raise UserError(
-            f"{data} lacks {', '.join(lacking)}: get ChestX-ray14 from {WHERE} and put it there "
-            "(README, 'NIH step by step'), or name another folder with --data"
+            f"{data} lacks {', '.join(lacking)}: download ChestX-ray14 from {WHERE} into it "
+            "(see the README), or choose another folder with --data"
         )
 
     # read them
@@ -115,7 +115,7 @@ def read_original_split(data: Path) -> OriginalSplit:
         path = data / name
         if not path.exists():
             raise UserError(
-                f"{path} is missing beside the others of the authors' split; "
+                f"{path} is missing, but other files of the authors' split are present; "
                 "add it or remove the others"
             )
         tables[split] = read_table(path, ["Image Index", *PATHOLOGIES])
@@ -123,7 +123,7 @@ def read_original_split(data: Path) -> OriginalSplit:
 
 
 def images_of(lists: OfficialLists | OriginalSplit) -> pd.DataFrame:
-    """The table of images (see contract.py); rows at fault are left out, or as far as is possible.
+    """The table of images (see contract.py); faulty rows are left out as far as possible.
 
     With NIH's lists the test set is the official one, and validation is a patient-disjoint tenth
     of train+val.
@@ -135,14 +135,14 @@ def images_of(lists: OfficialLists | OriginalSplit) -> pd.DataFrame:
 
 
 def images_of_official_lists(lists: OfficialLists) -> pd.DataFrame:
-    # the split of each image that is listed; the lists may be a selection
+    # the split of each listed image; the lists may cover only some of the images
     split = pd.Series("train", index=list(dict.fromkeys(lists.train_val)), dtype=object)
     split = split[~split.index.isin(set(lists.test))]
     test = pd.Series("test", index=list(dict.fromkeys(lists.test)), dtype=object)
     split = pd.concat([split, test])
     table = listed_rows(lists)
 
-    # patients: numbers, and -1 for what is none
+    # patient ids as integers, -1 if invalid
     patient_ids = table["Patient ID"]
     if not pd.api.types.is_integer_dtype(patient_ids):
         numbers = pd.to_numeric(patient_ids, errors="coerce")
@@ -156,15 +156,15 @@ def images_of_official_lists(lists: OfficialLists) -> pd.DataFrame:
 
 
 def listed_rows(lists: OfficialLists) -> pd.DataFrame:
-    """The rows of the labels whose images are in one of the lists; of equal names the first."""
+    """The label rows of the images in the lists; the first of each repeated name."""
     table = lists.labels[~lists.labels["Image Index"].duplicated()]
     listed = table["Image Index"].isin({*lists.train_val, *lists.test})
     return table[listed].reset_index(drop=True)
 
 
 def parse_findings(table: pd.DataFrame) -> pd.DataFrame:
-    """`Mass|Nodule` -> one 0/1 column a class; what is no class is left out."""
-    # only the distinct combinations are parsed, some 800 in NIH's file
+    """`Mass|Nodule` -> one 0/1 column per class; unknown findings are ignored."""
+    # parse only the distinct combinations, about 800 in NIH's file
     codes, combinations = pd.factorize(findings_of(table))
     rows = [split_findings(combination) for combination in combinations]
     members = np.array([[name in row for name in PATHOLOGIES] for row in rows], np.uint8)
@@ -173,7 +173,7 @@ def parse_findings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings_of(table: pd.DataFrame) -> pd.Series:
-    """The findings of each row as NIH writes them; empty where there is nothing."""
+    """The findings of each row as NIH writes them; empty if the cell is."""
     return table["Finding Labels"].fillna("").astype(str)
 
 
@@ -182,8 +182,8 @@ def split_findings(combination: str) -> set[str]:
 
 
 def separate_validation(images: pd.DataFrame) -> pd.DataFrame:
-    # Deviation: the authors split train+val by image, so most validation patients were in training
-    # too. Here they are other patients. One fixed split for all seeds, as theirs was.
+    # Deviation: the authors split train+val by image, so most validation patients were also in
+    # training. Here the split is by patient. It is the same for all seeds, as theirs was.
     from sklearn.model_selection import GroupShuffleSplit
 
     rows = np.flatnonzero(images["split"] == "train")
@@ -218,40 +218,40 @@ def are_labels(table: pd.DataFrame) -> pd.Series:
 
 
 def patient_ids_of(table: pd.DataFrame) -> pd.Series:
-    """The patient of 00000001_000.png, as text; NaN of other names."""
+    """The patient id in names such as 00000001_000.png, as text; NaN for other names."""
     return table["Image Index"].str.extract(r"^(\d{1,15})_\d+", expand=False)
 
 
 def read_box_list(data: Path) -> pd.DataFrame:
-    """Read BBox_List_2017.csv, by position, as it is: image_id, pathology, x, y, w, h float64.
+    """Read BBox_List_2017.csv by position, unchecked: image_id, pathology, x, y, w, h float64.
 
     Raises:
-        UserError: the file is missing, empty or no such table.
+        UserError: the file is missing, empty or not such a table.
     """
     path = data / BOX_LIST
     if not path.exists():
-        raise UserError(f"{path} is missing: get it from {WHERE}")
+        raise UserError(f"{path} is missing: download it from {WHERE}")
     try:
         with open(path, encoding="utf-8-sig") as lines:
             if not next(lines, "").startswith("Image Index"):
                 raise ValueError(
-                    "its first line must be NIH's header, which begins with Image Index"
+                    "its first line must be NIH's header, which starts with Image Index"
                 )
         table = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), encoding="utf-8-sig")
         table.columns = BOX_COLUMNS
         table[["x", "y", "w", "h"]] = table[["x", "y", "w", "h"]].astype(float)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(
-            f"{path} must hold image, finding, x, y, w, h in its first six columns ({error})"
+            f"{path} must have image, finding, x, y, w, h in its first six columns ({error})"
         ) from error
     table["pathology"] = table["pathology"].replace("Infiltrate", "Infiltration")
     return table
 
 
 def boxes_of(listed: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """The table of boxes (see contract.py) of the images of the test split.
+    """The table of boxes (see contract.py) for the images of the test split.
 
-    x, y, w, h are truncated to integers, as the authors did. Boxes at fault are left out.
+    x, y, w, h are truncated to integers, as the authors did. Faulty boxes are left out.
     """
     boxes = usable_boxes(listed)
     tested = images["image_id"][images["split"] == "test"]
@@ -259,31 +259,31 @@ def boxes_of(listed: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def usable_boxes(listed: pd.DataFrame) -> pd.DataFrame:
-    """The boxes of a class, in pixels as integers, each once."""
+    """The valid boxes of known classes, in integer pixels, without duplicates."""
     boxes = well_formed_boxes(listed)
     return boxes[~boxes.duplicated()]
 
 
 def well_formed_boxes(listed: pd.DataFrame) -> pd.DataFrame:
-    """The boxes of a class, in pixels as integers, as often as they are there."""
+    """The valid boxes of known classes, in integer pixels, including duplicates."""
     boxes = listed[listed["pathology"].isin(PATHOLOGIES) & are_boxes(listed)]
     return boxes.astype(dict.fromkeys("xywh", np.int64))
 
 
 def are_boxes(listed: pd.DataFrame) -> pd.Series:
-    """Whether the numbers of a row are a box: from 0 on, with an area, finite."""
+    """Whether the numbers of a row are a box: x, y >= 0, w, h >= 1, all below LARGEST_BOX."""
     numbers = listed[["x", "y", "w", "h"]]
-    return ((numbers >= [0, 0, 1, 1]) & (numbers < LARGEST_BOX)).all(axis=1)  # NaN is neither
+    return ((numbers >= [0, 0, 1, 1]) & (numbers < LARGEST_BOX)).all(axis=1)  # NaN fails both
 
 
 def why_not_official(radiographs: Radiographs, with_boxes: bool = False) -> str | None:
-    """What keeps scores on these test images, or boxes, from being compared with published ones."""
+    """Why scores on these test images (or boxes) cannot be compared with published ones, if so."""
     test = radiographs.of_split("test").sort_values("image_id")
     names = "\n".join(test["image_id"]).encode()
     if hashlib.sha256(names).hexdigest() != OFFICIAL_TEST_SHA256:
         return "its test images are not those of NIH's official test list"
     if hash_of_table(test[["image_id", *radiographs.class_names]]) != OFFICIAL_LABELS_SHA256:
-        return "its labels of the test images are not NIH's"
+        return "its test labels are not NIH's"
     if with_boxes:
         boxes = radiographs.boxes[list(BOX_COLUMNS)].sort_values(["image_id", "pathology"])
         if hash_of_table(boxes) != OFFICIAL_BOXES_SHA256:
@@ -292,7 +292,7 @@ def why_not_official(radiographs: Radiographs, with_boxes: bool = False) -> str 
 
 
 def list_hashes(data: Path) -> dict[str, str]:
-    """SHA-256 of each list in a folder; line ends and a byte order mark make no difference."""
+    """SHA-256 of each list in a folder; line endings and a byte order mark are ignored."""
     patterns = ("Data_Entry_2017*.csv", BOX_LIST, "*_list.txt", "original_split_*.csv")
     hashes = {}
     for path in sorted(path for pattern in patterns for path in data.glob(pattern)):
@@ -312,12 +312,12 @@ def find_files(data: Path) -> list[tuple[str, str]]:
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Some columns of a csv file with a row or more; Image Index as str."""
+    """Read some columns of a csv file with at least one row; Image Index as str."""
     try:
         table = pd.read_csv(path, encoding="utf-8-sig")
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(
-            f"{path} is no table of comma-separated values ({str(error).strip()})"
+            f"{path} is not a table of comma-separated values ({str(error).strip()})"
         ) from error
     lacking = [column for column in columns if column not in table]
     if lacking:
@@ -330,11 +330,11 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a list, as often as they are there."""
+    """Read the names in a list, including duplicates."""
     try:
         names = path.read_text(encoding="utf-8-sig").split()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8; save it as such") from error
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     if not names:
-        raise UserError(f"{path} is empty: it must name images, one a line")
+        raise UserError(f"{path} is empty: it must list image names, one per line")
     return names

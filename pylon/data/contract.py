@@ -1,13 +1,13 @@
-"""The contract: two plain tables and the names of the classes, wherever they come from.
+"""The data contract: two plain tables and the class names, whatever their source.
 
-images, a row an image:
+images, one row per image:
     image_id          patient_id  split  path                              Atelectasis  Mass  ...
     00000001_000.png  1           train  data/images/00000001_000.png      0            1
-boxes, a row a box, in pixels of the image file:
+boxes, one row per box, in pixels of the image file:
     image_id          pathology    x    y    w   h
     00013118_008.png  Atelectasis  225  547  86  79
 
-A reader of another data set is one file that returns `Radiographs`, and a line in sources.py.
+To add a data set, write one file that returns `Radiographs`, and a line in sources.py.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Radiographs:
-    """A data set; what breaks the contract is refused.
+    """A data set; a ValueError is raised if it breaks the contract.
 
     Attributes:
         images: image_id str, unique; patient_id int64; split "train", "val" or "test"; path str,
-            NaN where there is no file; a uint8 column, 0 or 1, a class. Other columns are allowed,
+            NaN if there is no file; one uint8 column, 0 or 1, per class. Other columns are allowed
             and ignored.
         boxes: image_id str; pathology str, a class; x, y, w, h int64, pixels of the image file.
-            Empty unless boxes were asked for.
+            Empty unless boxes were requested.
         class_names: the classes, in the order of the network's outputs.
         list_sha256: SHA-256 of each list that the tables come from, by its name.
     """
@@ -39,16 +39,16 @@ class Radiographs:
     list_sha256: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise a ValueError if a reader breaks the contract, which would end in wrong numbers."""
+        """Raise a ValueError if a reader breaks the contract, which would give wrong results."""
         # the columns
         images = self.images
         needed = ["image_id", "patient_id", "split", "path", *self.class_names]
         lacking = [name for name in needed if name not in images]
         lacking += [name for name in BOX_COLUMNS if name not in self.boxes]
         if lacking:
-            raise ValueError(f"images and boxes must have all columns, they lack {lacking}")
+            raise ValueError(f"images and boxes must have all columns; missing: {lacking}")
 
-        # what is in them
+        # the values
         if images["image_id"].duplicated().any():
             raise ValueError("image_id must be unique in images")
         if not pd.api.types.is_integer_dtype(images["patient_id"]):
@@ -58,7 +58,7 @@ class Radiographs:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {splits}")
         unlike = [name for name in self.class_names if not images[name].isin((0, 1)).all()]
         if unlike:
-            raise ValueError(f"labels must be 0 or 1, which those of {', '.join(unlike)} are not")
+            raise ValueError(f"labels must be 0 or 1, but those of {', '.join(unlike)} are not")
         unknown = sorted(set(self.boxes["pathology"]) - set(self.class_names))
         if unknown:
             raise ValueError(f"pathology of boxes must be a class, got {unknown}")
@@ -69,19 +69,19 @@ class Radiographs:
 
 
 def no_boxes() -> pd.DataFrame:
-    """A table of boxes without a row."""
+    """An empty table of boxes."""
     return pd.DataFrame({name: [] for name in BOX_COLUMNS})
 
 
 def shared_patients(images: pd.DataFrame, split: str) -> tuple[int, int]:
-    """How many patients of a split are in training too, of how many."""
+    """How many patients of a split are also in training, and how many it has."""
     train = set(images["patient_id"][images["split"] == "train"])
     others = set(images["patient_id"][images["split"] == split])
     return len(train & others), len(others)
 
 
 def split_hash(images: pd.DataFrame, class_names: tuple[str, ...]) -> str:
-    """SHA-256 of sorted lines of image_id, patient_id, split and labels, wherever the files lie."""
+    """SHA-256 of image_id, patient_id, split and labels, sorted; paths make no difference."""
     columns = ["image_id", "patient_id", "split", *class_names]
     return hash_of_table(images[columns].sort_values("image_id"))
 

@@ -20,19 +20,19 @@ Transform = Callable[..., dict[str, Tensor]]
 class RadiographDataset(Dataset):
     """Radiographs with their labels.
 
-    An item is asked for as `index`, or as `(epoch, index)` where the transform is random: its
-    random numbers are then a function of seed, epoch and index, so they depend neither on the
-    number of workers nor on what was drawn before.
+    Items are indexed by `index`, or by `(epoch, index)` if the transform is random: its random
+    numbers are then a function of seed, epoch and index, so they depend neither on the number of
+    workers nor on earlier draws.
 
     Args:
         images: a table of images (see contract.py), or some of its rows.
-        class_names: the columns of its labels.
-        transform: one of transforms.py.
+        class_names: the label columns.
+        transform: a transform from transforms.py.
         seed: seed of the transform's random numbers.
-        cache: where the images are read from instead of their files; it holds all of the table.
+        cache: read the images from here instead of their files; must contain all of the table.
 
-    Items are dicts: image (1, S, S) uint8, for `normalize` of transforms.py; label (C,) float32;
-    index, the row; height_width (2,) of the file, pixels.
+    Items are dicts: image (1, S, S) uint8, to be passed to `normalize` of transforms.py; label (C,)
+    float32; index, the row; height_width (2,) of the file, pixels.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class RadiographDataset(Dataset):
             image = self.cache.read(self.rows[index])
             height_width = self.cache.height_width[self.rows[index]]
 
-        # Deviation: not from the state of albumentations, which 2.0.8 makes the same in every
-        # worker and epoch. One state for all steps: its set_random_seed would start each with the
-        # same numbers, and all coins fall alike.
+        # Deviation: albumentations' own random state is not used, since 2.0.8 makes it the same in
+        # every worker and epoch. All steps share one state: its set_random_seed would start each
+        # with the same numbers, so their random choices would be identical.
         if isinstance(key, tuple):
             numbers = random.Random(f"{self.seed} {epoch} {index}")
             generator = np.random.default_rng(numbers.getrandbits(64))
@@ -80,10 +80,10 @@ class RadiographDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Every index once, in an order that seed and epoch fix, as (epoch, index) for the workers.
+    """Yield every index once, as (epoch, index), in an order that depends on seed and epoch.
 
-    Set `epoch` before each one. (It is no method `set_epoch`: Accelerate would call that with a
-    count of its own, which starts at 0 again when a run is resumed.)
+    Set `epoch` before each epoch. (There is no method `set_epoch`: Accelerate would call it with a
+    count of its own, which restarts at 0 when a run is resumed.)
     """
 
     def __init__(self, length: int, seed: int):
@@ -111,8 +111,8 @@ def train_loader(
 ) -> tuple[DataLoader, EpochSampler]:
     """Shuffled, augmented batches. Set the sampler's `epoch` first; `pin_memory` is for a GPU."""
     sampler = EpochSampler(len(images), seed)
-    # Deviation: batch norm cannot train on one image; where one would be left over, each epoch
-    # leaves another one out.
+    # Deviation: batch norm cannot train on one image; a last batch of one is dropped, a different
+    # image in each epoch.
     drop_last = len(images) % batch_size == 1
     dataset = RadiographDataset(images, class_names, transform, seed, cache)
     options = {"sampler": sampler, "drop_last": drop_last}

@@ -1,4 +1,4 @@
-"""Radiographs from the disk: a file is read, or said why it cannot be."""
+"""Read radiographs from disk, or report why a file cannot be read."""
 
 import zlib
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from PIL import Image
 
 from pylon.system.errors import UserError
 
-SMALLEST_SIDE = 16  # pixels; what is narrower is no radiograph
-# Boxes and sizes are of the pixels as they are stored, so an EXIF orientation turns nothing.
+SMALLEST_SIDE = 16  # pixels; anything narrower is not a radiograph
+# Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored.
 AS_STORED = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-# how files begin and end
+# first and last bytes of files
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
 
 
 def read_image(path: str) -> np.ndarray:
-    """Read any PNG or JPEG of 8 bits as grey, (H, W) uint8.
+    """Read an 8-bit PNG or JPEG as grey, (H, W) uint8.
 
     Raises:
-        UserError: it is missing, truncated, no image, narrower than 16 pixels, or deeper than
-            8 bits.
+        UserError: the file is missing, truncated, not an image, narrower than 16 pixels, or has
+            more than 8 bits per pixel.
     """
     return decode(path, read_file(path))
 
@@ -36,16 +36,16 @@ def read_file(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); copy it again, or get leave to read it"
+            f"{path} cannot be read ({error.strerror}); copy it again, or check the permissions"
         ) from error
 
 
 def decode(path: str, data: bytes) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
-    except cv2.error:  # nothing in it, or sides beyond all reason
+    except cv2.error:  # an empty file, or impossibly large dimensions
         image = None
-    # Of a PNG, OpenCV asks for every byte; a JPEG that has lost its end it would fill with grey.
+    # OpenCV rejects a truncated PNG, but would fill the rest of a truncated JPEG with grey.
     cut = data.startswith(JPEG) and JPEG_END not in data.rstrip(b"\0")[-1024:]
     if image is None or cut:
         raise UserError(unreadable(path))
@@ -55,24 +55,24 @@ def decode(path: str, data: bytes) -> np.ndarray:
 
 @cache
 def width_height_of(path: str) -> tuple[int, int]:
-    """Width and height, from the head of the file."""
+    """Width and height, from the header of the file."""
     try:
         with Image.open(path) as image:
             return image.size
     except FileNotFoundError:
         raise
-    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
+    except Exception as error:  # a damaged file may raise almost any exception
         raise UserError(unreadable(path)) from error
 
 
 def require_readable(path: str) -> None:
-    """Raise a UserError if `read_image` would; of a PNG the checksums are compared instead."""
+    """Raise a UserError if `read_image` would; PNG files are verified by checksum instead."""
     data = read_file(path)
     if not data.startswith(PNG):
         decode(path, data)
         return
 
-    # a chunk: length of its contents, kind, contents, checksum of kind and contents
+    # a chunk: length of the contents, kind, contents, checksum of kind and contents
     view = memoryview(data)
     at = len(PNG)
     kind = b""
@@ -84,7 +84,7 @@ def require_readable(path: str) -> None:
             raise UserError(unreadable(path))
         at = end + 4
 
-    # the first of them is the header
+    # the first chunk is the header
     if view[8:16] != b"\0\0\0\rIHDR":
         raise UserError(unreadable(path))
     width = int.from_bytes(view[16:20], "big")
@@ -95,13 +95,13 @@ def require_readable(path: str) -> None:
 def require_fit(path: str, height: int, width: int, bits: int) -> None:
     if min(height, width) < SMALLEST_SIDE:
         raise UserError(
-            f"{path} is {width} x {height} pixels, which is no radiograph; "
-            "put the right image there"
+            f"{path} is {width} x {height} pixels, too small for a radiograph; "
+            "replace it with the right image"
         )
     if bits > 8:
         raise UserError(
-            f"{path} has {bits} bits a pixel; "
-            "convert it to 8 bits with the window that you want to see"
+            f"{path} has {bits} bits per pixel; "
+            "convert it to 8 bits with the intensity window of your choice"
         )
 
 
@@ -110,7 +110,7 @@ def unreadable(path: str) -> str:
 
 
 def fault_of(path: str, read: Callable[[str], Any] = require_readable) -> str:
-    """What a way to read a file has against it; empty if nothing."""
+    """The error message of `read` for a file; empty if there is none."""
     try:
         read(path)
     except UserError as error:

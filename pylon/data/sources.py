@@ -1,4 +1,4 @@
-"""From a folder to `Radiographs`: where reading and checking meet, and a reader is chosen.
+"""From a folder to `Radiographs`: choose the reader, read the files and check them.
 
 To add a data set, write its reader in a file of its own and choose it in `read_radiographs`.
 """
@@ -11,20 +11,20 @@ from pylon.data.contract import Radiographs, no_boxes
 
 
 def read_radiographs(data: Path, with_boxes: bool = False) -> Radiographs:
-    """Read a data set; an image that is not on the disk has the path NaN.
+    """Read a data set; the path of a missing image is NaN.
 
     Args:
         data: folder with NIH's files.
-        with_boxes: read the boxes, too. Training has no use for them, and never asks.
+        with_boxes: also read the boxes, which training does not use.
 
     Raises:
-        UserError: a file or a column is missing, or the first fault of their contents.
+        UserError: a file or a column is missing, or the contents are faulty (the first fault).
     """
     return read_chestxray14(data, with_boxes)
 
 
 def read_chestxray14(data: Path, with_boxes: bool) -> Radiographs:
-    # the images; whatever contradicts itself is refused
+    # the images; inconsistent lists are refused
     lists = chestxray14.read_lists(data)
     raise_first(faults_of_lists(lists))
     images = chestxray14.images_of(lists)

@@ -1,1 +1,1 @@
-"""What a training leaves, and what an evaluation makes of it."""
+"""Training runs, their checkpoints, and the evaluation of checkpoints."""

@@ -1,4 +1,4 @@
-"""training.json, what a checkpoint says of itself, and whether its training has finished."""
+"""training.json, the metadata of a checkpoint (its "card", as in "model card")."""
 
 import json
 import platform
@@ -25,13 +25,13 @@ def make_card(
     mean: float,
     std: float,
 ) -> dict[str, Any]:
-    """The contents of training.json, less epoch, validation loss, thresholds and weights' hash.
+    """Build a card without epoch, validation loss, thresholds and the hash of the weights.
 
     Args:
         class_names: in the order of the network's outputs.
-        options: of train.py; `image_size` among them.
-        split_sha256, list_sha256: of the data (see contract.py).
-        mean, std: of intensities in [0, 1], that inputs are normalised with.
+        options: of train.py, including `image_size`.
+        split_sha256, list_sha256: hashes of the data (see contract.py).
+        mean, std: of intensities in [0, 1], for normalising inputs.
     """
     return {
         "finished": False,
@@ -50,7 +50,7 @@ def make_card(
 
 
 def read_training_json(folder: Path) -> dict[str, Any] | None:
-    """The card of a checkpoint, checked to be what was saved; None if it has none."""
+    """Read the card of a checkpoint, verified by its hash; None if it has none."""
     path = folder / "training.json"
     if not path.is_file():
         return None
@@ -61,39 +61,39 @@ def read_training_json(folder: Path) -> dict[str, Any] | None:
             f"{path} lacks {', '.join(lacking)}; copy the whole folder of the checkpoint again"
         )
     if "sha256" in card and card.pop("sha256") != hash_of_json(card):
-        raise UserError(f"{path} is damaged: it is not what was saved; copy it again")
+        raise UserError(f"{path} is damaged: its hash does not match; copy it again")
     return card
 
 
 def is_card_of(card: dict[str, Any], sha256: str) -> bool:
-    """Whether a card names the weights of that hash, and not others, as after a kill in a write."""
-    return card.get("weights_sha256", sha256) == sha256  # an earlier version's card names none
+    """Whether a card belongs to the weights with that hash; not so after a kill while writing."""
+    return card.get("weights_sha256", sha256) == sha256  # none in cards of earlier versions
 
 
 def mark_finished(folder: Path, finished: bool) -> None:
-    """Write into the card of a checkpoint, if it has one, whether its training has finished."""
+    """Record in the card of a checkpoint, if it has one, whether its training has finished."""
     card = read_training_json(folder)
     if card is not None and card.get("finished") != finished:
         write_atomically(folder / "training.json", card_file({**card, "finished": finished}))
 
 
 def has_ended(last: dict[str, Any], options: dict[str, Any]) -> bool:
-    """Whether nothing is left to do of what the options ask for."""
+    """Whether training has reached the number of epochs or the minimum learning rate."""
     return last["epoch"] >= options["epochs"] or last["lr"] <= options["min_lr"]
 
 
 def card_file(card: dict[str, Any]) -> bytes:
-    """A card as it is written, with its own hash."""
+    """Encode a card as it is written, with its own hash."""
     return json.dumps({**card, "sha256": hash_of_json(card)}, indent=2).encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of names and values; a UserError if it is none."""
+    """Read a JSON object; raise a UserError if the file is damaged or is not one."""
     try:
         contents = json.loads(path.read_text())
-        json.dumps(contents)  # what nests too deeply to be hashed is refused here
+        json.dumps(contents)  # fails here if nested too deeply to be hashed
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it again") from error
     if not isinstance(contents, dict):
-        raise UserError(f"{path} is damaged: it holds no names and values; copy it again")
+        raise UserError(f"{path} is damaged: it is not a JSON object; copy it again")
     return contents

@@ -1,13 +1,13 @@
-"""Checkpoints: `best`, a folder for everybody, and `last`, a file for resuming.
+"""Checkpoints: `best`, a folder to use and share, and `last`, a file for resuming.
 
-Nothing here runs a pickle's code. Deviation: the original pickled its checkpoints; here they are
-safetensors, json and, for resuming, tensors alone.
+Loading never runs pickled code. Deviation: the original pickled its checkpoints; here they are
+safetensors, json and, for resuming, tensors only.
 
 save/<name>/<seed>/best/config.json        arguments that rebuild the network
-                        model.safetensors  its weights, and their hash
+                        model.safetensors  its weights and their hash
                         training.json      the card (card.py): class names, normalisation, options,
                                            versions, whether training has finished, hashes of the
-                                           data, of the weights and its own
+                                           data, of the weights and of itself
 save/<name>/<seed>/last                    network, optimizer, schedule, scaler, rows of the csv
 """
 
@@ -41,28 +41,27 @@ RESUMED = {
     "epoch", "lr", "best_loss", "rows", "model", "optimizer", "schedule", "scaler", "options",
     "split_sha256",
 }  # fmt: skip
-OF_TWO_EPOCHS = "is of two epochs: its training.json is not of its model.safetensors"
+OF_TWO_EPOCHS = "mixes two epochs: its training.json does not belong to its model.safetensors"
 
 
 def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon | Baseline:
     """Rebuild a network from a checkpoint: on the CPU, in eval mode, offline, running no code.
 
     Args:
-        path: a folder with config.json and model.safetensors (`best`, or of `save_pretrained`), or
-            a plain state dict such as the authors' model.pkl, whose keys may begin with "net.". The
-            number of UP layers is read from it.
-        encoder_name: encoder of a plain state dict; found out by itself where it is one of the
-            ResNets.
+        path: a folder with config.json and model.safetensors (`best`, or from `save_pretrained`),
+            or a plain state dict such as the authors' model.pkl, whose keys may begin with "net."
+            and from which the number of UP layers is inferred.
+        encoder_name: encoder of a plain state dict; inferred if it is one of the ResNets.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it is one of another network.
+        UserError: the checkpoint is missing, damaged, or belongs to another network.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        raise UserError(f"{path} is a part of a checkpoint; name the folder that it is in")
+        raise UserError(f"{path} is only part of a checkpoint; choose the folder it is in")
     if not path.exists():
         raise UserError(
-            f"there is no checkpoint at {path}; train one first, or name another with --checkpoint"
+            f"there is no checkpoint at {path}; train one, or choose another with --checkpoint"
         )
     model = load_folder(path) if path.is_dir() else load_state_dict(path, encoder_name)
     return model.eval()
@@ -72,7 +71,7 @@ def load_folder(path: Path) -> Pylon | Baseline:
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
             raise UserError(
-                f"{path} is no checkpoint: it has no {name}; name a folder such as "
+                f"{path} is not a checkpoint: it has no {name}; choose a folder such as "
                 "save/pylon/0/best"
             )
     config = read_json(path / "config.json")
@@ -80,21 +79,21 @@ def load_folder(path: Path) -> Pylon | Baseline:
         weights, written = read_weights(path / "model.safetensors")
         model = build_network({**config, "encoder_weights": None})
         model.load_state_dict(weights)
-    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(
-            f"{path} does not hold the network of its config.json ({first_line(error)}); "
+            f"{path} does not contain the network of its config.json ({first_line(error)}); "
             "copy the whole folder again"
         ) from error
     if written is not None and written != hash_of_weights(weights):
         raise UserError(
-            f"{path / 'model.safetensors'} is damaged: it is not what was saved; copy it again"
+            f"{path / 'model.safetensors'} is damaged: its hash does not match; copy it again"
         )
     require_finite_weights(weights, path)
     return model
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a safetensors file, and the hash that was saved with them, if one was."""
+    """Read the tensors of a safetensors file, and the hash that was saved with them, if any."""
     with safetensors.safe_open(path, "pt") as file:
         names = list(file.keys())
         weights = {name: file.get_tensor(name) for name in names}
@@ -105,27 +104,27 @@ def require_finite_weights(weights: dict[str, Tensor], path: Path) -> None:
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
-            f"{path} has weights that are not finite numbers ({broken[0]}), so it cannot score; "
-            "name another checkpoint"
+            f"{path} has weights that are not finite numbers ({broken[0]}) and cannot be used; "
+            "choose another checkpoint"
         )
 
 
 def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
-    # names and tensors alone, the names as ours are
+    # only names and tensors, with our names
     state = load_safely(path)
     if not is_state_dict(state):
         hint = ""
         if path.name == "last":
-            hint = "; it is for resuming, the network is in `best` beside it"
+            hint = "; it is for resuming, the network is in `best` next to it"
         raise UserError(
-            f"{path} is no plain state dict: a dictionary of names and tensors alone{hint}"
+            f"{path} is not a plain state dict, a dictionary of names and tensors only{hint}"
         )
     state = {key.removeprefix("net."): value for key, value in state.items()}
     shapes = {key: value.shape for key, value in state.items()}
     if "segmentation_head.0.weight" not in shapes:
-        raise UserError(f"{path} is of another network: it has no segmentation_head.0.weight")
+        raise UserError(f"{path} belongs to another network: it has no segmentation_head.0.weight")
 
-    # what the shapes tell of the network
+    # arguments of the network that follow from the shapes
     classes, decoder_channels = shapes["segmentation_head.0.weight"][:2]
     config = {
         "kind": "pylon",
@@ -136,7 +135,7 @@ def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
         "up_layers": 2 if "decoder.up1.conv1.0.conv.weight" in shapes else 1,
     }
 
-    # the encoder whose shapes these are
+    # find the encoder that has these shapes
     for name in (encoder_name,) if encoder_name else RESNETS:
         if shapes_of({**config, "encoder_name": name}) == shapes:
             model = build_network({**config, "encoder_name": name})
@@ -144,7 +143,7 @@ def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
             require_finite_weights(state, path)
             return model
     raise UserError(
-        f"{path} does not hold a PYLON with the encoder {encoder_name or ' or '.join(RESNETS)}"
+        f"{path} does not contain a PYLON with the encoder {encoder_name or ' or '.join(RESNETS)}"
     )
 
 
@@ -153,47 +152,46 @@ def is_state_dict(state: Any) -> bool:
 
 
 def shapes_of(config: dict[str, Any]) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors of a network, which takes no memory."""
+    """Names and shapes of the tensors of a network, without allocating them."""
     try:
         with torch.device("meta"):
             network = build_network(config)
-    except ArgumentError as error:  # an encoder that a caller has named, and there is none
+    except ArgumentError as error:  # unknown `encoder_name`
         raise UserError(str(error)) from error
     return {key: value.shape for key, value in network.state_dict().items()}
 
 
 def load_safely(path: Path) -> Any:
-    """torch.load that refuses all but tensors and plain containers.
+    """Load a file with torch.load, accepting only tensors and plain containers.
 
-    First it looks at the checksums, which torch omits.
+    Checksums are verified first, which torch does not do.
     """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
                     raise ValueError("a checksum differs")
-        with warnings.catch_warnings():  # of an odd pickle: it is answered below
+        with warnings.catch_warnings():  # about odd pickles, which are reported below
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
+    except Exception as error:  # a damaged file can raise anything
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise UserError(
-            f"{path} is damaged, or holds more than tensors and is not opened for safety"
+            f"{path} is damaged, or contains more than tensors and is not opened for safety"
         ) from error
 
 
 def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
-    """What a checkpoint says of itself: at least class_names, mean, std, image_size.
+    """Read the card of a checkpoint: at least class_names, mean, std, image_size.
 
-    And, whether it was written there or not, weights_sha256, the hash of the model's weights.
+    weights_sha256, the hash of the model's weights, is added if it is not in the file.
 
-    A checkpoint without a training.json in it (the authors' weights) has the paper's values, if it
-    has the 14 classes.
+    Without a training.json (the authors' weights), the paper's values are returned, provided that
+    the network has 14 classes.
 
     Raises:
-        UserError: the card is damaged, or one of other weights than the model's, or lacks what is
-            needed.
+        UserError: the card is damaged or incomplete, or belongs to other weights than the model's.
     """
     sha256 = hash_of_weights(model.state_dict())
     card = read_training_json(Path(path))
@@ -201,14 +199,14 @@ def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
         card = papers_card(path, model)
     if not is_card_of(card, sha256):
         raise UserError(
-            f"{path} {OF_TWO_EPOCHS}; go on with the same train.py command (if that is running, "
+            f"{path} {OF_TWO_EPOCHS}; resume with the same train.py command (if it is running, "
             "try again in a moment), or copy the whole folder again"
         )
     return {**card, "weights_sha256": sha256}
 
 
 def papers_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
-    from pylon.data.chestxray14 import MEAN, PATHOLOGIES, STD  # pandas, which loading does without
+    from pylon.data.chestxray14 import MEAN, PATHOLOGIES, STD  # pandas, not needed for loading
 
     classes = model.segmentation_head[0].out_channels
     if classes != len(PATHOLOGIES):
@@ -217,15 +215,15 @@ def papers_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
 
 
 def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
-    """What is wrong with a `best`, and whether the epoch after `last_epoch` mends it.
+    """Describe what is wrong with a `best`, and whether the epoch after `last_epoch` repairs it.
 
     Returns:
-        A sentence without a cure, empty if nothing is wrong; and True where each file is as it was
-        written, but they are of two epochs, since the write of that next epoch was interrupted.
+        A sentence without a cure, empty if nothing is wrong; and True if each file is intact but
+        they belong to two epochs, because writing that next epoch was interrupted.
     """
     for name in ("config.json", "model.safetensors", "training.json"):
         if not (folder / name).is_file():
-            return f"{folder / name} is gone", False
+            return f"{folder / name} is missing", False
     try:
         read_json(folder / "config.json")
         card = read_training_json(folder)
@@ -233,7 +231,7 @@ def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
         sha256 = hash_of_weights(weights)
     except UserError as error:
         return str(error).rpartition("; ")[0], False
-    except Exception:  # damaged weights raise whatever their bytes happen to lead to
+    except Exception:  # damaged weights can raise anything
         return f"{folder / 'model.safetensors'} is damaged", False
     if written not in (None, sha256):
         return f"{folder / 'model.safetensors'} is damaged", False
@@ -243,7 +241,7 @@ def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
 
 
 def is_finished(folder: Path, card: dict[str, Any]) -> bool:
-    """Whether the training of a checkpoint has finished; of an older card `last` tells."""
+    """Whether the training of a checkpoint has finished; for older cards, read from `last`."""
     last = folder.parent / "last"
     if "finished" in card or folder.name != "best" or not last.exists():
         return card.get("finished", True)
@@ -252,10 +250,10 @@ def is_finished(folder: Path, card: dict[str, Any]) -> bool:
 
 
 def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> None:
-    """Write the folder that `load_pylon` opens; a full disk leaves the one before.
+    """Write the folder that `load_pylon` opens; if the disk is full, the previous one is kept.
 
-    The card is the first to be renamed: after a kill it names weights that are not there yet, and
-    `read_card` says so.
+    The card is renamed first: after a kill it refers to weights that are not there yet, which
+    `read_card` reports.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     sha256 = hash_of_weights(weights)
@@ -268,13 +266,13 @@ def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> No
 
 
 def config_of(model: Pylon | Baseline) -> dict[str, Any]:
-    """What `build_network` makes such a network of; its weights come from elsewhere."""
+    """Arguments from which `build_network` rebuilds a network, without pretrained weights."""
     arguments = model._hub_mixin_config
     return {**arguments, "kind": kind_of(arguments), "encoder_weights": None}
 
 
 def hash_of_weights(weights: dict[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and numbers; no library here notices a flipped bit."""
+    """SHA-256 of names, types, shapes and values; no library used here detects a flipped bit."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -283,18 +281,18 @@ def hash_of_weights(weights: dict[str, Tensor]) -> str:
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:
-    """Write all that resuming needs (`RESUMED`)."""
+    """Write everything that resuming needs (`RESUMED`)."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
 
 
 def load_last(path: Path) -> dict[str, Any]:
-    """Read what `save_last` wrote; a UserError if it is damaged or another file."""
+    """Read what `save_last` wrote; raise a UserError if it is damaged or another file."""
     state = load_safely(path)
     if not isinstance(state, dict) or not state.keys() >= RESUMED:
         raise UserError(
-            f"{path} is not a file that train.py wrote for resuming; --overwrite starts afresh"
+            f"{path} is not a file that train.py wrote for resuming; start over with --overwrite"
         )
     return state
 

@@ -1,4 +1,4 @@
-"""Networks over images: checkpoints in, rows out. What the rows are worth is for scoring."""
+"""Run networks on images: checkpoints in, rows out. Scores are computed in pylon/scoring."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,10 +31,10 @@ from pylon.system.progress import track
 def load_network(
     options: EvaluationOptions, radiographs: Radiographs, path: Path, accelerator: Accelerator
 ) -> tuple[Pylon | Baseline, dict[str, Any]]:
-    """Network, on the device, and card of a checkpoint, which must be one for the classes.
+    """Load the network of a checkpoint, on the device, and its card (training.json).
 
     Raises:
-        UserError: the checkpoint is damaged, or does not fit the data or the cache.
+        UserError: the checkpoint is damaged, or does not fit the classes or the cache.
     """
     model = load_pylon(path)
     card = read_card(path, model)
@@ -45,29 +45,31 @@ def load_network(
         )
     if card["class_names"] != list(radiographs.class_names):
         raise UserError(
-            f"{path} knows the classes {', '.join(card['class_names'])}, "
-            f"the data {', '.join(radiographs.class_names)}"
+            f"{path} was trained on the classes {', '.join(card['class_names'])}, "
+            f"but the data has {', '.join(radiographs.class_names)}"
         )
     side = card["image_size"]
     stride = STRIDE if isinstance(model, Pylon) else STRIDES[-1]
     if not isinstance(side, int) or side < stride or side % stride:
         raise UserError(
-            f"{path} says in training.json that image_size is {side}, which is no multiple of "
-            f"{stride}; copy the whole folder again"
+            f"{path}: image_size in training.json is {side}, not a multiple of {stride}; "
+            "copy the whole folder again"
         )
     if 0 < options.cache_size < card["image_size"]:
         raise UserError(
-            f"--cache-size {options.cache_size} is below the {card['image_size']} pixels that "
-            f"{path} sees"
+            f"--cache-size {options.cache_size} is below {card['image_size']}, the input size of "
+            f"{path}"
         )
 
-    # lists that have changed since
+    # lists that have changed since training
     trained_with = card.get("list_sha256", {})
     now = radiographs.list_sha256
     others = [name for name, sha256 in trained_with.items() if now.get(name, sha256) != sha256]
     if others:
-        names = ", another ".join(others)
-        accelerator.print(f"note: {path} was trained with another {names} than {options.data} has")
+        names = ", ".join(others)
+        accelerator.print(
+            f"note: {path} was trained with other versions of {names} than those in {options.data}"
+        )
     return model.to(accelerator.device, memory_format=torch.channels_last), card
 
 
@@ -78,7 +80,7 @@ def open_networks(
     images: pd.DataFrame,
     accelerator: Accelerator,
 ) -> Iterator[tuple[str, Pylon | Baseline, dict[str, Any], DataLoader]]:
-    """Seed, network and card of each checkpoint, and the images as that network sees them."""
+    """Yield seed, network and card of each checkpoint, and a loader of its input images."""
     cache = None
     batch_size = options.batch_size or images_at_a_time(accelerator)
     pin = accelerator.device.type == "cuda"
@@ -99,12 +101,12 @@ def open_networks(
             pin,
         )
         yield seed, model, card, accelerator.prepare(loader)
-        accelerator.free_memory()  # it would keep every seed's loader, and those their workers
+        accelerator.free_memory()  # or every seed's loader stays alive, with its workers
 
 
 def images_at_a_time(accelerator: Accelerator) -> int:
-    """Images a batch over all processes."""
-    # A CPU is half as fast again with few images, whose features it keeps in memory that it has.
+    """Images per batch, over all processes."""
+    # A CPU is 1.5 times as fast with few images, whose features fit in memory it already has.
     return accelerator.num_processes * (8 if accelerator.device.type == "cpu" else 128)
 
 
@@ -116,13 +118,13 @@ def about_rows(
     precision: str,
     method: str | None = None,
 ) -> dict[str, Any]:
-    """What rows of a network are of (`about` of pylon/scoring/rows.py).
+    """Build `about` for the rows of a network (see pylon/scoring/rows.py).
 
     Args:
         card: of the network.
-        not_official: of `why_not_official`, which is the same for all networks.
-        precision: that it was run in.
-        method: of rows of boxes, whose heatmaps; None of rows of images.
+        not_official: from `why_not_official`, the same for all networks.
+        precision: in which the network was run.
+        method: for rows of boxes, the source of the heatmaps; None for rows of images.
     """
     trained = {key: card[key] for key in ("options", "split_sha256") if key in card}
     about = {
@@ -132,14 +134,14 @@ def about_rows(
         "not_official": not_official,
         "list_sha256": radiographs.list_sha256,
         "weights_sha256": card["weights_sha256"],
-        "card": trained if "options" in trained else None,  # none without a training.json
+        "card": trained if "options" in trained else None,  # None without a training.json
         "config": config_of(model),
     }
     return about if method is None else {**about, "method": method}
 
 
 def name_of_network(model: Pylon | Baseline) -> str:
-    """What the rows say: "pylon", "ablated pylon", or the architecture of a baseline."""
+    """Name of a network in its rows: "pylon", "ablated pylon", or a baseline's architecture."""
     if isinstance(model, Pylon):
         return "ablated pylon" if model.ablated else "pylon"
     return model._hub_mixin_config["model"]
@@ -154,7 +156,7 @@ def predict_logits(
     mean: float,
     std: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of all images on every process; maps are dropped batch by batch.
+    """Compute logits and labels of all images, on every process; maps are dropped batch by batch.
 
     Args:
         mean, std: of intensities in [0, 1], for `normalize`.
@@ -175,7 +177,7 @@ def predict_logits(
 
 
 def boxes_with_images(boxed: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
-    """The boxes, with patient and image size of each: the head of the rows that are written.
+    """Add patient and image size to each box: the first columns of the rows that are written.
 
     Args:
         boxed: table of the images that have boxes.
@@ -199,21 +201,21 @@ def localize_boxes(
     method: str,
     with_maps: bool = False,
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
-    """Where a network sees the finding of each box, on every process.
+    """Locate the finding of each box with a network, on every process.
 
     Args:
         card: of the network.
-        loader: the images of `boxed`.
+        loader: of the images in `boxed`.
         boxed: table of the images that have boxes.
-        boxes: of `boxes_with_images`.
-        method: whose heatmaps (`heatmaps_of`).
-        with_maps: whether to keep the heatmaps.
+        boxes: from `boxes_with_images`.
+        method: source of the heatmaps (see `heatmaps_of`).
+        with_maps: whether to return the heatmaps.
 
     Returns:
         The rows: the columns of `boxes`, and probability, row and column of the maximum, hit,
-        threshold and called. `called` is 1 where the network calls the finding present (its
-        probability reaches the threshold that training chose on the validation split), 0 where not,
-        NaN where there is no threshold.
+        threshold and called. `called` is 1 if the network calls the finding present (its
+        probability reaches the threshold chosen on the validation split during training), 0 if not,
+        NaN if there is no threshold.
         The heatmaps, (N, h, w) float32 in the order of the rows, or None.
     """
     rows_of_image = boxes.groupby("image_id").indices  # image -> rows of the table
@@ -232,7 +234,7 @@ def localize_boxes(
                 positions.append(position)
                 box_rows.append(box_row)
 
-        # heatmaps (N, h, w), and whether their maxima are in the boxes
+        # heatmaps (N, h, w), and whether their maxima lie in the boxes
         images = normalize(batch["image"], card["mean"], card["std"])  # (B, 1, S, S)
         classes = class_of[box_rows].tolist()
         heatmaps, probability = heatmaps_of(model, images, positions, classes, method)
@@ -244,7 +246,7 @@ def localize_boxes(
         if with_maps:
             maps += zip(box_rows, heatmaps.cpu().numpy(), strict=True)
 
-    # with several processes: everybody's boxes, less those of images that fill up the last batch
+    # gather the boxes of all processes, without repeats from images that pad the last batch
     columns = ["box", "probability", "row", "column", "hit"]
     answers = pd.DataFrame(gather_object(found), columns=columns)
     answers = answers.drop_duplicates("box").set_index("box").sort_index()
@@ -259,9 +261,9 @@ def localize_boxes(
 
 
 def require_numbers(scores: np.ndarray, path: Path) -> None:
-    """Raise a UserError if a network, however finite its weights, gives no numbers."""
+    """Raise a UserError if a network gives non-finite scores, which finite weights can do too."""
     if not np.isfinite(scores).all():
         raise UserError(
-            f"{path} gives scores that are not finite numbers; name another checkpoint with "
+            f"{path} gives scores that are not finite numbers; choose another checkpoint with "
             "--checkpoint"
         )

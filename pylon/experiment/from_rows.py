@@ -1,4 +1,4 @@
-"""Experiments from rows that were written (`--from`): which rows, and whether they go together."""
+"""Experiments from existing rows (`--from`): which rows to read, and whether they match."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -12,19 +12,19 @@ from pylon.system.errors import UserError
 
 
 def read_experiments(options: ScoreOptions, what: str, table: str) -> dict[str, dict[str, Rows]]:
-    """The rows that were written of an experiment and of those beside it, by name and seed.
+    """Read the rows of an experiment and of those compared with it, by name and seed.
 
     Args:
-        options: with `from_`, the folder of the first; --compare names folders beside it.
+        options: with `from_`, the folder of the first; --compare names folders next to it.
         what: "images", "boxes" or "boxes_METHOD".
-        table: the file in such a folder that was made of them, which tells the seeds if --seeds
-            does not.
+        table: file in such a folder that was computed from them; its seeds are the default of
+            --seeds.
 
     Raises:
-        UserError: --from does not go with another option; there are no rows, or they are damaged;
-            or they are not of the same data, or of seeds that were not trained alike.
+        UserError: another option does not apply with --from; rows are missing or damaged; or they
+            are of different data, or of seeds that were not trained alike.
     """
-    # which folders
+    # the folders
     require_rows_alone(options)
     folder = options.from_
     if folder.name in ("", ".."):
@@ -46,18 +46,18 @@ def read_experiments(options: ScoreOptions, what: str, table: str) -> dict[str, 
 
 
 def require_rows_alone(options: ScoreOptions) -> None:
-    """Raise a UserError of an option that asks for something of a network, where there is none."""
+    """Raise a UserError if an option is set that applies only when networks are run."""
     for field in fields(options):
         free = field.name in ("from_", "seeds", "compare", "method")
         if not free and getattr(options, field.name) != field.default:
             raise UserError(
-                f"{flag(field.name)} is for scoring networks; leave it out, or leave --from out"
+                f"{flag(field.name)} is for scoring networks; leave out either it or --from"
             )
 
 
 def require_rows_alike(name: str, rows_of_seed: dict[str, Rows]) -> None:
-    """Raise a UserError if rows to be averaged are not of networks that were trained alike."""
-    # those that say how they were trained
+    """Raise a UserError if rows to be averaged are of networks that were not trained alike."""
+    # those that have a card
     about = {seed: rows.about for seed, rows in rows_of_seed.items()}
     cards = {seed: each["card"] for seed, each in about.items() if each["card"] is not None}
     configs = {seed: each["config"] for seed, each in about.items()}
@@ -66,19 +66,19 @@ def require_rows_alike(name: str, rows_of_seed: dict[str, Rows]) -> None:
             print(not_known(f"seed {seed} of {name}"))
         require_alike(name, cards, configs, print)
 
-    # and all
+    # all of them
     first, *others = about
     for seed in others:
         same_network = with_kind(configs[first]) == with_kind(configs[seed])
         if not same_network or about[first]["precision"] != about[seed]["precision"]:
             raise UserError(
-                f"the rows of seeds {first} and {seed} of {name} are of other networks, or in "
-                "another precision; choose seeds with --seeds"
+                f"the rows of seeds {first} and {seed} of {name} are of different networks or "
+                "precisions; choose seeds with --seeds"
             )
 
 
 def require_same_data(rows: dict[str, dict[str, Rows]], folders: dict[str, Path]) -> None:
-    """Raise a UserError if rows, of which means and differences are made, are of different data."""
+    """Raise a UserError if rows to be averaged or compared are of different data."""
     first = None
     for name, rows_of_seed in rows.items():
         for seed, of_seed in rows_of_seed.items():
@@ -86,5 +86,5 @@ def require_same_data(rows: dict[str, dict[str, Rows]], folders: dict[str, Path]
             if of_seed.class_names != first.class_names or not of_seed.is_of_data_of(first):
                 raise UserError(
                     f"the rows of seed {seed} in {folders[name]} are of other images, labels or "
-                    "boxes than the first; score both on the same data"
+                    "boxes than the first rows; score both on the same data"
                 )

@@ -1,6 +1,6 @@
-"""Options that the evaluations share: what may be said on the command line, and no more.
+"""Options shared by the evaluations: the command line, and no more.
 
-What they ask for is done by selection.py (which checkpoints) and evaluate.py (networks to rows).
+They are carried out by selection.py (which checkpoints) and evaluate.py (networks to rows).
 """
 
 import os
@@ -23,34 +23,34 @@ class EvaluationOptions:
     data: Path = Path("data")
     """Folder with NIH's files."""
     name: str | None = None
-    """Name of the experiment, pylon if none is given: its checkpoints are in save/NAME, its results
-    go to csv/NAME."""
+    """Name of the experiment (default: pylon): checkpoints are read from save/NAME, results are
+    written to csv/NAME."""
     checkpoint: Path | None = None
     """Use this checkpoint instead: a folder, or the authors' model.pkl. Without --name, results go
-    to csv/ and its name (save/pylon/0/best: csv/pylon-0)."""
+    to a folder named after it (save/pylon/0/best: csv/pylon-0)."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32: scores are those of every machine but for rounding. bf16: faster where the hardware has
-    it; scores move, those of eval_loc.py too, since the maxima of coarser maps lie elsewhere or
-    tie."""
+    """fp32: the same scores on all hardware, up to rounding. bf16: faster where the hardware
+    supports it; scores change, those of eval_loc.py too, since the maxima of less precise maps
+    move or tie."""
     num_workers: int = min(os.cpu_count() or 1, 8)
-    """Processes that read images."""
+    """Worker processes that read images."""
     cache_size: int = 0
-    """Read images from a cache of decoded ones in DATA/cache, no side above this many pixels,
-    filled when first used; 1024 is exact for NIH's. 0: read the image files."""
+    """Read images from a cache of decoded images in DATA/cache, with sides of at most this many
+    pixels, filled on first use; 1024 is exact for NIH's images. 0: read the image files."""
 
 
 @dataclass
 class ScoreOptions(EvaluationOptions):
     seeds: tuple[int, ...] = ()
-    """Seeds to score; every seed under save/NAME if none is named."""
+    """Seeds to score (default: every seed under save/NAME)."""
     batch_size: int | None = None
-    """Images at a time, over all processes together; if none is given, 128 a GPU, or 8 a process on
-    a CPU."""
+    """Images per batch, over all processes together (default: 128 per GPU, or 8 per process on a
+    CPU)."""
     compare: tuple[str, ...] = ()
-    """Names of other experiments: their seeds (or --seeds) are scored, too, and compared with this
-    one's in pairs. What was written of them stays as it is."""
+    """Names of other experiments: their seeds (or --seeds) are scored too, for a paired comparison
+    with this one. Their own files are not changed."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Make the tables anew from the rows in this folder, csv/NAME, without networks and data; those
-    of --compare are beside it."""
+    """Rebuild the tables from the rows in this folder, csv/NAME, without networks or data; the
+    folders of --compare are next to it."""

@@ -1,4 +1,4 @@
-"""Where a training run keeps its files, and how one run takes the place of another."""
+"""Where a training run keeps its files, and how one run replaces another."""
 
 import math
 import shutil
@@ -14,19 +14,19 @@ from pylon.system.errors import UserError
 from pylon.system.files import flush_folder, hold_lock, require_writable
 from pylon.system.parallel import on_main_process
 
-MAY_CHANGE = {  # options that do not tell a run from another: it may be resumed with others
+MAY_CHANGE = {  # options that may differ when a run is resumed
     "data", "epochs", "num_workers", "device", "compile", "skip_unreadable", "overwrite",
 }  # fmt: skip
 
 
 def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) -> tuple[Path, Path]:
-    """The folder and the csv file of a run, locked for this process; every process calls it.
+    """Return the folder and the csv file of a run, locked for this process; every process calls it.
 
-    They are save/NAME/SEED and csv/NAME/SEED.csv, or, to overwrite these, SEED.new and SEED.new.csv
-    beside them until `close_run`.
+    They are save/NAME/SEED and csv/NAME/SEED.csv or, to overwrite these, SEED.new and SEED.new.csv
+    next to them until `close_run`.
 
     Raises:
-        UserError: another process has the run, or a folder cannot be written.
+        UserError: another process is training the run, or a folder is not writable.
     """
     place = Path("save") / name / str(seed)
     csv = Path("csv") / name / f"{seed}.csv"
@@ -34,7 +34,7 @@ def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) ->
 
     def claim() -> None:
         require_writable(place.parent, csv.parent)
-        sentence = f"another process trains {place}; wait for it, or choose another --name"
+        sentence = f"another process is training {place}; wait for it, or choose another --name"
         hold_lock(place.with_name(f"{seed}.lock"), sentence)
         if aside(place).exists():  # killed in the middle of `close_run`
             replace(place)
@@ -51,39 +51,39 @@ def find_last(
     overwrite: bool,
     accelerator: Accelerator,
 ) -> dict[str, Any] | None:
-    """What an earlier run left for resuming, if anything; every process calls it.
+    """Load what an earlier run left for resuming, if anything; every process calls it.
 
     Args:
         save: the run's folder.
-        card: what the run that now begins would write beside its network (`make_card`).
-        defaults: of the options; what a run of an earlier version had, which did not know them all.
-        overwrite: whether what was made with others is to be ignored.
+        card: of the run that is starting (`make_card`).
+        defaults: of the options, for those that the version of the earlier run did not have.
+        overwrite: whether to discard a run with other options or data.
 
-    Where `best` is of two epochs since its write was interrupted, the lowest loss so far is
-    forgotten, so that the next epoch, which is the later of them once more, writes it anew; a note
-    says so.
+    If `best` mixes two epochs because its write was interrupted, the lowest loss so far is
+    discarded, so that the next epoch, which repeats the later of them, writes it again; a note is
+    printed.
 
     Raises:
-        UserError: it was made with other options or data, and the sentence says which; or a part of
-            it is gone or damaged.
+        UserError: it was trained with other options or data, which the sentence lists; or a part of
+            it is missing or damaged.
     """
-    # what is there; all processes look before one of them writes
+    # what exists; all processes read before one of them writes
     last = load_last_unless_overwritten(save / "last", overwrite)
     lost = lost_part(save, last)
     fault = ""
     mends = False
     if last is not None and lost != "best":
         fault, mends = fault_of_best(save / "best", last["epoch"])
-        mends = mends and not has_ended(last, card["options"])  # or there is no next epoch
+        mends = mends and not has_ended(last, card["options"])  # otherwise no epoch follows
     accelerator.wait_for_everyone()
     if lost and not overwrite:
         raise UserError(
-            f"{save}/{lost} is gone: the run cannot go on; choose another --name, or --overwrite"
+            f"{save}/{lost} is missing: cannot resume; choose another --name, or --overwrite"
         )
     if last is None:
         return None
 
-    # whether this run may go on with it
+    # whether this run may resume from it
     before = {**last, "options": {**defaults, **last["options"]}}
     other = differences(before, card, "{} {} (now {})")
     if other and not overwrite:
@@ -95,19 +95,19 @@ def find_last(
     if not other and not lost and (not fault or mends):
         if mends:
             accelerator.print(
-                f"note: {fault}; going on from {save / 'last'}, the next epoch writes it anew"
+                f"note: {fault}; resuming from {save / 'last'}, the next epoch writes it again"
             )
             last["best_loss"] = math.inf
         return last
 
-    # or its `last` might one day go on beside the best network of this one
+    # otherwise its `last` might one day be resumed together with this run's `best`
     if accelerator.is_main_process:
         (save / "last").unlink()
     return None
 
 
 def load_last_unless_overwritten(path: Path, overwrite: bool) -> dict[str, Any] | None:
-    """What is there for resuming, None if nothing, or nothing that can be read is overwritten."""
+    """Load `last`; None if there is none, or if it is unreadable and will be overwritten."""
     if not path.exists():
         return None
     try:
@@ -119,7 +119,7 @@ def load_last_unless_overwritten(path: Path, overwrite: bool) -> dict[str, Any] 
 
 
 def lost_part(save: Path, last: dict[str, Any] | None) -> str:
-    """Which of a run's two parts is gone though the other is there: "best", "last" or neither."""
+    """Which of a run's two parts is missing while the other exists: "best", "last" or ""."""
     has_network = (save / "best/model.safetensors").exists()
     if last is not None:
         return "" if has_network else "best"
@@ -129,13 +129,13 @@ def lost_part(save: Path, last: dict[str, Any] | None) -> str:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], phrase: str) -> list[str]:
-    """In what two trainings differ, a phrase each.
+    """List how two trainings differ, one phrase per difference.
 
-    An option that one of them does not know is not compared.
+    Options that only one of them has are not compared.
 
     Args:
-        before, now: cards (`make_card`), or of them `options` and `split_sha256`.
-        phrase: how an option is put, with places for its name and the two values.
+        before, now: cards (`make_card`), or only their `options` and `split_sha256`.
+        phrase: format string for an option's name and its two values.
     """
     found = []
     for key, value in now["options"].items():
@@ -150,7 +150,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], phrase: str) -> lis
 
 
 def close_run(save: Path, csv: Path) -> Path:
-    """Mark a run as finished and put it in the place of the one that it overwrites, if it does.
+    """Mark a run as finished and, if it overwrites another, move it into that one's place.
 
     Returns:
         The folder of the run.
@@ -167,7 +167,7 @@ def close_run(save: Path, csv: Path) -> Path:
 
 
 def replace(place: Path) -> None:
-    """The second half of the exchange, which goes on wherever it was killed."""
+    """Do the second half of the replacement; safe to repeat wherever it was killed."""
     if not place.exists():
         replacement(place).rename(place)
         flush_folder(place.parent)

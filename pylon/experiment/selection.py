@@ -1,6 +1,6 @@
-"""Which checkpoints an evaluation is of: found, finished, and trained alike if averaged.
+"""Select the checkpoints to evaluate: existing, finished, and trained alike if averaged.
 
-Checkpoints are kept by what the tables call them: the seed, or the name of a file.
+Checkpoints are keyed by their name in the tables: the seed, or the name of a file.
 """
 
 import importlib.util
@@ -22,10 +22,10 @@ from pylon.system.files import is_number
 def choose_checkpoints(
     options: EvaluationOptions, seeds: tuple[int, ...]
 ) -> tuple[str, dict[str, Path]]:
-    """The name of the experiment and its checkpoints.
+    """Return the name of the experiment and its checkpoints.
 
     Raises:
-        UserError: an option is out of range, or a checkpoint is not there.
+        UserError: an option is out of range, or a checkpoint is missing.
     """
     require_at_least(options, num_workers=0)
     if options.cache_size != 0 and options.cache_size < STRIDE:
@@ -36,7 +36,7 @@ def choose_checkpoints(
         name = options.name or "pylon"
         return name, find_checkpoints(name, seeds)
     if seeds:
-        raise UserError("--checkpoint names one checkpoint; leave the seeds out")
+        raise UserError("--checkpoint selects a single checkpoint; leave the seeds out")
     label = label_of(options.checkpoint)
     check_name(label, "--checkpoint")
     return options.name or label, {label: options.checkpoint}
@@ -45,10 +45,11 @@ def choose_checkpoints(
 def find_checkpoints(
     name: str, seeds: tuple[int, ...] = (), option: str = "--name"
 ) -> dict[str, Path]:
-    """`best` of the seeds asked for, or of every seed under save/<name>/; `option` named it.
+    """Find `best` of the given seeds, or of every seed under save/<name>/.
 
     Raises:
-        UserError: there is none, or one asked for is not there; the sentence lists those that are.
+        UserError: there is none, or a given one is missing; the sentence lists those that exist,
+            and names `option`.
     """
     folder = Path("save") / name
     found = {best.parent.name: best for best in folder.glob("*/best")}
@@ -59,30 +60,30 @@ def find_checkpoints(
         there = f"{folder} has seed {', '.join(found)}" if found else f"{folder} has none"
         raise UserError(
             f"seed {' '.join(lacking)} of {name} has no checkpoint; {there}; train it, "
-            "or choose of those"
+            "or choose one of these"
         )
     if not found:
         other = "another" if option == "--compare" else "one with --checkpoint"
         raise UserError(
-            f"{option} {name}: no checkpoint under {folder}; run train.py, or name {other}"
+            f"{option} {name}: no checkpoint under {folder}; run train.py, or choose {other}"
         )
     return {str(seed): found[str(seed)] for seed in seeds} if seeds else found
 
 
 def label_of(checkpoint: Path) -> str:
-    """What results are called: pylon-0 of save/pylon/0/best, of another checkpoint its name."""
+    """Name of the results: pylon-0 for save/pylon/0/best, otherwise the name of the checkpoint."""
     path = checkpoint.resolve()
     if path.name == "best":
-        # less the root, which /weights/best is close to
+        # without the root directory, for paths like /weights/best
         return "-".join(path.parts[1:][-3:-1]) or "best"
     return path.name.removesuffix(".pkl") or "pkl"
 
 
 def choose_experiments(options: ScoreOptions) -> dict[str, dict[str, Path]]:
-    """Checkpoints of the experiment and of those that it is compared with, by their names.
+    """Return the checkpoints of the experiment and of those it is compared with, by name.
 
     Raises:
-        UserError: an option is out of range, or a checkpoint is not there.
+        UserError: an option is out of range, or a checkpoint is missing.
     """
     name, checkpoints = choose_checkpoints(options, options.seeds)
     experiments = {name: checkpoints}
@@ -96,17 +97,17 @@ def choose_experiments(options: ScoreOptions) -> dict[str, dict[str, Path]]:
 
 
 def check_other(other: str, experiments: dict[str, Any], itself: bool = False) -> None:
-    """Raise a UserError if an experiment cannot be compared with what is there already."""
+    """Raise a UserError if an experiment cannot be compared with those selected so far."""
     if other in experiments or other == "published" or itself:
         raise UserError(
-            f"--compare {other} is the experiment itself, named twice, or no name for one"
+            f"--compare {other} is the experiment itself, named twice, or a reserved name"
         )
 
 
 def settle(
     experiments: dict[str, dict[str, Path]], options: ScoreOptions, say: Callable[[str], None]
 ) -> dict[str, dict[str, Path]]:
-    """The same, less seeds that are still in training.
+    """Return the experiments without the seeds that are still training.
 
     Raises:
         UserError: no seed of an experiment has finished, or its seeds were not trained alike.
@@ -127,28 +128,27 @@ def leave_out_unfinished(
     option: str = "--seeds",
     enough: int | None = None,
 ) -> dict[str, Path]:
-    """The checkpoints whose training has finished; all, if they were asked for, or of only one.
+    """Return the finished checkpoints; all, if they were requested or there is only one.
 
     Args:
         name: of the experiment.
         checkpoints: by seed.
-        asked: whether each of them was named.
-        say: how to tell which are unfinished.
-        option: by which seeds are asked for.
-        enough: how many finished ones are wanted; those behind them are not looked at. All, if it
-            is None.
+        asked: whether they were requested explicitly.
+        say: prints a note about unfinished ones.
+        option: that selects seeds.
+        enough: number of finished ones to return, after which no more are checked; None for all.
 
     Raises:
         UserError: there are several, and none is finished.
     """
-    # they are scored as they are
+    # requested, or the only one: scored as it is
     if asked or len(checkpoints) == 1:
         for path in checkpoints.values():
             if not has_finished(path, say):
-                say(f"note: {path} has not finished training: this is what it is so far")
+                say(f"note: {path} has not finished training: using its best epoch so far")
         return checkpoints
 
-    # the finished ones alone
+    # only the finished ones
     finished = {}
     for seed, path in checkpoints.items():
         if len(finished) == enough:
@@ -156,20 +156,17 @@ def leave_out_unfinished(
         if has_finished(path, say):
             finished[seed] = path
         else:
-            say(
-                f"note: {path} has not finished training: it is left out, unless {option} "
-                "asks for it"
-            )
+            say(f"note: {path} has not finished training: left out unless selected by {option}")
     if not finished:
         raise UserError(
-            f"no seed of {name} has finished training; wait for one, or ask for what there is: "
+            f"no seed of {name} has finished training; wait for one, or select unfinished ones: "
             f"{option} {' '.join(checkpoints)}"
         )
     return finished
 
 
 def has_finished(path: Path, say: Callable[[str], None]) -> bool:
-    """Whether the training of a checkpoint has finished, as far as can be told."""
+    """Whether the training of a checkpoint has finished, as far as is known."""
     card = read_training_json(path)
     if card is None:
         return True
@@ -194,7 +191,7 @@ def require_trained_alike(
 
 
 def not_known(checkpoint: Path | str) -> str:
-    """A note on a checkpoint, among several, that has no card."""
+    """Note about a checkpoint, one of several, that has no card."""
     return (
         f"note: {checkpoint} has no training.json: whether it was trained like the other seeds is "
         "not known"
@@ -209,12 +206,13 @@ def require_alike(
 ) -> None:
     """Raise a UserError if seeds to be averaged are not of one network, trained alike.
 
-    What may change when a run is resumed is not compared; but a note says where `--epochs` differ.
+    Options that may change when a run is resumed are not compared, but a note is printed if
+    `--epochs` differ.
 
     Args:
         name: of the experiment.
-        cards, configs: what checkpoints say of themselves (card.py) and of their networks, by seed.
-        say: how to tell a note.
+        cards, configs: training.json and config.json of the checkpoints, by seed.
+        say: prints a note.
     """
     first, *others = cards or [None]
     for seed in others:
@@ -235,18 +233,18 @@ def require_alike(
 
 
 def without_identity(card: dict[str, Any]) -> dict[str, Any]:
-    """Options, less what tells one seed from another, and the split."""
+    """Return the options, without those that identify a seed, and the split."""
     options = card.get("options", {})
     options = {key: value for key, value in options.items() if key not in ("seed", "name")}
     return {"options": options, "split_sha256": card.get("split_sha256")}
 
 
 def with_kind(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "kind": kind_of(config)}  # an earlier version wrote none
+    return {**config, "kind": kind_of(config)}  # earlier versions did not write it
 
 
 def check_method(method: Method, options: EvaluationOptions) -> None:
-    """Raise a UserError if a method cannot be had, or not in the precision asked for."""
+    """Raise a UserError if a method is not installed, or does not support the precision."""
     if method == "map":
         return
     if options.precision != "fp32":

@@ -1,4 +1,4 @@
-"""What train.py needs beside learning: checks before the first step, and an eye on the loss."""
+"""What train.py needs around its loop: checks before the first step, and a watch on the loss."""
 
 import math
 import time
@@ -28,17 +28,17 @@ def leave_out_unreadable(
     skip: bool,
     accelerator: Accelerator,
 ) -> pd.DataFrame:
-    """The images that can be read.
+    """Return the images that can be read.
 
     Args:
-        images: a table of images (see contract.py); those of the test split are not looked at.
+        images: a table of images (see contract.py); those of the test split are not checked.
         data: folder of the images; caches are in its `cache`.
-        cache_size: of the cache, whose images can be read; 0 if there is none.
-        num_workers: processes that look.
-        skip: leave out what cannot be read, after decoding all that is not in the cache.
+        cache_size: size of the cache, whose images are known to be readable; 0 for no cache.
+        num_workers: processes that check the images.
+        skip: leave out unreadable images, after decoding all that are not in the cache.
 
     Raises:
-        UserError: an image is missing; or cannot be read, and is not to be left out.
+        UserError: an image is missing; or an image cannot be read, without `skip`.
     """
     used = images[images["split"] != "test"]
     require_files(used, data)
@@ -49,7 +49,7 @@ def leave_out_unreadable(
     if faults and not skip:
         raise UserError(
             f"{next(iter(faults.values()))} ({len(faults)} of {len(used)} images cannot be read: "
-            "python tools/check_data.py names them all, --skip-unreadable trains without them)"
+            "python tools/check_data.py lists them all, --skip-unreadable trains without them)"
         )
     for fault in faults.values():
         accelerator.print(f"skipped: {fault}")
@@ -59,7 +59,7 @@ def leave_out_unreadable(
 
 
 def describe_split(images: pd.DataFrame, data: Path, say: Callable[[str], None]) -> None:
-    """Say how many images there are, and which patients are in two splits.
+    """Print how many images there are, and how many patients are in two splits.
 
     Raises:
         UserError: there are too few to train on, or none to validate on.
@@ -69,30 +69,30 @@ def describe_split(images: pd.DataFrame, data: Path, say: Callable[[str], None])
     val = count.get("val", 0)
     if train < 2 or val == 0:
         raise UserError(
-            f"{data} has {train} training and {val} validation images; it takes 2 and 1"
+            f"{data} has {train} training and {val} validation images; at least 2 and 1 are needed"
         )
     say(f"{data}: {train} images to train on, {val} to validate on")
     for split in ("val", "test"):
         shared, patients = shared_patients(images, split)
         if shared:
             say(
-                f"note: {shared} of the {patients} patients of the {split} split are also in "
-                "training"
+                f"note: {shared} of the {patients} patients of the {split} split are also in the "
+                "training split"
             )
 
 
 class LossWatch:
-    """The batches of an epoch, with a progress bar and an eye on the loss.
+    """Iterate over the batches of an epoch with a progress bar, and check that the loss is finite.
 
-    Iterate over it, tell it each loss with `see`, and `finish` the epoch. A GPU is not waited for:
-    it is asked for the mean loss every ten steps, and the answer is looked at ten steps later.
+    Pass each loss to `see`, and call `finish` after the last batch. The loop does not wait for a
+    GPU: every ten steps the mean loss is copied from it, and checked ten steps later.
 
     Args:
         batches: of the epoch.
-        epoch: its number, for the bar and for what is said of a loss that is not finite.
+        epoch: its number, for the bar and for the error if the loss is not finite.
         lr: learning rate, for the bar.
-        accelerator: the processes that train.
-        save: folder of the run, for what is said.
+        accelerator: of the training processes.
+        save: folder of the run, for the error.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class LossWatch:
         self.accelerator = accelerator
         self.save = save
         device = accelerator.device
-        self.losses = torch.zeros(len(batches), device=device)  # a step each
+        self.losses = torch.zeros(len(batches), device=device)  # one per step
         self.loss_sum = torch.zeros((), device=device)  # over images
-        self.seen = 0  # images, of this process
+        self.seen = 0  # images in this process
         self.steps = 0
         self.steps_a_look = 1 if device.type == "cpu" else 10
         self.shown = torch.zeros((), pin_memory=device.type == "cuda")
@@ -118,10 +118,10 @@ class LossWatch:
         yield from self.bar
 
     def see(self, loss: Tensor, images: int) -> None:
-        """Note the loss of a step over some images.
+        """Record the mean loss of a step and its number of images.
 
         Raises:
-            UserError: the mean loss, as it was at the last look, is not finite.
+            UserError: the mean loss copied at the last check is not finite.
         """
         self.losses[self.steps] = loss.detach()
         self.loss_sum += loss.detach() * images
@@ -133,7 +133,7 @@ class LossWatch:
         self.steps += 1
 
     def look(self) -> None:
-        """Show the mean loss of one look ago, which has come from the GPU in the meantime."""
+        """Check and show the mean loss copied at the last look, which has arrived by now."""
         mean = self.shown.item()
         require_finite(mean, self.losses, self.epoch, self.save)
         images = self.seen * self.accelerator.num_processes
@@ -142,14 +142,14 @@ class LossWatch:
         self.bar.set_postfix(figures, refresh=False)
 
     def finish(self) -> tuple[float, float]:
-        """Mean loss of the epoch over all processes, and images a second.
+        """Return the mean loss of the epoch over all processes, and images per second.
 
         Raises:
             UserError: the mean loss is not finite.
         """
         totals = torch.stack([self.loss_sum, torch.full_like(self.loss_sum, self.seen)])
         totals = self.accelerator.reduce(totals, reduction="sum")
-        train_loss = (totals[0] / totals[1]).item()  # here the GPU is waited for
+        train_loss = (totals[0] / totals[1]).item()  # waits for the GPU
         trained_on = totals[1].item()
         require_finite(train_loss, self.losses, self.epoch, self.save)
         return train_loss, trained_on / self.seconds()
@@ -160,10 +160,10 @@ class LossWatch:
 
 
 def require_finite(loss: float, losses: Tensor | None, epoch: int, save: Path) -> None:
-    """Raise a UserError of a loss that is not finite; what is saved stays.
+    """Raise a UserError if a loss is not finite; saved files are kept.
 
     Args:
-        losses: of the epoch's steps, so that the first broken one is named; None of a validation.
+        losses: of the epoch's steps, to name the first that is not finite; None for validation.
     """
     if math.isfinite(loss):
         return
@@ -172,41 +172,40 @@ def require_finite(loss: float, losses: Tensor | None, epoch: int, save: Path) -
         broken = (~losses.isfinite()).nonzero().flatten().tolist()
         where += f", step {broken[0] + 1}" if broken else ""
     raise UserError(
-        f"{where}: the loss is not finite; lower --lr, or try --precision fp32. {save} is as it was"
+        f"{where}: the loss is not finite; lower --lr, or try --precision fp32. {save} is unchanged"
     )
 
 
 def require_images_a_process(model: str, image_size: int, batch_size: int, processes: int) -> None:
-    """Raise a UserError if batch norm would see a single value in training.
+    """Raise a UserError if batch norm would have a single value per channel in training.
 
     Args:
-        model: "pylon", whose narrowest feature is at stride 256, or a baseline, which may pool all.
+        model: "pylon", whose smallest feature is at stride 256, or a baseline, which may pool all.
         image_size: side of the input, pixels.
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         processes: that share them.
     """
     images = batch_size // processes
     values = images * (image_size // STRIDE) ** 2 if model == "pylon" else images
     if values < 2:
         raise UserError(
-            "training needs at least 2 images a batch and process: raise --batch-size "
+            "training needs at least 2 images per batch and process: increase --batch-size "
             f"({processes} processes share {batch_size})"
         )
 
 
 def freeze_unused_parameters(model: nn.Module) -> list[str]:
-    """Exclude from training the parameters that no gradient reaches; return their names.
+    """Freeze the parameters that no gradient reaches; return their names.
 
-    Some encoders have layers behind the features that are used, such as the head of EfficientNet.
-    Processes that train one network (DistributedDataParallel) would wait for the gradients of
-    these.
+    Some encoders have layers after the features that are used, such as the head of EfficientNet.
+    With several processes, DistributedDataParallel would wait for their gradients.
 
     Args:
-        model: a `Pylon` or a `Baseline`, on the CPU. Mode, gradients and torch's random numbers
-            stay as they are.
+        model: a `Pylon` or a `Baseline`, on the CPU. Its mode and gradients and torch's random
+            state are not changed.
     """
     training = model.training
-    model.eval()  # in training, a dropped layer could hide a parameter
+    model.eval()  # in training mode, a layer dropped at random could hide a parameter
     with torch.random.fork_rng(devices=[]):
         model(torch.zeros(1, model.in_channels, STRIDE, STRIDE)).logits.sum().backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]

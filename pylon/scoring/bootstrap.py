@@ -1,7 +1,7 @@
-"""95 % intervals: of a score, over patients; of a difference, over patients and seeds.
+"""95 % confidence intervals: of a score over patients, of a difference over patients and seeds.
 
-Arrays in, numbers out. `patient_ids` says who each image or box is of, `patient_counts` how many
-patients each score is of.
+Arrays in, numbers out. `patient_ids` holds the patient of each image or box, `patient_counts` the
+number of patients behind each score.
 """
 
 import numpy as np
@@ -9,19 +9,19 @@ from scipy import sparse, stats
 
 RESAMPLES = 2000
 TAILS = (2.5, 97.5)  # percent
-FEWEST = 10  # patients whose resamples are taken at their word
-POSITIVES_AT_A_TIME = 256  # against all negatives; a matrix of them is in memory
+FEWEST = 10  # fewest patients for which the bootstrap is trusted
+POSITIVES_AT_A_TIME = 256  # compared with all negatives in one matrix; limits its memory
 
 
 def resample_patients(patient_ids: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw as many patients as there are, with replacement; images of one are not independent.
+    """Resample patients with replacement, since images of one patient are not independent.
 
     Args:
-        patient_ids: (N,) the patient of each image or box.
+        patient_ids: (N,) patient of each image or box.
 
     Returns:
-        patient_of: (N,) 0 .. P - 1.
-        drawn: (RESAMPLES, P) float32, how often each patient is in each resample.
+        patient_of: (N,) index of the patient, 0 .. P - 1.
+        drawn: (RESAMPLES, P) float32, how often each patient occurs in each resample.
     """
     _, patient_of = np.unique(patient_ids, return_inverse=True)
     count = patient_of.max() + 1
@@ -33,20 +33,20 @@ def resample_patients(patient_ids: np.ndarray, seed: int = 0) -> tuple[np.ndarra
 
 
 def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndarray) -> np.ndarray:
-    """AUROC of every class, and the two means over classes, in resamples of the patients.
+    """AUROC of each class, and its two means over classes, in resamples of the patients.
 
-    An AUROC is the share of pairs of a positive and a negative image that are in order. They are
-    counted once for each pair of patients, and a resample weighs the counts: no image is sorted
-    again.
+    The AUROC is the share of pairs of a positive and a negative image that are ranked correctly.
+    Pairs are counted once per pair of patients; resamples only weight these counts, so images are
+    never sorted again.
 
     Args:
         labels: (N, C), 0 or 1.
         scores: (N, C), higher for more likely.
-        patient_ids: (N,) the patient of each image.
+        patient_ids: (N,) patient of each image.
 
     Returns:
-        (RESAMPLES, C + 2): the classes, their mean weighted by the positives, their plain mean; NaN
-        where a resample has no positive or no negative.
+        (RESAMPLES, C + 2): one column per class, their mean weighted by positives, their plain
+        mean; NaN where a resample has no positive or no negative.
     """
     patient_of, drawn = resample_patients(patient_ids)
     areas = np.full((RESAMPLES, labels.shape[1]), np.nan)
@@ -56,11 +56,11 @@ def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndar
         of_positives = patients_by_images(patient_of, positive)  # (P, positive images)
         of_negatives = patients_by_images(patient_of, labels[:, c] == 0)  # (P, negative images)
 
-        # all pairs in each resample
+        # number of pairs in each resample
         positives[:, c] = drawn @ of_positives.sum(axis=1)
         pairs = positives[:, c] * (drawn @ of_negatives.sum(axis=1))
 
-        # those in order; most patients have no positive
+        # correctly ranked pairs; only of patients with positives, since most have none
         having = np.flatnonzero(of_positives.sum(axis=1))
         ordered = ordered_pairs(scores[:, c], positive, of_positives[having], of_negatives)
         won = ((drawn[:, having] @ ordered) * drawn).sum(axis=1, dtype=np.float64)
@@ -69,13 +69,14 @@ def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndar
 
 
 def patients_behind_auroc(labels: np.ndarray, patient_ids: np.ndarray) -> np.ndarray:
-    """How many patients each score of `resampled_auroc` is of, (C + 2,) int.
+    """Number of patients behind each score of `resampled_auroc`: (C + 2,) int.
 
-    Of a class those with positives or those with negatives, whichever are fewer; of the means all.
+    For a class, those with positives or those with negatives, whichever are fewer; for the means,
+    all.
 
     Args:
         labels: (N, C), 0 or 1.
-        patient_ids: (N,) the patient of each image.
+        patient_ids: (N,) patient of each image.
     """
     counts = []
     for column in labels.T:
@@ -91,10 +92,10 @@ def ordered_pairs(
     of_positives: sparse.csr_array,
     of_negatives: sparse.csr_array,
 ) -> np.ndarray:
-    """Pairs of a positive and a negative image that are in order, a tie for half a one.
+    """Count the correctly ranked pairs of a positive and a negative image; a tie counts half.
 
     Returns:
-        (P, Q) float32, by the patients of the positive and of the negative.
+        (P, Q) float32, by patient of the positive and patient of the negative.
     """
     negative_scores = scores[~positive, None]  # (negative images, 1)
     positive_scores = scores[positive]
@@ -108,14 +109,14 @@ def ordered_pairs(
 
 
 def patients_by_images(patient_of: np.ndarray, chosen: np.ndarray) -> sparse.csr_array:
-    """(P, chosen images) float32, 1 where an image is of a patient."""
+    """(P, chosen images) float32, 1 where an image belongs to a patient."""
     rows = patient_of[chosen]
     shape = (patient_of.max() + 1, len(rows))
     return sparse.csr_array((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), shape)
 
 
 def with_means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Append the weighted and the plain mean over the scores that are defined.
+    """Append the weighted and the plain mean over the defined scores.
 
     Args:
         scores: (R, K), NaN where undefined.
@@ -136,12 +137,12 @@ def with_means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def resampled_accuracy(
     hits: np.ndarray, classes: np.ndarray, patient_ids: np.ndarray, names: list[str]
 ) -> np.ndarray:
-    """Point accuracy of every class named, and of all boxes pooled, in resamples of the patients.
+    """Point accuracy of each class in `names`, and of all boxes pooled, in resamples of patients.
 
     Args:
-        hits: (N,) in [0, 1], a box; or a difference of two such; NaN for a box that is not counted.
-        classes: (N,) names of the class of each box.
-        patient_ids: (N,) the patient of each box.
+        hits: (N,) in [0, 1], one per box, or differences of two such; NaN for boxes not counted.
+        classes: (N,) class name of each box.
+        patient_ids: (N,) patient of each box.
 
     Returns:
         (RESAMPLES, len(names) + 1); NaN where a resample has no box of a class.
@@ -156,13 +157,13 @@ def resampled_accuracy(
 
 
 def too_little(scores: np.ndarray, patient_counts: np.ndarray) -> np.ndarray:
-    """Where resampling has too little to go on.
+    """Where there is too little data to resample.
 
-    That is fewer than 10 patients, or not one patient's worth of hits, or of misses.
+    That is: fewer than 10 patients, or less than one patient's worth of hits or of misses.
 
     Args:
         scores: (..., K) in [0, 1].
-        patient_counts: (K,) how many patients each is of.
+        patient_counts: (K,) number of patients behind each score.
     """
     hits = scores * patient_counts
     rarer = np.minimum(hits, patient_counts - hits)
@@ -172,21 +173,21 @@ def too_little(scores: np.ndarray, patient_counts: np.ndarray) -> np.ndarray:
 def bounds(
     resamples: np.ndarray, patient_counts: np.ndarray, scores: np.ndarray | None = None
 ) -> np.ndarray:
-    """The 95 % interval of each score.
+    """95 % confidence interval of each score.
 
-    Where there is too little to resample (`too_little`; or all resamples are alike) the interval
-    reaches at least as far as the binomial one (Clopper-Pearson) of as many trials as there are
-    patients: nearly exact for boxes, of which few patients have two; cautious for an AUROC, whose
-    variance is at most that (Birnbaum and Klose 1957), of as many trials as there are patients on
-    its smaller side.
+    Where there is too little data to resample (`too_little`, or all resamples are equal), the
+    interval covers at least the binomial one (Clopper-Pearson) with as many trials as patients.
+    That is nearly exact for boxes, since few patients have two, and conservative for an AUROC,
+    whose variance is at most the binomial one (Birnbaum and Klose 1957) with as many trials as
+    there are patients with its rarer label.
 
     Args:
         resamples: (R, K) resampled scores.
-        patient_counts: (K,) how many patients each is of.
-        scores: (K,) the scores; without them, as of differences, such columns have no bounds.
+        patient_counts: (K,) number of patients behind each score.
+        scores: (K,) the scores; without them, as for differences, such columns have no bounds.
 
     Returns:
-        low and high, (2, K); NaN where there are none.
+        low and high, (2, K); NaN where undefined.
     """
     # percentiles, where resamples differ
     both = np.full((2, resamples.shape[1]), np.nan)
@@ -196,7 +197,7 @@ def bounds(
     if scores is None:
         return np.where(patient_counts < FEWEST, np.nan, both)
 
-    # binomial bounds where there is too little
+    # binomial bounds where there is too little data
     hits = scores * patient_counts
     misses = patient_counts - hits
     low = np.where(hits > 0, stats.beta.ppf(0.025, hits, misses + 1), 0)
@@ -208,19 +209,19 @@ def bounds(
 def difference_of_seeds(
     ours: np.ndarray, theirs: np.ndarray, of_patients: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Difference of two means over seeds, with its 95 % interval.
+    """Difference of two means over seeds, with its 95 % confidence interval.
 
-    It is Welch's t, plus what patients add, where that is known.
+    The interval is Welch's t, with the variance over patients added where it is known.
 
     Args:
-        ours: (n, K) scores, a row a seed.
+        ours: (n, K) scores, one row per seed.
         theirs: (m, K).
         of_patients: (K,) standard deviation of the difference over resampled patients
-            (`paired_spread`). With it, a side with one seed adds nothing: how much its seeds differ
-            is not known. Without it, both need two.
+            (`paired_spread`). With it, a side with a single seed adds no variance, since the spread
+            of its seeds is unknown. Without it, both sides need two seeds.
 
     Returns:
-        difference, low, high, (K,) each; the bounds are NaN where there are too few seeds.
+        difference, low, high, (K,) each; the bounds are NaN if there are too few seeds.
     """
     difference = ours.mean(axis=0) - theirs.mean(axis=0)
     if of_patients is None and min(len(ours), len(theirs)) < 2:
@@ -234,7 +235,7 @@ def difference_of_seeds(
             parts.append((side.var(axis=0, ddof=1) / len(side), len(side) - 1))
     variance = sum(part for part, _ in parts)
 
-    # of their sum (Welch and Satterthwaite)
+    # degrees of freedom of their sum (Welch and Satterthwaite)
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = variance**2 / sum(part**2 / df for part, df in parts)
         half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
@@ -245,13 +246,13 @@ def difference_of_seeds(
 def paired_spread(ours: np.ndarray, theirs: np.ndarray, patient_counts: np.ndarray) -> np.ndarray:
     """Standard deviation of the difference of two scores over resampled patients: (K,).
 
-    Where one of them has too little to resample, or no resample differs from another, it is at
-    least that of a binomial bound of as many trials as there are patients: the next patient might
-    differ. Of fewer than 10 patients it is 1, with which nothing is decided.
+    Where either has too little data to resample, or all resamples are equal, it is at least that of
+    a binomial bound with as many trials as patients, since the next patient might differ. With
+    fewer than 10 patients it is 1, so that nothing is decided.
 
     Args:
-        ours, theirs: (R, K) scores in resamples of the patients, the same for both.
-        patient_counts: (K,) how many patients each is of.
+        ours, theirs: (R, K) scores in the same resamples of the patients.
+        patient_counts: (K,) number of patients behind each score.
     """
     spread = np.nanstd(ours - theirs, axis=0)
     means = np.nanmean([ours, theirs], axis=1)  # (2, K)

@@ -1,4 +1,4 @@
-"""Scores beside the published ones, or beside those of another experiment."""
+"""Compare scores with the published ones or with those of another experiment."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,11 +13,11 @@ from pylon.scoring.tables import Scored, print_table
 from pylon.system.files import write_csv
 
 Score = Literal["auroc", "point_localization"]
-MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # a difference within it is none
+MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # differences within it count as none
 
 
 def published(score: Score) -> pd.DataFrame:
-    """The five seeds of the authors' README, a row a seed; "micro" AUROC is called `weighted`."""
+    """Five seeds of the authors' README, one row per seed; "micro" AUROC is called `weighted`."""
     path = Path(__file__).with_name(f"published_{score}.csv")
     return pd.read_csv(path, comment="#", index_col="seed")
 
@@ -30,35 +30,34 @@ def beside(
     of_patients: np.ndarray | None = None,
     same: str = "the same",
 ) -> pd.DataFrame:
-    """Compare the scores of our seeds with those of others, a row a class.
+    """Compare the scores of our seeds with those of others, one row per class.
 
     Args:
-        ours, theirs: a row a seed, a column a class.
-        name: what the others are called.
-        margin: (K,) or one for all: a difference whose interval lies within it is none.
-        of_patients: (K,) standard deviation of the difference over resampled patients, where it is
-            known.
-        same: the word for no difference.
+        ours, theirs: one row per seed, one column per class.
+        name: of the others, for the column names.
+        margin: (K,) or one for all: a difference whose interval lies within it counts as none.
+        of_patients: (K,) standard deviation of the difference over resampled patients, if known.
+        same: verdict for no difference.
 
     Returns:
-        means and standard deviations (n - 1), difference with its 95 % interval (`low` and `high`,
-        which end at -1 and 1), margin, verdict: `same`, "differs" (the interval leaves out 0), or
-        "not decided" with so many seeds; or with so few patients, where most of the interval is
-        theirs and no number of seeds like these could decide.
+        means and standard deviations (n - 1), difference with its 95 % confidence interval (`low`
+        and `high`, clipped to [-1, 1]), margin, verdict: `same`, "differs" (the interval excludes
+        0), or "not decided": with N seeds, or, if most of the interval comes from the patients and
+        no number of such seeds could decide, with so few patients.
     """
     theirs = theirs[ours.columns]
     differences = difference_of_seeds(ours.to_numpy(), theirs.to_numpy(), of_patients)
     difference, low, high = differences
     margin = np.broadcast_to(margin, difference.shape)
 
-    # what any number of seeds would leave of the interval
+    # the interval that would remain with any number of seeds
     spread = np.zeros_like(difference) if of_patients is None else of_patients
     half = stats.norm.ppf(0.975) * spread
     least_low = difference - half
     least_high = difference + half
     decided = within(least_low, least_high, margin) | excludes_zero(least_low, least_high)
 
-    # if that is most of it and decides nothing, more seeds are no help
+    # if that is most of it and still undecided, more seeds would not help
     mostly_patients = 2 * half > np.sqrt(0.5) * (high - low)
     verdicts = np.select(
         [within(low, high, margin), excludes_zero(low, high), mostly_patients & ~decided],
@@ -80,7 +79,7 @@ def beside(
 
 
 def within(low: np.ndarray, high: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Whether intervals lie within the margin; of five seeds against themselves they are equal."""
+    """Whether intervals lie within the margin, or on it, as for published against themselves."""
     largest = margin + 1e-12
     return (-largest <= low) & (high <= largest)
 
@@ -90,7 +89,7 @@ def excludes_zero(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def seeds_of(ours: pd.DataFrame, theirs: pd.DataFrame, of_patients: np.ndarray | None) -> str:
-    """`3 seeds`, or `1 and 2 seeds`; the published ones are not counted."""
+    """`3 seeds`, or `1 and 2 seeds`; the published seeds are not counted."""
     counts = {len(ours)} if of_patients is None else {len(ours), len(theirs)}
     numbers = " and ".join(map(str, sorted(counts)))
     return numbers + (" seed" if counts == {1} else " seeds")
@@ -99,9 +98,9 @@ def seeds_of(ours: pd.DataFrame, theirs: pd.DataFrame, of_patients: np.ndarray |
 def beside_published(ours: pd.DataFrame, score: Score) -> pd.DataFrame:
     """Compare our seeds with the published five (see `beside`).
 
-    Where the published seeds scatter so much that their own interval, of five against five, is
-    wider than the margin (Hernia; Atelectasis, Infiltration and Mass in their boxes), that is the
-    margin: they themselves tell no more.
+    Where the published seeds vary so much that the interval of the five against themselves is wider
+    than the margin (AUROC of Hernia; localization of Atelectasis, Infiltration and Mass), that
+    interval is the margin, because they allow no finer comparison.
     """
     theirs = published(score)
     scores = theirs[ours.columns].to_numpy()
@@ -111,11 +110,11 @@ def beside_published(ours: pd.DataFrame, score: Score) -> pd.DataFrame:
 
 
 def why_not_published(rows_of_seed: dict[str, Rows], whose: str) -> str | None:
-    """What keeps scores from being compared with the published ones, None if nothing does.
+    """Why scores cannot be compared with the published ones; None if they can.
 
     Args:
-        rows_of_seed: that the scores are made of, by seed.
-        whose: what the published scores are of, for a sentence.
+        rows_of_seed: the rows behind the scores, by seed.
+        whose: what the published scores belong to; completes the sentence.
     """
     for rows in rows_of_seed.values():
         if rows.about["not_official"] is not None:
@@ -129,14 +128,14 @@ def why_not_published(rows_of_seed: dict[str, Rows], whose: str) -> str | None:
 def print_beside(
     score: Score, scored: dict[str, Scored], folder: Path, suffix: str, why_not: str | None
 ) -> None:
-    """Print and write the first experiment beside the published seeds, and beside the others.
+    """Print and write how the first experiment compares with the published seeds and the others.
 
     Args:
-        score: which one it is.
-        scored: by the names of the experiments.
-        folder: of the csv files.
-        suffix: of their names, behind the score.
-        why_not: why there is no comparison with the published seeds, if there is none.
+        score: which score.
+        scored: scores by the name of the experiment.
+        folder: for the csv files.
+        suffix: of their names, after the score.
+        why_not: why there is no comparison with the published seeds; None to compare.
     """
     (_, ours), *others = scored.items()
     defined = ours.scores.notna().all()  # classes without a score are left out
@@ -149,19 +148,19 @@ def print_beside(
     else:
         print(f"not compared with the published seeds: {why_not}")
 
-    # the others, in pairs: the same resamples of patients for both
+    # the others, paired: both use the same resamples of patients
     for name, theirs in others:
         our_mean = ours.resamples.mean(axis=0)[:, defined]
         their_mean = theirs.resamples.mean(axis=0)[:, defined]
         of_patients = paired_spread(our_mean, their_mean, ours.patient_counts[defined])
         counts = (len(ours.scores), len(theirs.scores))
-        over = "patients, in pairs" + (", and seeds" if max(counts) > 1 else "")
+        over = "patients (paired)" + (" and seeds" if max(counts) > 1 else "")
         path = folder / f"{score}{suffix}_beside_{name}.csv"
         show(name, beside(scores, theirs.scores, name, MARGIN[score], of_patients), path, over)
         if 1 in counts:
             print(
-                "note: one seed does not tell how much seeds differ: verdicts are of that network "
-                "alone"
+                "note: a single seed does not show how much seeds vary: verdicts hold for that "
+                "network only"
             )
 
 
@@ -169,7 +168,7 @@ def show(name: str, table: pd.DataFrame, path: Path, over: str) -> None:
     """Write a comparison and print it."""
     write_csv(path, table)
     print(
-        f"\nbeside {name}; low and high: 95 % interval of the difference, over {over}; "
+        f"\ncompared with {name}; low, high: 95 % interval of the difference, over {over}; "
         f"written to {path}"
     )
     print_table(table)

@@ -1,4 +1,4 @@
-"""Scores: arrays in, numbers out, no model."""
+"""Metrics: arrays in, numbers out, no model."""
 
 import numpy as np
 import pandas as pd
@@ -8,11 +8,11 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-MAPS_AT_A_TIME = 16  # upsampled; as many as a processor's cache holds
+MAPS_AT_A_TIME = 16  # upsampled together; as many as fit in a processor's cache
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve, a class.
+    """Area under the ROC curve of each class.
 
     Args:
         labels: (N, C), 0 or 1.
@@ -29,11 +29,11 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Means over the classes that have an AUROC, NaN if none has.
+    """Means over the classes that have an AUROC; NaN if none has.
 
     Returns:
         weighted: by the number of positives; the published tables call this "micro".
-        macro: plain.
+        macro: unweighted.
     """
     defined = np.isfinite(areas)
     if not defined.any():
@@ -47,9 +47,9 @@ def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 def youden_thresholds(
     labels: np.ndarray, logits: np.ndarray, names: list[str]
 ) -> dict[str, float | None]:
-    """The probability from which each class is called present, by Youden's index.
+    """Probability from which each class is called present, by Youden's index.
 
-    That is where sensitivity + specificity is highest.
+    It maximises sensitivity + specificity.
 
     Args:
         labels: (N, C), 0 or 1.
@@ -57,8 +57,8 @@ def youden_thresholds(
         names: of the C classes.
 
     Returns:
-        By class; None where a class has no positive or no negative, or is told no better than by
-        chance.
+        By class; None where a class has no positive or no negative, or is predicted no better than
+        by chance.
     """
     thresholds = {}
     for c, name in enumerate(names):
@@ -73,29 +73,29 @@ def youden_thresholds(
 def point_localization(
     heatmaps: Tensor, bbox_xywh: np.ndarray, image_size: np.ndarray, input_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Does the maximum of a heatmap fall into its box?
+    """Check whether the maximum of each heatmap lies in its box.
 
-    A heatmap is upsampled to the input of the network (bilinear, corners not aligned). Pixel (i, j)
-    of that S x S grid stands for pixel (floor(i * H / S), floor(j * W / S)) of the image, and is
-    inside if x <= column < x + w and y <= row < y + h. If several pixels share the maximum, the hit
-    is the share of them that is inside.
+    Heatmaps are upsampled to the input size of the network (bilinear, corners not aligned). Pixel
+    (i, j) of that S x S grid stands for pixel (floor(i * H / S), floor(j * W / S)) of the image,
+    and is inside if x <= column < x + w and y <= row < y + h. If several pixels share the maximum,
+    the hit is the share of them that is inside.
 
     Args:
-        heatmaps: (N, h, w) float32, probabilities; one for each box, of the class of the box.
+        heatmaps: (N, h, w) float32 probabilities; one per box, for the class of the box.
         bbox_xywh: (N, 4) integers, pixels of the image file.
         image_size: (N, 2) height and width of the image files, pixels.
         input_size: height and width of the network's input, pixels.
 
     Returns:
-        hit (N,) float64 in [0, 1]; row (N,) and column (N,) int64 of the (first) maximum, pixels of
-        the image file.
+        hit (N,) float64 in [0, 1]; row (N,) and column (N,) int64 of the (first) maximum, in pixels
+        of the image file.
     """
-    # Deviation: the authors drew each box as a mask, resized it (nearest neighbour) and looked the
-    # maximum up in it. Comparing coordinates gives the same answer for every pixel.
+    # Deviation: the authors drew each box as a mask, resized it (nearest neighbour) and looked up
+    # the maximum in it. Comparing coordinates gives the same result for every pixel.
     if heatmaps.dtype != torch.float32:
-        raise ValueError(f"heatmaps must be float32, not {heatmaps.dtype}: coarser numbers tie")
+        raise ValueError(f"heatmaps must be float32, not {heatmaps.dtype}: rounding causes ties")
 
-    # (map, i, j) of every pixel that has the maximum of its map
+    # (map, i, j) of every pixel that equals the maximum of its map
     maxima = []
     for first, chunk in enumerate(heatmaps[:, None].split(MAPS_AT_A_TIME)):
         large = F.interpolate(chunk, size=input_size, mode="bilinear", align_corners=False)[:, 0]
@@ -103,7 +103,7 @@ def point_localization(
         maxima.append(torch.stack([n + first * MAPS_AT_A_TIME, i, j]).cpu().numpy())
     n, i, j = np.concatenate(maxima, axis=1)  # (maxima,) each
 
-    # in pixels of the image, and against the box
+    # convert to pixels of the image and compare with the box
     height, width = input_size
     row = i * image_size[n, 0] // height
     column = j * image_size[n, 1] // width
@@ -114,15 +114,15 @@ def point_localization(
 
 
 def maxima_of(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Map, row and column of every pixel of (N, H, W) that has the maximum of its map, in order."""
-    of_rows = maps.amax(dim=2)  # (N, H): few rows are searched
+    """Map, row, column of every pixel of (N, H, W) that equals the maximum of its map, in order."""
+    of_rows = maps.amax(dim=2)  # (N, H): then only a few rows are searched
     n, i = torch.nonzero(of_rows == of_rows.amax(dim=1, keepdim=True), as_tuple=True)
     k, j = torch.nonzero(maps[n, i] == of_rows[n, i, None], as_tuple=True)
     return n[k], i[k], j
 
 
 def accuracies(hits: np.ndarray, classes: np.ndarray, names: list[str]) -> np.ndarray:
-    """Mean hit of the boxes of each class named, then of all: (len(names) + 1,); NaN is skipped."""
+    """Mean hit of the boxes of each class in `names`, then of all: (len(names) + 1,); skips NaN."""
     hits = pd.Series(np.asarray(hits))
     return np.append(hits.groupby(np.asarray(classes)).mean()[names], hits.mean())
 

@@ -1,9 +1,8 @@
-"""Reference points: what a point scores that never saw the image, beside a network's maximum."""
+"""Reference points: what is reachable without looking at the image, to compare networks with."""
 
 import numpy as np
 
-# points are chosen among the centres of 64 x 64 cells: the places of PYLON's map of a 256 x 256
-# input
+# points are the centres of 64 x 64 cells, the pixels of PYLON's map of a 256 x 256 input
 GRID = 64
 
 
@@ -24,7 +23,7 @@ def inside_by_cell(bbox_xywh: np.ndarray, image_size: np.ndarray) -> tuple[np.nd
 
 
 def centre_hits(bbox_xywh: np.ndarray, image_size: np.ndarray) -> np.ndarray:
-    """Hits of the centre of the image: the share of the four cells around it, (N,) float64.
+    """Hits of the image centre: the share of the four cells around it in each box, (N,) float64.
 
     Args:
         bbox_xywh: (N, 4), pixels of the image file.
@@ -40,10 +39,10 @@ def centre_hits(bbox_xywh: np.ndarray, image_size: np.ndarray) -> np.ndarray:
 def prior_hits(
     bbox_xywh: np.ndarray, image_size: np.ndarray, classes: np.ndarray, patient_ids: np.ndarray
 ) -> np.ndarray:
-    """Hits of the one point, for each class, that lies in most of the other patients' boxes of it.
+    """Hits of the point that lies in most of the other patients' boxes of the same class.
 
-    Of points in equally many the middle one is taken, by rows. A patient's own boxes, in whatever
-    image, have no say.
+    Among ties, the middle one in row-major order is taken. A patient's own boxes, in any image, are
+    not used.
 
     Args:
         bbox_xywh, image_size: as for `centre_hits`.
@@ -56,7 +55,7 @@ def prior_hits(
     rows, columns = inside_by_cell(bbox_xywh, image_size)
     for name in np.unique(classes):
         of_class = np.flatnonzero(classes == name)
-        boxes_at = rows[of_class].T @ columns[of_class]  # (GRID, GRID) boxes that hold each cell
+        boxes_at = rows[of_class].T @ columns[of_class]  # (GRID, GRID) boxes that contain each cell
         for patient_id in np.unique(patient_ids[of_class]):
             own = of_class[patient_ids[of_class] == patient_id]
             if len(own) == len(of_class):

@@ -1,14 +1,14 @@
-"""Rows that a network has written: one an image, or one a box. All scores are made of them alone.
+"""Rows: the predictions of a network, one per image or box. All scores are computed from them.
 
-csv/NAME/SEED_images.csv           a row a test image: image_id, patient_id, label_CLASS ..,
+csv/NAME/SEED_images.csv           one row per test image: image_id, patient_id, label_CLASS ..,
                                    logit_CLASS ..
-csv/NAME/SEED_boxes.csv            a row a box: image_id, patient_id, pathology, probability, row,
-                                   column, hit, bbox_x, bbox_y, bbox_w, bbox_h, image_height,
+csv/NAME/SEED_boxes.csv            one row per box: image_id, patient_id, pathology, probability,
+                                   row, column, hit, bbox_x, bbox_y, bbox_w, bbox_h, image_height,
                                    image_width, threshold, called; pixels of the image file
-csv/NAME/SEED_images.json, ..      what they are of: `Rows.about`
-csv/NAME/SEED_maps.npz             if that was asked for, the heatmaps of the boxes
+csv/NAME/SEED_images.json, ..      where the rows come from: `Rows.about`
+csv/NAME/SEED_maps.npz             the heatmaps of the boxes, if requested
 
-With a METHOD other than map: SEED_boxes_METHOD.csv and so on. Numbers read back to the last bit.
+With a METHOD other than map: SEED_boxes_METHOD.csv and so on. Numbers are read back exactly.
 """
 
 import hashlib
@@ -39,11 +39,11 @@ class Rows:
     """The rows of one network.
 
     Attributes:
-        table: a row an image or a box; columns as above.
-        about: class_names; network, such as "pylon" or "unet"; precision; of boxes method, whose
-            heatmaps; not_official, why the data is not NIH's test set, or null if it is;
-            list_sha256 of the lists; weights_sha256; card (training options and split) and config
-            of the network.
+        table: one row per image or box; columns as above.
+        about: class_names; network, such as "pylon" or "unet"; precision; for boxes, method, the
+            source of the heatmaps; not_official, why the data is not NIH's test set, or null if it
+            is; list_sha256 of the lists; weights_sha256; card (training options and split, from
+            training.json) and config of the network.
     """
 
     table: pd.DataFrame
@@ -54,7 +54,7 @@ class Rows:
         return self.about["class_names"]
 
     def is_of_data_of(self, other: "Rows") -> bool:
-        """Whether all is equal that the data gives, and no network."""
+        """Whether everything that comes from the data, not from a network, is equal."""
         labels = [f"label_{name}" for name in self.class_names]
         names = ["image_id", "patient_id", "pathology", *labels, *SIZES]
         given = [name for name in names if name in self.table]
@@ -72,7 +72,7 @@ class Rows:
 def image_rows(
     images: pd.DataFrame, labels: np.ndarray, logits: np.ndarray, about: dict[str, Any]
 ) -> Rows:
-    """Rows of images.
+    """Build the rows of images.
 
     Args:
         images: table with image_id and patient_id.
@@ -82,7 +82,7 @@ def image_rows(
     table = images[["image_id", "patient_id"]].reset_index(drop=True)
     names = about["class_names"]
     of_labels = pd.DataFrame(labels.astype(np.int64), columns=[f"label_{name}" for name in names])
-    # float64 holds a float32 exactly, and is what readers of the file make of it
+    # float64 holds a float32 exactly, and is the type in which the file is read
     of_logits = pd.DataFrame(logits.astype(np.float64), columns=[f"logit_{name}" for name in names])
     return Rows(pd.concat([table, of_labels, of_logits], axis=1), about)
 
@@ -90,23 +90,23 @@ def image_rows(
 def write_rows(
     folder: Path, seed: str, what: str, rows: Rows, maps: np.ndarray | None = None
 ) -> None:
-    """Write the rows of a seed, and what they are of, together.
+    """Write the rows of a seed together with their json.
 
     Args:
         folder: csv/NAME.
-        seed: what the tables call the checkpoint.
+        seed: name of the checkpoint in the tables.
         what: "images", "boxes" or "boxes_METHOD".
         rows: of that seed.
-        maps: (N, h, w) float32, the heatmaps of boxes; without them, those of earlier rows go.
+        maps: (N, h, w) float32 heatmaps of the boxes; if None, those of earlier rows are deleted.
     """
-    # what the rows are of names them, and itself
+    # the json holds the hash of the rows and its own hash
     content = csv_file(rows.table, index=False)
     about = {**rows.about, "rows_sha256": hashlib.sha256(content).hexdigest()}
     about["sha256"] = hash_of_json(about)
     path = folder / f"{seed}_{what}.csv"
     files = {path: content, path.with_suffix(".json"): json.dumps(about, indent=2).encode()}
 
-    # the maps name the rows that they are of
+    # the maps hold the hash of their rows
     maps_path = folder / f"{seed}_{what.replace('boxes', 'maps')}.npz"
     if maps is not None:
         buffer = io.BytesIO()
@@ -119,18 +119,18 @@ def write_rows(
 
 
 def read_all_rows(folder: Path, what: str, labels: Sequence[str] = ()) -> dict[str, Rows]:
-    """The rows of each seed in a folder, or of those asked for, by what the tables call them.
+    """Read the rows of each seed in a folder, or of the given seeds, by their name in the tables.
 
     Args:
         folder: csv/NAME.
         what: "images", "boxes" or "boxes_METHOD".
-        labels: seeds, or names of checkpoints; all that are there if there are none.
+        labels: seeds, or names of checkpoints; all in the folder if empty.
 
     Raises:
-        UserError: there are no rows, some asked for are not there, or a file is damaged.
+        UserError: there are no rows, requested ones are missing, or a file is damaged.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file; --from takes the folder of the rows, as csv/pylon")
+        raise UserError(f"{folder} is a file; --from takes a folder of rows, such as csv/pylon")
     ending = f"_{what}.json"
     found = [path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")]
     found.sort(key=lambda label: (label.zfill(10), label))  # seeds as numbers
@@ -148,34 +148,34 @@ def read_all_rows(folder: Path, what: str, labels: Sequence[str] = ()) -> dict[s
 
 
 def read_rows(path: Path) -> Rows:
-    """Read rows, checked to be what was written.
+    """Read rows, verified by the hash in their json.
 
     Raises:
-        UserError: the file or the json beside it is missing, damaged or changed.
+        UserError: the csv or json file is missing, damaged or changed.
     """
     about = read_about(path.with_suffix(".json"))
     content = path.read_bytes()
     if about.pop("rows_sha256") != hashlib.sha256(content).hexdigest():
         raise UserError(
-            f"{path} is not what was written: {path.stem}.json is of other rows; "
+            f"{path} has changed: its hash is not the one in {path.stem}.json; "
             "score the network again"
         )
     return Rows(parse_rows(content), about)
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What rows are of, checked by the hash that was written with it."""
+    """Read the json of rows, verified by its own hash."""
     try:
         about = json.loads(path.read_text())
         if about.pop("sha256") == hash_of_json(about):
             return about
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # damage may lead to any of these
-    raise UserError(f"{path} is damaged: it is not what was written; score the network again")
+        pass  # a damaged file can raise any of these
+    raise UserError(f"{path} is damaged: its hash does not match; score the network again")
 
 
 def parse_rows(content: bytes) -> pd.DataFrame:
-    """A table as it was before it was written: pandas' own parser may miss the last bit."""
+    """Parse a table exactly as it was written; pandas' own parser may be off by the last bit."""
     cells = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     columns = {}
     for name in cells:

@@ -1,6 +1,6 @@
-"""From rows to tables: a row a seed, mean and standard deviation, intervals, what a score is worth.
+"""From rows to tables: one row per seed, mean and standard deviation, intervals, reference points.
 
-No network is known here: `Rows` are all that the scores are made of.
+All scores are computed from `Rows`; no network is involved.
 """
 
 import csv
@@ -27,13 +27,13 @@ from pylon.scoring.rows import Rows
 class Scored(NamedTuple):
     """The scores of an experiment."""
 
-    scores: pd.DataFrame  # a row a seed, a column a class, or a mean over classes
+    scores: pd.DataFrame  # one row per seed, one column per class or mean over classes
     resamples: np.ndarray  # (seeds, RESAMPLES, columns): the same scores in resamples of patients
-    patient_counts: np.ndarray  # (columns,) how many patients each score is of
+    patient_counts: np.ndarray  # (columns,) number of patients behind each score
 
 
 def score_images(rows_of_seed: dict[str, Rows]) -> Scored:
-    """AUROC of each seed: every class, `weighted` by positives (the published "micro"), `macro`."""
+    """AUROC of each seed: per class, `weighted` by positives (the published "micro"), `macro`."""
     scores = {}
     resamples = []
     for seed, rows in rows_of_seed.items():
@@ -44,13 +44,13 @@ def score_images(rows_of_seed: dict[str, Rows]) -> Scored:
         columns = [*rows.class_names, "weighted", "macro"]
         scores[seed] = dict(zip(columns, [*areas, *mean_auroc(areas, labels)], strict=True))
         resamples.append(resampled_auroc(labels, logits, patient_ids))
-    patient_counts = patients_behind_auroc(labels, patient_ids)  # the images are those of all seeds
+    patient_counts = patients_behind_auroc(labels, patient_ids)  # all seeds have the same images
     table = pd.DataFrame.from_dict(scores, orient="index")
     return Scored(table, np.array(resamples), patient_counts)
 
 
 def score_boxes(rows_of_seed: dict[str, Rows]) -> Scored:
-    """Point localization accuracy of each seed: every class that has boxes, all as `micro`."""
+    """Point localization accuracy of each seed: per class that has boxes, all boxes as `micro`."""
     scores = {}
     resamples = []
     for seed, rows in rows_of_seed.items():
@@ -62,12 +62,12 @@ def score_boxes(rows_of_seed: dict[str, Rows]) -> Scored:
         scores[seed] = dict(zip(columns, accuracies(hits, classes, names), strict=True))
         resamples.append(resampled_accuracy(hits, classes, patient_ids, names))
     table = pd.DataFrame.from_dict(scores, orient="index")
-    patient_counts = patients_behind_accuracy(rows)  # the boxes are those of all seeds
+    patient_counts = patients_behind_accuracy(rows)  # all seeds have the same boxes
     return Scored(table, np.array(resamples), patient_counts)
 
 
 def patients_behind_accuracy(rows: Rows) -> np.ndarray:
-    """How many patients have boxes, of each class and of all: (K + 1,) int."""
+    """Number of patients with boxes, of each class and of any: (K + 1,) int."""
     of_class = rows.table.groupby("pathology")["patient_id"].nunique()
     return np.append(of_class[boxed_classes(rows)], rows.table["patient_id"].nunique())
 
@@ -82,8 +82,8 @@ def table_of_seeds(scored: Scored) -> pd.DataFrame:
     """Seeds as rows, scores as columns; then mean and standard deviation (n - 1); then intervals.
 
     The 95 % interval of seed 0 is in the rows `0 low` and `0 high`, that of the mean of several in
-    `mean low` and `mean high`. All are over patients; how much seeds differ is the row `std`, NaN
-    of a single seed.
+    `mean low` and `mean high`. All are over patients; the spread of the seeds is the row `std`, NaN
+    for a single seed.
     """
     table = pd.concat([scored.scores, scored.scores.agg(["mean", "std"])]).rename_axis("seed")
     scores = scored.scores.to_numpy()
@@ -95,7 +95,7 @@ def table_of_seeds(scored: Scored) -> pd.DataFrame:
     if len(each) == 1:
         return table
 
-    # where seeds have too little to resample, as hits of 1, 0, 1, the mean of their bounds
+    # where seeds have too little data to resample, such as hits of 1, 0, 1: mean of their bounds
     of_mean = bounds(scored.resamples.mean(axis=0), scored.patient_counts)
     little = too_little(scores, scored.patient_counts).any(axis=0) | np.isnan(of_mean).any(axis=0)
     interval = np.where(little, np.mean(each, axis=0), of_mean)
@@ -104,7 +104,7 @@ def table_of_seeds(scored: Scored) -> pd.DataFrame:
 
 
 def labels_of_table(path: Path) -> list[str]:
-    """The seeds, or names of checkpoints, that a table of seeds is of; none if there is none."""
+    """The seeds, or names of checkpoints, in a table of seeds; none if the file is missing."""
     if not path.exists():
         return []
     with open(path, newline="", errors="replace") as file:
@@ -113,20 +113,20 @@ def labels_of_table(path: Path) -> list[str]:
 
 
 def add_interval(table: pd.DataFrame, label: str, interval: np.ndarray) -> None:
-    """Add the rows `LABEL low` and `LABEL high` of bounds, (2, columns)."""
+    """Add the rows `LABEL low` and `LABEL high` from bounds of shape (2, columns)."""
     low, high = interval
     table.loc[f"{label} low"] = low
     table.loc[f"{label} high"] = high
 
 
 def add_reference_points(table: pd.DataFrame, rows_of_seed: dict[str, Rows]) -> int:
-    """Add to a table of point localization what it is worth; return the boxes without a prior.
+    """Add reference points to a table of point localization; return how many boxes lack a prior.
 
-    Rows: `image centre`, `prior`, and `lift over prior` with its interval (see
+    Rows that are added: `image centre`, `prior`, and `lift over prior` with its interval (see
     reference_points.py); `called present`, the share of boxes whose finding the network calls
     present, and `hit if called present`, the accuracy among those.
     """
-    # the boxes are those of all seeds
+    # all seeds have the same boxes
     first, *_ = rows_of_seed.values()
     names = boxed_classes(first)
     bbox_xywh = first.table[["bbox_x", "bbox_y", "bbox_w", "bbox_h"]].to_numpy()
@@ -134,7 +134,7 @@ def add_reference_points(table: pd.DataFrame, rows_of_seed: dict[str, Rows]) -> 
     classes = first.table["pathology"].to_numpy()
     patient_ids = first.table["patient_id"].to_numpy()
 
-    # points that never saw the image
+    # reference points: what is reachable without looking at the image
     centre = centre_hits(bbox_xywh, image_size)
     prior = prior_hits(bbox_xywh, image_size, classes, patient_ids)
     lift = np.mean([rows.table["hit"] for rows in rows_of_seed.values()], axis=0) - prior
@@ -145,7 +145,7 @@ def add_reference_points(table: pd.DataFrame, rows_of_seed: dict[str, Rows]) -> 
     interval = bounds(resamples, patients_behind_accuracy(first))
     add_interval(table, "lift over prior", interval)
 
-    # what the network itself calls present
+    # findings that the network calls present
     called = [rows.table["called"] for rows in rows_of_seed.values()]
     hit_if_called = [
         rows.table["hit"].where(rows.table["called"] == 1) for rows in rows_of_seed.values()
@@ -160,7 +160,7 @@ def add_reference_points(table: pd.DataFrame, rows_of_seed: dict[str, Rows]) -> 
 
 
 def print_table(table: pd.DataFrame) -> None:
-    """Print a table of scores in Markdown, as the published README has it; NaN is blank."""
+    """Print a table of scores in Markdown, as in the published README; NaN is blank."""
     header = [table.index.name, *table.columns]
     lines = [[str(label), *map(cell_of, row)] for label, *row in table.itertuples()]
     widths = [max(len(line[k]) for line in [header, *lines]) for k in range(len(header))]

@@ -1,1 +1,1 @@
-"""Machine and user: command line, errors, files, device, processes. Knows no network."""
+"""Command line, errors, files, device and processes; independent of the model."""

@@ -1,4 +1,4 @@
-"""What the scripts share at their edge: options in; one clear sentence when something is wrong."""
+"""Command line of the scripts: parse options, and report an error in one clear sentence."""
 
 import errno
 import multiprocessing
@@ -19,15 +19,15 @@ Options = TypeVar("Options")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a script as Ctrl-C does."""
+    """Raised on SIGTERM, which ends a script as Ctrl-C does."""
 
 
 def parse(options: type[Options]) -> Options:
-    """Parse the command line into a dataclass; `--help` and what tyro refuses end here.
+    """Parse the command line into a dataclass; exit on `--help` and on invalid options.
 
-    Scripts call it before their imports of torch and the like, which take seconds.
+    Scripts call it before they import torch and other libraries that take seconds to load.
     """
-    # for downloaded weights, which other libraries open
+    # for downloaded weights, which other libraries load
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     return tyro.cli(options)
 
@@ -35,20 +35,20 @@ def parse(options: type[Options]) -> Options:
 def start(
     main: Callable[[Options], None],
     options: Options,
-    after_stop: str = "the same command starts anew",
+    after_stop: str = "the same command starts over",
 ) -> None:
     """Run `main` on the options; a user's mistake exits with code 2.
 
-    Ctrl-C and SIGTERM exit with 130 and 143, after a line with what `after_stop` says.
+    Ctrl-C and SIGTERM exit with 130 and 143, after a line that ends with `after_stop`.
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
         main(options)
     except UserError as error:
-        # Raised in a loader's worker, the error arrives with the worker's traceback in front.
+        # An error raised in a loader's worker is preceded by the worker's traceback.
         sentence = str(error).splitlines()[-1]
         fail(sentence.removeprefix(f"{UserError.__module__}.UserError: "))
-    except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
+    except BrokenPipeError:  # the output was closed by its reader, as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -59,14 +59,14 @@ def start(
         fail(f"{error.filename}: {error.strerror}")
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported here
-            fail("the GPU has too little memory for this; lower --batch-size")
+            fail("the GPU is out of memory; lower --batch-size")
         if "DataLoader worker" not in str(error):
             raise
-        # SIGTERM to all processes, as by `timeout`, and a worker was quicker
+        # SIGTERM was sent to all processes, as by `timeout`, and a worker ended first
         if str(error).endswith("Terminated. "):
             stop(143, after_stop)
         fail(
-            "a process that reads images was killed, maybe for want of (shared) memory; "
+            "a process that reads images was killed, perhaps for lack of (shared) memory; "
             "lower --num-workers"
         )
     except KeyboardInterrupt as error:
@@ -74,7 +74,7 @@ def start(
 
 
 def stop(code: int, after_stop: str) -> NoReturn:
-    """Say how to go on and end at once: no file is ever half written, so nothing needs cleaning."""
+    """Print how to continue and exit at once; no cleanup, since no file is ever half written."""
     print(f"\nstopped; {after_stop}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     for worker in multiprocessing.active_children():
@@ -87,7 +87,7 @@ def terminate(_number: int, _frame: Any) -> None:
 
 
 def require_at_least(options: Any, **lows: int) -> None:
-    """Raise a UserError that names the first option below its bound; None has not been given."""
+    """Raise a UserError that names the first option below its bound; None is not checked."""
     for name, low in lows.items():
         value = getattr(options, name)
         if value is not None and value < low:
@@ -100,7 +100,7 @@ def flag(name: str) -> str:
 
 
 def check_name(name: str, option: str = "--name") -> None:
-    """Raise a UserError if the name of an experiment is not the plain name of a folder."""
+    """Raise a UserError if an experiment's name is not the plain name of a folder."""
     if name in ("", "..") or Path(name).name != name:
         raise UserError(f"{option} {name!r} must be the plain name of a folder")
 

@@ -1,4 +1,4 @@
-"""Device and precision, by Accelerate."""
+"""Set up device and precision with Accelerate."""
 
 import os
 import re
@@ -19,41 +19,41 @@ def make_accelerator(
     training: bool = False,
     deterministic: bool = False,
 ) -> Accelerator:
-    """The one object that knows the device, the precision and the other processes (`torchrun`).
+    """Create the Accelerator for the device, the precision and all processes (`torchrun`).
 
     Args:
-        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
-        precision: "auto" is fp16 with loss scaling on CUDA, bf16 on a CPU that has it in hardware,
-            else fp32.
-        batch_size: images a step over all processes, to be checked.
-        training: on a GPU, let fp32 multiply in TF32, and cuDNN try which of its convolutions is
-            fastest. Scores must not change with the machine: an evaluation in fp32 is in float32.
-        deterministic: let torch use only operations that give the same result each time, and fail
-            where it has none.
+        device: "auto" prefers CUDA, then Apple's MPS, then the CPU.
+        precision: "auto" is fp16 with loss scaling on CUDA, bf16 on a CPU that supports it in
+            hardware, else fp32.
+        batch_size: images per step over all processes, to be validated.
+        training: on a GPU, allow TF32 in fp32 products, and let cuDNN find its fastest
+            convolutions. Scores must not depend on the hardware, so evaluation in fp32 uses
+            float32 throughout.
+        deterministic: let torch use only deterministic operations, and fail where there is none.
 
     Raises:
-        UserError: the device is not there or cannot do the precision, or the batch cannot be
-            shared evenly.
+        UserError: the device is unavailable or does not support the precision, or the batch cannot
+            be split evenly.
     """
     chosen = choose_device(device)
     if precision == "auto":
-        # Deviation: the original ran apex O1. torch.amp is its successor: fp16 autocast with loss
+        # Deviation: the original used apex O1. torch.amp is its successor: fp16 autocast with loss
         # scaling.
         on_cpu = "bf16" if cpu_has_bf16() else "fp32"
         precision = {"cuda": "fp16", "cpu": on_cpu, "mps": "fp32"}[chosen]
     if precision == "fp16" and chosen != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, not {chosen}; try --precision auto")
 
-    # how exactly a GPU computes
+    # numerical precision on a GPU
     torch.backends.cudnn.allow_tf32 = training or precision != "fp32"  # TF32: the mantissa of fp16
     torch.backends.cuda.matmul.allow_tf32 = training
     torch.backends.cudnn.benchmark = training and not deterministic
     if deterministic:
-        # asked for by torch; read when CUDA starts
+        # required by torch; read when CUDA starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
-    # an hour, since another node may fill its cache; --batch-size is over all processes
+    # an hour, since another node may be filling its cache; --batch-size is over all processes
     try:
         accelerator = Accelerator(
             cpu=chosen == "cpu",
@@ -72,7 +72,7 @@ def make_accelerator(
 
 
 def choose_device(device: Device) -> str:
-    """Find the device: "cuda", "mps" or "cpu"; a UserError if the one asked for is not there."""
+    """Choose "cuda", "mps" or "cpu"; raise a UserError if the requested one is unavailable."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -82,13 +82,14 @@ def choose_device(device: Device) -> str:
         return next(name for name, there in available.items() if there)
     if not available[device]:
         raise UserError(
-            f"--device {device}: this machine or this build of torch has none; try --device auto"
+            f"--device {device} is not supported by this hardware or build of torch; "
+            "try --device auto"
         )
     return device
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware; else torch emulates it, slower than fp32."""
+    """Whether the CPU supports bfloat16 in hardware; else torch emulates it, slower than fp32."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return False

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend. This file imports nothing."""
+"""The error for mistakes that the user can correct. This file imports nothing."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Files that are never half written, and locks that no dead process holds."""
+"""Atomic writes, and locks that are released when their process dies."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from pylon.system.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: without locks, the user has to know what runs
+except ImportError:  # Windows has no locks; the user must avoid concurrent runs
     fcntl = None
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, flush to the disk, rename into place.
 
     Raises:
-        UserError: it could not be written; what was there before is untouched.
+        UserError: the file cannot be written; the old one is unchanged.
     """
     write_together({path: data})
 
@@ -33,7 +33,7 @@ def write_together(files: dict[Path, bytes]) -> None:
     """Write the files of one folder, all under temporary names before the first is renamed.
 
     Raises:
-        UserError: one could not be written, as on a full disk; what was there before is untouched.
+        UserError: a file cannot be written, as on a full disk; the old ones are unchanged.
     """
     temporary = {path: path.with_name(f".{path.name}.partial") for path in files}
     try:
@@ -48,34 +48,34 @@ def write_together(files: dict[Path, bytes]) -> None:
         flush_folder(path.parent)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); what was there before is untouched. "
-            "Make room or get leave to write, then run the same command again"
+            f"{path} cannot be written ({error.strerror}); the old file, if any, is unchanged. "
+            "Free up space or check the permissions, then run the same command again"
         ) from error
     finally:
-        # where the folder itself cannot be written, the first error tells
+        # if the folder itself is not writable, the first error says so
         for partial in temporary.values():
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, table: "pd.DataFrame", index: bool = True) -> None:
-    """Write a table; an undefined score is an empty cell."""
+    """Write a table as csv; undefined scores become empty cells."""
     write_atomically(path, csv_file(table, index))
 
 
 def csv_file(table: "pd.DataFrame", index: bool = True) -> bytes:
-    """A table as csv: numbers so that they read back to the last bit, NaN as an empty cell."""
+    """A table as csv: numbers read back to the last bit, NaN is an empty cell."""
     return table.to_csv(index=index, lineterminator="\n").encode()
 
 
 def hash_of_json(values: dict[str, Any]) -> str:
-    """SHA-256 of names and values that JSON can hold, in whatever order."""
+    """SHA-256 of a dict that JSON can represent, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the renames in a folder to the disk, in their order to those in others."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+    """Flush the renames in a folder to disk, to keep their order with those in other folders."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -85,14 +85,14 @@ def flush_folder(folder: Path) -> None:
 
 
 def is_number(name: str) -> bool:
-    """Whether a file's name is a whole number in plain digits; `isdigit` would take ² for one."""
+    """Whether a file name is a whole number in ASCII digits; `isdigit` alone would accept ²."""
     return name.isascii() and name.isdigit()
 
 
 def require_writable(*folders: Path) -> None:
-    """Raise a UserError if a file cannot be written into one of the folders, before hours pass."""
+    """Raise a UserError if a folder is not writable, before hours of computation."""
     for folder in folders:
-        probe = folder / f".writable-{os.getpid()}"  # other seeds look at the same time
+        probe = folder / f".writable-{os.getpid()}"  # other seeds may check at the same time
         write_atomically(probe, b"")
         probe.unlink()
 
@@ -101,10 +101,10 @@ def hold_lock(path: Path, sentence: str) -> None:
     """Lock a file until this process ends, however it ends.
 
     Raises:
-        UserError: another process holds the lock; it says `sentence`.
+        UserError: another process holds the lock; the message is `sentence`.
     """
-    # A record lock, since flock would pass to the loaders' workers, which outlive a killed process
-    # by seconds.
+    # A record lock, since the loaders' workers would inherit an flock, and they outlive a killed
+    # process by seconds.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     if fcntl is None:
         return
@@ -113,12 +113,12 @@ def hold_lock(path: Path, sentence: str) -> None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(sentence) from error
-        # else a file system that knows no locks, and the user has to know what runs
+        # else the file system does not support locks; the user must avoid concurrent runs
 
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a folder's lock, waiting for it; the system takes it back from a process that dies.
+    """Wait for a folder's lock and hold it; the system releases it if the process dies.
 
     Raises:
         UserError: the folder cannot be written or locked.
@@ -131,7 +131,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
                 wait_for(lock, folder, say)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written and locked ({error.strerror}); get leave to write, "
+                f"{folder} cannot be written and locked ({error.strerror}); check the permissions, "
                 "link it to another disk, or use --cache-size 0"
             ) from error
         yield
@@ -141,5 +141,5 @@ def wait_for(lock: object, folder: Path, say: Callable[[str], None]) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"waiting for another process that fills {folder}")
+        say(f"waiting for another process to fill {folder}")
         fcntl.flock(lock, fcntl.LOCK_EX)

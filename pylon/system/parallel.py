@@ -1,4 +1,4 @@
-"""Several processes: those that read files for one script, and those that train one network."""
+"""Multiple processes: workers that read files, and processes that train one network."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from pylon.system.progress import track
 def look_at(
     paths: Iterable[str], look: Callable[[str], Any], num_workers: int, title: str
 ) -> list[Any]:
-    """What a function says of each file, in order, by several processes, with a progress bar."""
+    """Apply a function to each file in worker processes; results are in order of the files."""
     loader = DataLoader(
         Files(list(paths), look),
         32,
@@ -35,7 +35,7 @@ def look_at(
 
 
 class Files(Dataset):
-    """Item k: what a function says of file k."""
+    """Item k: the result of a function for file k."""
 
     def __init__(self, paths: list[str], look: Callable[[str], Any]):
         self.paths = np.array(paths, str)
@@ -49,7 +49,7 @@ class Files(Dataset):
 
 
 def loader_generator() -> torch.Generator:
-    """A generator of a loader's own.
+    """A separate random generator for a loader.
 
     Without one, a loader draws the seed of its workers from torch's global generator each time it
     is iterated; dropout would then depend on the number of workers and on where a run was resumed.
@@ -58,25 +58,25 @@ def loader_generator() -> torch.Generator:
 
 
 def start_worker(_worker: int) -> None:
-    """Prepare a loader's worker: one thread, and Ctrl-C is left to the main process."""
+    """Set up a loader's worker: one thread, and Ctrl-C is left to the main process."""
     cv2.setNumThreads(0)  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all; the main process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all; the main process ends the rest
     sys.excepthook = show_unless_stopped
 
 
 def show_unless_stopped(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Show an error of a worker's thread, but not that the main process has hung up, as it ends.
+    """Print an error in a worker's thread, unless the main process has closed the connection.
 
-    What goes wrong with an item is no such error: the loader raises it in the main process.
+    Errors in loading an item do not come here: the loader raises them in the main process.
     """
     if not issubclass(kind, EOFError | OSError):
         sys.__excepthook__(kind, error, trace)
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """Call a function on the first process alone; every process gets its result or UserError."""
+    """Call a function on the main process only; all processes get its result or UserError."""
     answer = None
     fault = None
     if accelerator.is_main_process:
@@ -91,14 +91,14 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> An
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of torchrun's processes, or the only one, as far as it is told."""
+    """Whether this is the first of torchrun's processes, or the only one, according to RANK."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def seed_epoch(seed: int, epoch: int, process: int) -> None:
     """Seed torch for an epoch.
 
-    A resumed epoch drops out what it would have dropped, and each process something else.
+    A resumed epoch repeats the dropout it would have had; each process has its own.
     """
     numbers = np.random.SeedSequence([seed, epoch, process])
-    torch.manual_seed(int(numbers.generate_state(1)[0]))  # a CPU's generator heeds 32 bits
+    torch.manual_seed(int(numbers.generate_state(1)[0]))  # a CPU's generator uses 32 bits

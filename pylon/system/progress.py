@@ -1,4 +1,4 @@
-"""How far long work has come: a bar in a terminal, a plain line now and then in a log."""
+"""Progress of long loops: a bar in a terminal, occasional plain lines in a log."""
 
 import sys
 import threading
@@ -19,14 +19,14 @@ def track(
     shown: bool = True,
     leave: bool = False,
 ) -> "tqdm | Lines":
-    """Iterate with a progress bar on stderr; where that is no terminal, with plain lines (`Lines`).
+    """Iterate with a progress bar on stderr, or plain lines (`Lines`) if it is not a terminal.
 
     Args:
-        title: what is done.
-        unit: what is counted, in the singular.
-        total: how many there are, if the iterable has no length.
+        title: what is being done.
+        unit: what is counted, singular.
+        total: number of items, if the iterable has no length.
         shown: False on all processes but one.
-        leave: whether the bar stays when it is full.
+        leave: whether the bar stays when it is complete.
     """
     if sys.stderr.isatty() or not shown:
         return tqdm(iterable, desc=title, unit=unit, total=total, leave=leave, disable=not shown)
@@ -34,7 +34,7 @@ def track(
 
 
 class Lines:
-    """A line every 30 seconds, however long a step takes, and one at the end."""
+    """Print a line every 30 seconds, however long a step takes, and one at the end."""
 
     def __init__(self, iterable: Iterable, title: str, unit: str, total: int | None = None):
         self.iterable = iterable
@@ -46,7 +46,7 @@ class Lines:
         self.start = time.monotonic()
 
     def set_postfix(self, figures: dict[str, str], refresh: bool = True) -> None:
-        """What the lines say besides, as tqdm's bars do."""
+        """Set the figures at the end of each line, as for tqdm's bars."""
         self.figures = figures
         if refresh:
             self.write()

@@ -1,6 +1,6 @@
-"""Fill a cache image by image, each in the index at once.
+"""Fill a cache slowly, writing the index after every batch.
 
-So there is time to kill the process that does it.
+This leaves time to kill the process halfway.
 """
 
 import sys

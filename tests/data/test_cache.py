@@ -45,15 +45,15 @@ def assert_holds(cache: ImageCache, images: pd.DataFrame) -> None:
         assert cache.height_width[row].tolist() == list(expected.shape)
 
 
-def test_no_cache_is_none(images, data):
+def test_size_zero_gives_no_cache(images, data):
     assert open_cache(images, data / "cache", 0, 0) is None
     assert not (data / "cache").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_that_fit_are_exact(images, data, workers, capsys):
+def test_images_within_the_size_are_cached_exactly(images, data, workers, capsys):
     cache = open_cache(images[:20], data / "cache", 128, workers)
-    assert decoded(capsys) == [f"decoding 20 images into {data}/cache/128, 0.0 GB when it is whole"]
+    assert decoded(capsys) == [f"decoding 20 images into {data}/cache/128, 0.0 GB when complete"]
     assert (data / "cache/128/images.uint8").stat().st_size == 20 * 128 * 128
     assert_holds(cache, images[:20])
     for transform, keys in (
@@ -67,7 +67,7 @@ def test_images_that_fit_are_exact(images, data, workers, capsys):
                 assert (value == cached[key][name]).all()
 
 
-def test_others_are_shrunk_by_area_and_keep_their_shape(tmp_path, images, data, rng):
+def test_larger_images_are_shrunk_by_area_and_keep_their_aspect_ratio(tmp_path, images, data, rng):
     pixels = rng.integers(0, 256, (100, 300), dtype=np.uint8)
     path = data / "images" / images["image_id"][0]
     cv2.imwrite(str(path), pixels)
@@ -79,14 +79,14 @@ def test_others_are_shrunk_by_area_and_keep_their_shape(tmp_path, images, data, 
     assert item["height_width"].tolist() == [100, 300]
 
 
-def test_map_may_be_larger_than_the_memory(images, data):
+def test_map_may_be_larger_than_memory(images, data):
     cache = open_cache(images[:2], data / "cache", 128, 0)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    os.truncate(cache.path, 4 * memory // 128**2 * 128**2)  # a hole, not on the disk
+    os.truncate(cache.path, 4 * memory // 128**2 * 128**2)  # a sparse file
     assert_holds(cache, images[:2])
 
 
-def test_only_what_is_new_or_changed_is_decoded(images, data, capsys):
+def test_only_new_or_changed_images_are_decoded(images, data, capsys):
     open_cache(images[:10], data / "cache", 128, 0)
     open_cache(images[4:12], data / "cache", 128, 0)
     open_cache(images[:12], data / "cache", 128, 0)
@@ -103,16 +103,16 @@ def test_only_what_is_new_or_changed_is_decoded(images, data, capsys):
     assert [line[:18] for line in decoded(capsys)] == ["decoding 13 images"]
 
 
-def test_processes_share_the_map(images, data):
+def test_pickled_cache_does_not_contain_the_map(images, data):
     cache = open_cache(images, data / "cache", 128, 0)
     cache.read(0)
     sent = pickle.dumps(cache)
-    assert len(sent) < 10 * 128 * 128  # 90 images are nine times as many
+    assert len(sent) < 10 * 128 * 128  # the map of all 90 images is nine times as large
     again = pickle.loads(sent)
     assert_holds(again, images[:3])
 
 
-def test_killed_half_way(images, data, tmp_path, capsys):
+def test_cache_of_a_killed_process_is_completed(images, data, tmp_path, capsys):
     process = start_script("tests/data/fill_slowly.py", data, cwd=tmp_path, out=tmp_path)
     index = data / "cache/128/index.csv"
     while not index.exists() and process.is_alive():
@@ -126,7 +126,7 @@ def test_killed_half_way(images, data, tmp_path, capsys):
     assert_holds(cache, images)
 
 
-def test_rows_are_on_the_disk_before_the_index_names_them(images, data, monkeypatch):
+def test_rows_are_flushed_before_the_index_lists_them(images, data, monkeypatch):
     events = []
     open_map = pylon.data.cache.open_map
     write = pylon.data.cache.write_atomically
@@ -145,7 +145,7 @@ def test_rows_are_on_the_disk_before_the_index_names_them(images, data, monkeypa
     assert events == ["rows", "index"] * 3
 
 
-def test_two_at_once(images, data, tmp_path):
+def test_two_processes_fill_a_cache_once(images, data, tmp_path):
     outs = [tmp_path / name for name in ("one", "other")]
     with locked(data / "cache/128", print):
         processes = []
@@ -166,10 +166,10 @@ def test_two_at_once(images, data, tmp_path):
     assert_holds(ImageCache(data / "cache/128", 128), images)
 
 
-def test_whole_cache_needs_no_lock(images, data, capsys):
+def test_complete_cache_needs_no_lock(images, data, capsys):
     open_cache(images, data / "cache", 128, 0)
     (data / "cache/128/lock").unlink()
-    (data / "cache/128/lock").mkdir()  # nobody can open it
+    (data / "cache/128/lock").mkdir()  # cannot be opened as a file
     assert_holds(open_cache(images, data / "cache", 128, 0), images[:2])
     (data / "images" / images["image_id"][5]).touch()
     with pytest.raises(UserError, match=r"cache/128 cannot be written and locked"):
@@ -185,7 +185,7 @@ def test_file_systems_without_fallocate(images, data, monkeypatch):
 
     refuse(errno.ENOSPC)
     with pytest.raises(
-        UserError, match=r"images.uint8 cannot be made 0.0 GB long \(No space left on device\)"
+        UserError, match=r"images.uint8 cannot be extended to 0.0 GB \(No space left on device\)"
     ):
         open_cache(images[:9], data / "cache", 128, 0)
     refuse(errno.EOPNOTSUPP)
@@ -198,11 +198,11 @@ def test_unreadable_image_is_named(images, data):
         open_cache(images[:8], data / "cache", 128, 1)
 
 
-def test_what_was_removed_is_made_again(images, data, capsys):
+def test_removed_or_truncated_files_are_rebuilt(images, data, capsys):
     open_cache(images[:8], data / "cache", 128, 0)
     (data / "cache/128/images.uint8").unlink()
     assert_holds(open_cache(images[:8], data / "cache", 128, 0), images[:8])
-    with open(data / "cache/128/images.uint8", "r+b") as file:  # copied in part
+    with open(data / "cache/128/images.uint8", "r+b") as file:  # a partial copy
         file.truncate(3 * 128 * 128 + 5)
     assert_holds(open_cache(images[:2], data / "cache", 128, 0), images[:2])
     assert_holds(open_cache(images[:8], data / "cache", 128, 0), images[:8])
@@ -212,16 +212,16 @@ def test_what_was_removed_is_made_again(images, data, capsys):
         open_cache(images[:8], data / "cache", 128, 0)
 
 
-def test_too_little_room(images, data, monkeypatch):
+def test_too_little_disk_space(images, data, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(pylon.data.cache.shutil, "disk_usage", lambda _: usage(10**6))
     with pytest.raises(
-        UserError, match=r"images.uint8 needs 0.0 GB more, and 0.0 GB are free; make room"
+        UserError, match=r"images.uint8 needs 0.0 GB more, but 0.0 GB are left; free up space"
     ):
         open_cache(images, data / "cache", 128, 0)
 
 
-def test_folder_that_cannot_be_written(images, data):
+def test_unwritable_folder(images, data):
     (data / "cache").touch()
     with pytest.raises(UserError, match=r"cache/128 cannot be written and locked .*--cache-size 0"):
         open_cache(images, data / "cache", 128, 0)

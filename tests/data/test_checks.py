@@ -1,4 +1,4 @@
-"""What is said of files that contradict themselves."""
+"""Error messages for inconsistent files."""
 
 import shutil
 
@@ -21,11 +21,11 @@ def test_missing_images_are_counted_and_named(by_hand):
     missing = "00000001_001.png, 00000003_000.png"
     with pytest.raises(UserError, match=rf"3 of 5 images are missing .*: {missing}"):
         require_files(images, by_hand)
-    with pytest.raises(UserError, match="name no image of the split that is asked for"):
+    with pytest.raises(UserError, match="contain no images of the requested split"):
         require_files(images[:0], by_hand)
 
 
-def test_a_finding_may_have_two_boxes_but_not_the_same_twice(by_hand):
+def test_finding_may_have_two_boxes_but_not_the_same_box_twice(by_hand):
     path = by_hand / "BBox_List_2017.csv"
     header, box, _ = path.read_text().splitlines()
     path.write_text("\n".join([header, box, box.replace(",10.", ",90.")]))
@@ -45,21 +45,21 @@ BOXES = "BBox_List_2017.csv"
     ("name", "old", "new", "sentence"),
     [
         (LABELS, "Finding Labels", "Findings", "has no column 'Finding Labels'"),
-        (LABELS, "Hernia", "Hernie", "'Hernie' is none of the findings"),
+        (LABELS, "Hernia", "Hernie", "'Hernie' is not one of the findings"),
         (LABELS, "Hernia", "", "00000002_000.png is without a finding"),
         (LABELS, "00000002_000", "00000001_000", "00000001_000.png is in more than one row"),
-        (LABELS, "00000002_000", "00000009_000", "00000002_000.png is in the lists .* no row of"),
+        (LABELS, "00000002_000", "00000009_000", "00000002_000.png is in the lists .* but not in"),
         (LABELS, "0,2\n", "0,\n", "whole number as 'Patient ID'"),
         (BOXES, HEADER, "", "must be NIH's header"),
         (TRAIN, "00000002_000.png", "00000003_000.png", "00000003_000.png is both in"),
         (TRAIN, "00000002_000.png", "00000001_000.png", "00000001_000.png is named more than once"),
-        (BOXES, "Infiltrate", "Infiltrat", "'Infiltrat' is none of the findings"),
+        (BOXES, "Infiltrate", "Infiltrat", "'Infiltrat' is not one of the findings"),
         (BOXES, "30.99", "-30", "box of 00000003_000.png, Infiltration"),
         (BOXES, "30.99", "", "box of 00000003_000.png, Infiltration"),
         (BOXES, "30.99", "wide", "x, y, w, h in its first six columns"),
     ],
 )
-def test_bad_files(by_hand, name, old, new, sentence):
+def test_faulty_files_are_reported(by_hand, name, old, new, sentence):
     text = (by_hand / name).read_text()
     assert old in text
     (by_hand / name).write_text(text.replace(old, new))
@@ -73,7 +73,7 @@ def test_all_faults_are_listed_in_the_order_of_the_files(by_hand):
     with open(by_hand / TRAIN, "a") as file:
         file.write("\n00000002_000.png\n00000003_000.png\n")
     faults = faults_of_lists(chestxray14.read_lists(by_hand))
-    parts = ("named more than once", "is both in", "'Patient ID'", "'Hernie' is none")
+    parts = ("named more than once", "is both in", "'Patient ID'", "'Hernie' is not one")
     assert len(faults) == len(parts)
     for fault, part in zip(faults, parts, strict=True):
         assert part in fault
@@ -83,7 +83,7 @@ def test_all_faults_are_listed_in_the_order_of_the_files(by_hand):
     raise_first([])
 
 
-def test_subject():
+def test_subject_of_one_and_of_several_names():
     assert subject(["a"]) == "a is"
     assert subject(["a", "b", "c"]) == "a and 2 more are"
 

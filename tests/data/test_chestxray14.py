@@ -48,7 +48,7 @@ def test_windows_line_ends_and_byte_order_mark(by_hand):
     assert len(radiographs.boxes) == 1
 
 
-def test_validation_is_disjoint(phantom):
+def test_splits_share_no_patients(phantom):
     images = read_radiographs(phantom).images
     assert shared_patients(images, "val")[0] == 0
     patients = images.groupby("split")["patient_id"].agg(set)
@@ -87,12 +87,12 @@ def nih(official) -> Radiographs:
 
 
 def why_not(nih: Radiographs, images: pd.DataFrame, boxes: pd.DataFrame | None = None):
-    """What `why_not_official` has against these tables, of NIH's lists else."""
+    """`why_not_official` of these tables, with NIH's boxes by default."""
     given = Radiographs(images, nih.boxes if boxes is None else boxes, nih.class_names)
     return why_not_official(given, with_boxes=boxes is not None)
 
 
-def test_what_is_official(nih):
+def test_official_test_set_and_boxes_are_recognised(nih):
     images = nih.images
     boxes = nih.boxes
     assert why_not_official(nih) is None
@@ -114,7 +114,7 @@ def test_relabelled_test_images_are_not_official(nih):
     for row, column in ((first, "Mass"), (last, "Hernia")):
         relabelled = images.copy()
         relabelled.loc[row, column] = 1 - relabelled.loc[row, column]
-        assert why_not(nih, relabelled) == "its labels of the test images are not NIH's"
+        assert why_not(nih, relabelled) == "its test labels are not NIH's"
     relabelled = images.copy()
-    relabelled.loc[images["split"] != "test", "Mass"] = 0  # of training, which a user may clean
+    relabelled.loc[images["split"] != "test", "Mass"] = 0  # a user may correct these
     assert why_not(nih, relabelled) is None

@@ -1,4 +1,4 @@
-"""What holds of the tables of any data set."""
+"""Requirements on the tables of any data set."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from pylon.data.contract import Radiographs, no_boxes, shared_patients, split_ha
 from pylon.data.sources import read_radiographs
 
 
-def test_hash_of_the_split_is_of_what_is_trained_on(phantom):
+def test_split_hash_depends_on_labels_but_not_on_paths_or_order(phantom):
     radiographs = read_radiographs(phantom)
     images = radiographs.images
     names = radiographs.class_names
@@ -21,7 +21,7 @@ def test_hash_of_the_split_is_of_what_is_trained_on(phantom):
     assert split_hash(elsewhere, names) == before
 
 
-def test_patients_of_two_splits():
+def test_shared_patients_are_counted():
     images = pd.DataFrame(
         {
             "patient_id": [1, 1, 2, 2, 3, 4, 4],
@@ -34,7 +34,7 @@ def test_patients_of_two_splits():
 
 
 def three_images(**changes):
-    """A table of images as it must be, but for some columns."""
+    """A valid table of images, with some columns replaced."""
     columns = {
         "image_id": ["a", "b", "c"],
         "patient_id": [1, 2, 2],
@@ -60,19 +60,19 @@ def test_images_of_a_split():
         ({"image_id": ["a", "a", "c"]}, "image_id must be unique"),
         ({"patient_id": ["p1", "p2", "p2"]}, "patient_id must be integers"),
         ({"split": ["train", "Test", "train"]}, r"split must be one of .*, got \['Test'\]"),
-        ({"Mass": [0, 1, -1]}, "labels must be 0 or 1, which those of Mass are not"),
-        ({"Mass": [0, 1, np.nan]}, "labels must be 0 or 1, which those of Mass are not"),
+        ({"Mass": [0, 1, -1]}, "labels must be 0 or 1, but those of Mass are not"),
+        ({"Mass": [0, 1, np.nan]}, "labels must be 0 or 1, but those of Mass are not"),
     ],
 )
-def test_what_breaks_the_contract_is_refused(changes, sentence):
+def test_invalid_images_are_rejected(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         Radiographs(three_images(**changes), no_boxes(), ("Mass",))
 
 
-def test_lacking_columns_and_boxes_of_no_class_are_refused():
-    with pytest.raises(ValueError, match=r"they lack \['Nodule'\]"):
+def test_missing_columns_and_unknown_pathologies_are_rejected():
+    with pytest.raises(ValueError, match=r"missing: \['Nodule'\]"):
         Radiographs(three_images(), no_boxes(), ("Mass", "Nodule"))
-    with pytest.raises(ValueError, match=r"they lack \['h'\]"):
+    with pytest.raises(ValueError, match=r"missing: \['h'\]"):
         Radiographs(three_images(), no_boxes().drop(columns="h"), ("Mass",))
     box = {"image_id": "a", "pathology": "age", "x": 0, "y": 0, "w": 1, "h": 1}
     with pytest.raises(ValueError, match=r"pathology of boxes must be a class, got \['age'\]"):

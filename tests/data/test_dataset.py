@@ -12,7 +12,7 @@ from pylon.system.parallel import look_at
 
 
 def epochs_of(images, num_workers, seed=0, epochs=(1, 2)):
-    """index -> augmented image, a dictionary an epoch."""
+    """Augmented images by index, one dictionary per epoch."""
     loader, sampler = train_loader(images, PATHOLOGIES, train_transform(256), 4, num_workers, seed)
     result = []
     for epoch in epochs:
@@ -29,7 +29,7 @@ def images(phantom):
     return read_radiographs(phantom).images[:12]
 
 
-def test_augmentation_changes_with_epoch_and_seed_alone(images):
+def test_augmentation_depends_only_on_epoch_and_seed(images):
     first, second = epochs_of(images, num_workers=0)
     assert first.keys() == second.keys() == set(range(12))
     assert all(not torch.equal(first[i], second[i]) for i in first)
@@ -43,13 +43,13 @@ def test_augmentation_changes_with_epoch_and_seed_alone(images):
     assert all(not torch.equal(first[i], other[i]) for i in first)
 
 
-def test_one_image_is_not_augmented_as_its_neighbour(images):
+def test_augmentation_differs_between_images(images):
     same = images.iloc[[0, 0, 0, 0]].reset_index(drop=True)
     (epoch,) = epochs_of(same, num_workers=2, epochs=(1,))
     assert len({tuple(x.flatten()[::999].tolist()) for x in epoch.values()}) == 4
 
 
-def test_sampler_is_a_permutation_that_epoch_and_seed_fix():
+def test_sampler_gives_a_fixed_permutation_per_epoch():
     sampler = EpochSampler(50, seed=3)
     sampler.epoch = 1
     order = list(sampler)
@@ -60,14 +60,14 @@ def test_sampler_is_a_permutation_that_epoch_and_seed_fix():
     assert [index for _, index in sampler] != [index for _, index in order]
 
 
-def test_no_batch_of_one_image(images):
+def test_last_batch_of_one_image_is_dropped(images):
     loader, _ = train_loader(images, PATHOLOGIES, train_transform(256), 11, 0, 0)
     assert [len(batch["label"]) for batch in loader] == [11]
     loader, _ = train_loader(images, PATHOLOGIES, train_transform(256), 5, 0, 0)
     assert [len(batch["label"]) for batch in loader] == [5, 5, 2]
 
 
-def test_memory_is_pinned_if_asked_for_and_not_because_there_is_a_gpu(images, monkeypatch):
+def test_memory_is_pinned_only_on_request(images, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loader, _ = train_loader(images, PATHOLOGIES, train_transform(256), 4, 0, 0)
     assert not loader.pin_memory
@@ -76,7 +76,7 @@ def test_memory_is_pinned_if_asked_for_and_not_because_there_is_a_gpu(images, mo
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_loaders_leave_torchs_random_numbers_alone(images, num_workers):
+def test_loaders_do_not_change_torchs_random_state(images, num_workers):
     loader, sampler = train_loader(images, PATHOLOGIES, train_transform(256), 4, num_workers, 0)
     state = torch.get_rng_state()
     for sampler.epoch in (1, 2):
@@ -100,7 +100,7 @@ def test_evaluation_item(images):
     np.testing.assert_array_equal(batch["label"][0], images.iloc[0, 4:].astype(float))
 
 
-def test_worker_error_keeps_its_sentence(images, tmp_path):
+def test_worker_error_keeps_its_message(images, tmp_path):
     (tmp_path / "bad.png").touch()
     images = images.copy()
     images.loc[3, "path"] = str(tmp_path / "bad.png")

@@ -1,4 +1,4 @@
-"""From a folder to `Radiographs`, or the first thing that is wrong with it."""
+"""From a folder to `Radiographs`, or to the first fault in it."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from pylon.system.errors import UserError
 LISTS = ("Data_Entry_2017.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv")
 
 
-def test_boxes_are_read_if_asked_for_alone(by_hand):
+def test_boxes_are_read_only_on_request(by_hand):
     assert len(read_radiographs(by_hand, with_boxes=True).boxes) == 1
     (by_hand / "BBox_List_2017.csv").write_text("no table")
     radiographs = read_radiographs(by_hand)
@@ -21,7 +21,7 @@ def test_boxes_are_read_if_asked_for_alone(by_hand):
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_missing_and_empty_files(by_hand, name):
+def test_missing_and_empty_files_are_named(by_hand, name):
     text = (by_hand / name).read_text()
     (by_hand / name).write_text("")
     with pytest.raises(UserError, match=name):
@@ -33,7 +33,7 @@ def test_missing_and_empty_files(by_hand, name):
     read_radiographs(by_hand, with_boxes=True)
 
 
-def test_original_split_rules(by_hand):
+def test_original_split_takes_precedence(by_hand):
     def write(split, names):
         labels = ",".join("1" if name == "Mass" else "0" for name in PATHOLOGIES)
         lines = [",".join(["Image Index", *PATHOLOGIES]), *(f"{name},{labels}" for name in names)]

@@ -14,11 +14,11 @@ from pylon.data.images import read_image
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import OneWarp, eval_transform, normalize, train_transform
 
-MEAN_DIFFERENCE = 0.29  # of a grey level
+MEAN_DIFFERENCE = 0.29  # grey levels
 
 
 def the_steps_one_by_one(transform: A.Compose) -> A.Compose:
-    """The plain chain of albumentations' own transforms that the training transform stands for."""
+    """The chain of albumentations' own transforms that the training transform replaces."""
     warp, *rest = transform
     return A.Compose([warp.rotate, warp.crop, warp.flip, *rest])
 
@@ -29,7 +29,7 @@ def apply(transform: A.Compose, image: np.ndarray, seed: int) -> np.ndarray:
 
 
 def differences(images: list[np.ndarray], seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image and seed, the one warp beside the plain chain.
+    """Compare the one warp with the plain chain, for each image and seed.
 
     Returns:
         (N,) mean difference, grey levels; (N,) whether the image was rotated.
@@ -44,7 +44,7 @@ def differences(images: list[np.ndarray], seeds: int) -> tuple[np.ndarray, np.nd
     return np.array(means), np.array(rotated)
 
 
-def test_one_warp_is_the_plain_chain(phantom):
+def test_one_warp_matches_the_plain_chain(phantom):
     paths = read_radiographs(phantom).images["path"][:6]
     shapes = ((400, 400), (300, 400))
     images = [
@@ -56,11 +56,11 @@ def test_one_warp_is_the_plain_chain(phantom):
     assert 0.3 < rotated.mean() < 0.7
     assert (means[~rotated] == 0).all()
     assert means.mean() <= MEAN_DIFFERENCE
-    assert means[rotated].mean() > 0  # they are not the same code
+    assert means[rotated].mean() > 0  # they are different implementations
 
 
 @pytest.mark.parametrize("size", [512, 1024])
-def test_one_warp_is_the_plain_chain_on_radiographs(shared, size):
+def test_one_warp_matches_the_plain_chain_on_radiographs(shared, size):
     paths = sorted((shared / "nih14" / "images").iterdir())[:12]
     images = [
         cv2.resize(read_image(str(path)), (size, size), interpolation=cv2.INTER_AREA)
@@ -102,7 +102,7 @@ def test_same_parameters_as_the_plain_chain():
     assert 0.65 < min(areas) < 0.75 < max(areas)
 
 
-def test_coins_of_one_image_fall_independently(phantom):
+def test_random_choices_for_one_image_are_independent(phantom):
     images = read_radiographs(phantom).images[:1]
     dataset = RadiographDataset(images, PATHOLOGIES, train_transform(256), seed=5)
     counts = dict.fromkeys(itertools.product((False, True), repeat=3), 0)
@@ -110,11 +110,11 @@ def test_coins_of_one_image_fall_independently(phantom):
         dataset[(epoch, 0)]
         warp, light, *_ = dataset.transform
         counts[warp.params["rotation"] is not None, warp.params["flipped"], bool(light.params)] += 1
-    assert min(counts.values()) > 25  # 50 are expected of each
+    assert min(counts.values()) > 25  # 50 of each are expected
     assert max(counts.values()) < 80
 
 
-def test_training_transform_is_the_protocol():
+def test_training_transform_follows_the_protocol():
     kinds = [type(step) for step in train_transform(256)]
     assert kinds[1:] == [A.RandomBrightnessContrast, A.pytorch.ToTensorV2]
     warp, light, _ = train_transform(512)
@@ -128,7 +128,7 @@ def test_training_transform_is_the_protocol():
     assert light.brightness_limit == light.contrast_limit == (-0.5, 0.5)
 
 
-def test_normalize_is_that_of_albumentations(rng):
+def test_normalize_matches_albumentations(rng):
     image = rng.integers(0, 256, (256, 256), dtype=np.uint8)
     expected = A.Normalize(mean=(MEAN,), std=(STD,), max_pixel_value=255.0)(image=image)["image"]
     batch = torch.stack([eval_transform(256)(image=image)["image"]] * 2)

@@ -1,4 +1,4 @@
-"""training.json: what a checkpoint says of itself."""
+"""training.json: the metadata of a checkpoint."""
 
 import contextlib
 
@@ -29,23 +29,23 @@ def model():
 @pytest.mark.parametrize(
     "change", [('"epoch": 1', '"epoch": 2'), ('"a": 0.25', '"a": 0.35'), ('"one"', '"other"')]
 )
-def test_a_card_that_was_changed_is_refused(model, tmp_path, change):
+def test_changed_card_is_refused(model, tmp_path, change):
     card = make_card(["one"], {"image_size": 256}, "", {}, *SCALE)
     checkpoint.save_best(tmp_path / "best", model, {**card, "epoch": 1, "thresholds": {"a": 0.25}})
     path = tmp_path / "best/training.json"
     assert path.read_text().count(change[0]) == 1
     path.write_text(path.read_text().replace(*change))
-    sentence = r"training.json is damaged: it is not what was saved; copy it again"
+    sentence = r"training.json is damaged: its hash does not match; copy it again"
     with pytest.raises(UserError, match=sentence):
         checkpoint.read_card(tmp_path / "best", model)
 
 
-def test_whether_training_has_finished(tmp_path):
+def test_is_finished(tmp_path):
     best = tmp_path / "best"
     last = {**dict.fromkeys(checkpoint.RESUMED, 0), "lr": 1.0}
     options = {"epochs": 5, "min_lr": 0.1}
     assert checkpoint.is_finished(best, {"finished": False}) is False
-    assert checkpoint.is_finished(best, {}) is True  # of an earlier version, copied elsewhere
+    assert checkpoint.is_finished(best, {}) is True  # card of an earlier version, without a `last`
     for changes, expected in (
         ({"epoch": 4}, False),
         ({"epoch": 5}, True),
@@ -53,21 +53,21 @@ def test_whether_training_has_finished(tmp_path):
     ):
         checkpoint.save_last(tmp_path / "last", {**last, "options": options, **changes})
         assert checkpoint.is_finished(best, {}) is expected
-        # beside a `last` that is not its own
+        # next to a `last` that does not belong to it
         assert checkpoint.is_finished(tmp_path / "exported", {}) is True
 
 
-def test_json_that_nests_too_deeply(tmp_path):
+def test_deeply_nested_json_is_refused(tmp_path):
     for depth in (*range(900, 1000, 7), 100_000):
         (tmp_path / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
-        # at some depth it is refused, and no other error comes before
+        # refused from some depth on; no other error may be raised before
         with contextlib.suppress(UserError):
             hash_of_json(read_json(tmp_path / "config.json"))
     with pytest.raises(UserError, match=r"config.json is damaged"):
         read_json(tmp_path / "config.json")
 
 
-def test_what_a_card_holds(tmp_path):
+def test_contents_of_a_card(tmp_path):
     options = {"image_size": 512, "lr": 1e-4}
     card = make_card(("one", "two"), options, "abc", {"test_list.txt": "def"}, *SCALE)
     (tmp_path / "training.json").write_bytes(card_file(card))
@@ -78,11 +78,11 @@ def test_what_a_card_holds(tmp_path):
     assert card["finished"] is False
     mark_finished(tmp_path, True)
     assert read_training_json(tmp_path) == {**card, "finished": True}
-    assert is_card_of(card, "of any weights")  # as a card of an earlier version
+    assert is_card_of(card, "of any weights")  # as for cards of earlier versions
     assert not is_card_of({**card, "weights_sha256": "a"}, "b")
 
 
-def test_when_there_is_nothing_left_to_do():
+def test_has_ended():
     options = {"epochs": 5, "min_lr": 0.1}
     assert not has_ended({"epoch": 4, "lr": 1.0}, options)
     assert has_ended({"epoch": 5, "lr": 1.0}, options)

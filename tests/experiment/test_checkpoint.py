@@ -1,4 +1,4 @@
-"""Checkpoints: written, read back, and refused where they are damaged."""
+"""Checkpoints: written, read back, and refused if damaged."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_plain_state_dict(tmp_path, up_layers, prefix):
 def test_plain_state_dict_of_a_named_encoder(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pkl")
     assert equal(pylon.load_pylon(tmp_path / "model.pkl", encoder_name=ENCODER), model)
-    with pytest.raises(UserError, match="does not hold a PYLON with the encoder resnet50 or"):
+    with pytest.raises(UserError, match="does not contain a PYLON with the encoder resnet50 or"):
         pylon.load_pylon(tmp_path / "model.pkl")
 
 
@@ -81,7 +81,7 @@ class Command:
 @pytest.mark.parametrize(
     "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))]
 )
-def test_no_command_is_run(tmp_path, save):
+def test_pickled_commands_are_not_run(tmp_path, save):
     save({"net.encoder.conv1.weight": Command(tmp_path / "harm")}, tmp_path / "model.pkl")
     for load in (pylon.load_pylon, checkpoint.load_last):
         with pytest.raises(UserError, match="not opened for safety"):
@@ -89,7 +89,7 @@ def test_no_command_is_run(tmp_path, save):
     assert not (tmp_path / "harm").exists()
 
 
-def test_bad_checkpoints(model, tmp_path):
+def test_bad_checkpoints_are_refused(model, tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         pylon.load_pylon(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"has no config.json"):
@@ -102,31 +102,31 @@ def test_bad_checkpoints(model, tmp_path):
     with pytest.raises(UserError, match=r"cut.pkl is damaged"):
         pylon.load_pylon(tmp_path / "cut.pkl")
     (best / "model.safetensors").write_bytes(content[:-1000])
-    with pytest.raises(UserError, match="does not hold the network"):
+    with pytest.raises(UserError, match="does not contain the network"):
         pylon.load_pylon(best)
     (best / "model.safetensors").write_bytes(content)
     config = json.loads((best / "config.json").read_text())
     (best / "config.json").write_text(json.dumps({**config, "classes": 3}))
-    with pytest.raises(UserError, match=r"does not hold the network of its config.json"):
+    with pytest.raises(UserError, match=r"does not contain the network of its config.json"):
         pylon.load_pylon(best)
     (best / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is damaged"):
         pylon.load_pylon(best)
     for value in ([1, 2], {"a": 1}, {"a": torch.zeros(1)}):
         torch.save(value, tmp_path / "other.pt")
-        sentence = r"other.pt is (no plain state dict|of another network)"
+        sentence = r"other.pt (is not a plain state dict|belongs to another network)"
         with pytest.raises(UserError, match=sentence):
             pylon.load_pylon(tmp_path / "other.pt")
 
 
-def test_classes_without_names(tmp_path):
+def test_other_classes_need_a_training_json(tmp_path):
     model = Pylon(ENCODER, None, classes=3)
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"3 classes and no training.json"):
         checkpoint.read_card(tmp_path, pylon.load_pylon(tmp_path))
 
 
-def test_weights_and_card_belong_together(model, tmp_path):
+def test_weights_and_card_must_match(model, tmp_path):
     best = tmp_path / "best"
     card = make_card(["a"] * 14, {"image_size": 256}, "", {}, *SCALE)
     checkpoint.save_best(best, model, {**card, "epoch": 1})
@@ -139,11 +139,11 @@ def test_weights_and_card_belong_together(model, tmp_path):
     assert checkpoint.read_card(best, other)["finished"] is True
     for name in ("config.json", "model.safetensors"):
         (best / name).write_bytes(earlier[best / name])
-    said = f"{best} is of two epochs: its training.json is not of its model.safetensors"
+    said = f"{best} mixes two epochs: its training.json does not belong to its model.safetensors"
     assert checkpoint.fault_of_best(best, 3) == (said, True)
-    # no write that was interrupted has left this
+    # not left by an interrupted write
     assert checkpoint.fault_of_best(best, 4) == (said, False)
-    with pytest.raises(UserError, match=r"best is of two epochs.*same train.py command"):
+    with pytest.raises(UserError, match=r"best mixes two epochs.*same train.py command"):
         checkpoint.read_card(best, pylon.load_pylon(best))
 
 
@@ -151,13 +151,13 @@ def test_weights_and_card_belong_together(model, tmp_path):
     ("name", "content", "sentence"),
     [
         ("config.json", b"{", "config.json is damaged"),
-        ("config.json", None, "config.json is gone"),
+        ("config.json", None, "config.json is missing"),
         ("training.json", b"{}", "training.json lacks class_names, mean, std, image_size"),
-        ("training.json", None, "training.json is gone"),
+        ("training.json", None, "training.json is missing"),
         ("model.safetensors", b"", "model.safetensors is damaged"),
     ],
 )
-def test_what_is_wrong_with_a_folder(model, tmp_path, name, content, sentence):
+def test_faults_of_best_are_described(model, tmp_path, name, content, sentence):
     best = tmp_path / "best"
     checkpoint.save_best(best, model, make_card(["a"], {"image_size": 256}, "", {}, *SCALE))
     weights = (best / "model.safetensors").read_bytes()
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_folder(model, tmp_path, name, content, sentence):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(tmp_path, value):
+def test_weights_must_be_finite(tmp_path, value):
     model = Pylon("resnet18", None)
     with torch.no_grad():
         model.segmentation_head[0].bias[3] = value
@@ -186,7 +186,7 @@ def test_weights_that_are_no_numbers(tmp_path, value):
 
 
 def test_folder_of_an_earlier_version(model, tmp_path):
-    """Whose config.json names no kind of network."""
+    """Its config.json has no kind of network."""
     card = make_card(["a"] * 14, {"image_size": 256}, "", {}, *SCALE)
     checkpoint.save_best(tmp_path / "best", model, card)
     path = tmp_path / "best/config.json"
@@ -195,5 +195,5 @@ def test_folder_of_an_earlier_version(model, tmp_path):
     path.write_text(json.dumps(config))
     assert equal(pylon.load_pylon(tmp_path / "best"), model)
     path.write_text(json.dumps({**config, "kind": "tree"}))
-    with pytest.raises(UserError, match=r"does not hold the network of its config.json"):
+    with pytest.raises(UserError, match=r"does not contain the network of its config.json"):
         pylon.load_pylon(tmp_path / "best")

@@ -1,4 +1,4 @@
-"""Networks over images: what fits together, and what comes out."""
+"""Running networks on images: compatibility checks and predictions."""
 
 import numpy as np
 import pytest
@@ -39,17 +39,17 @@ def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
     assert card["class_names"] == list(PATHOLOGIES)
     assert capsys.readouterr().out == ""
     load(lists={**hashes, "test_list.txt": "0", "train_val_list.txt": "1"})
-    note = "was trained with another test_list.txt, another train_val_list.txt than"
+    note = "was trained with other versions of test_list.txt, train_val_list.txt than those in"
     assert note in capsys.readouterr().out
-    sentence = "best knows the classes Mass, Hernia, the data Atelectasis, "
+    sentence = "best was trained on the classes Mass, Hernia, but the data has Atelectasis, "
     with pytest.raises(UserError, match=sentence):
         load(names=("Mass", "Hernia"))
-    with pytest.raises(UserError, match=r"best knows the classes Cardiomegaly, Atelectasis, "):
+    with pytest.raises(UserError, match=r"trained on the classes Cardiomegaly, Atelectasis, "):
         load(names=(PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]))
     sentence = "best takes 3 channels, but radiographs are read as one grey channel"
     with pytest.raises(UserError, match=sentence):
         load(channels=3)
-    sentence = r"--cache-size 256 is below the 512 pixels that .*best sees"
+    sentence = r"--cache-size 256 is below 512, the input size of .*best"
     with pytest.raises(UserError, match=sentence):
         load(image_size=512)
     options = ScoreOptions(data=phantom, num_workers=0, batch_size=2)
@@ -60,7 +60,7 @@ def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
     assert next(iter(loader))["image"].shape == (2, 1, 512, 512)
 
 
-def test_predictions_are_those_of_the_network():
+def test_predictions_equal_the_network_output():
     accelerator = Accelerator(cpu=True)
     assert images_at_a_time(accelerator) == 8
     model = Pylon("tu-test_resnet", None, decoder_channels=8, classes=2)
@@ -75,7 +75,7 @@ def test_predictions_are_those_of_the_network():
     np.testing.assert_array_equal(read, labels)
 
 
-def test_names_of_networks():
+def test_name_of_network():
     tiny = {"encoder_name": "tu-test_resnet", "encoder_weights": None}
     assert name_of_network(Pylon(**tiny)) == "pylon"
     assert name_of_network(Pylon(**tiny, up_modules=2)) == "ablated pylon"
@@ -84,7 +84,7 @@ def test_names_of_networks():
     assert name_of_network(Baseline("unet", **tiny)) == "unet"
 
 
-def test_scores_must_be_numbers(tmp_path):
+def test_scores_must_be_finite(tmp_path):
     require_numbers(np.array([[0.5, -3]]), tmp_path)
     for value in (np.nan, np.inf):
         with pytest.raises(UserError, match="gives scores that are not finite numbers"):

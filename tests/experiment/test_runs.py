@@ -1,4 +1,4 @@
-"""Where a run keeps its files, and how it goes on or takes the place of another."""
+"""Where a run keeps its files, and how it resumes or replaces another."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from pylon.system.files import write_together
 
 
 @pytest.mark.parametrize("step", range(4))
-def test_killed_while_one_run_takes_the_place_of_another(tmp_path, monkeypatch, step):
+def test_killed_while_one_run_replaces_another(tmp_path, monkeypatch, step):
     monkeypatch.chdir(tmp_path)
     accelerator = Accelerator(cpu=True)
     for name, content in (("0", "old"), ("0.new", "new")):
@@ -41,14 +41,14 @@ def test_killed_while_one_run_takes_the_place_of_another(tmp_path, monkeypatch, 
         with contextlib.suppress(KeyboardInterrupt):
             runs.close_run(save, csv)
     save, csv = runs.open_run("a", 0, True, accelerator)
-    exchanged = step > 1  # by the next run, where it was not done
+    exchanged = step > 1  # completed by the next run if necessary
     assert (tmp_path / "save/a/0/last").read_text() == ("new" if exchanged else "old")
     assert (save / "last").exists() != exchanged
     assert sorted(os.listdir("save/a")) == ["0", "0.lock", "0.new"]
 
 
-def test_what_was_interrupted_is_written_anew_and_what_is_damaged_is_not(trained, tmp_path, capsys):
-    """By the next epoch, whatever its loss."""
+def test_interrupted_best_is_rewritten_and_damaged_best_is_refused(trained, tmp_path, capsys):
+    """The next epoch rewrites it, whatever its loss."""
     save = shutil.copytree(trained / "save/pylon/0", tmp_path / "0")
     last = load_last(save / "last")
     wanted = {**last, "options": {**last["options"], "epochs": 3}}
@@ -60,10 +60,10 @@ def test_what_was_interrupted_is_written_anew_and_what_is_damaged_is_not(trained
     (save / "best/training.json").write_bytes(of_third)
     assert find(overwrite=False)["best_loss"] == math.inf
     said = capsys.readouterr().out
-    assert f"note: {save}/best is of two epochs" in said
-    assert f"; going on from {save}/last, the next epoch writes it anew" in said
+    assert f"note: {save}/best mixes two epochs" in said
+    assert f"; resuming from {save}/last, the next epoch writes it again" in said
     no_more = {**last, "options": {**last["options"], "epochs": 2}}
-    sentence = r"best is of two epochs.*; copy it again, choose another --name"
+    sentence = r"best mixes two epochs.*; copy it again, choose another --name"
     with pytest.raises(UserError, match=sentence):
         runs.find_last(save, no_more, {}, False, Accelerator(cpu=True))
     of_other = card_file({**card, "weights_sha256": "of another run"})
@@ -74,7 +74,7 @@ def test_what_was_interrupted_is_written_anew_and_what_is_damaged_is_not(trained
     assert not (save / "last").exists()
 
 
-def test_what_overwrites_is_not_mixed_either(tmp_path):
+def test_overwriting_run_is_not_mixed_either(tmp_path):
     card = {"options": {"lr": 1.0, "epochs": 1, "min_lr": 0.0}, "split_sha256": "a"}
     save = tmp_path / "0.new"
     write_together({save / "best/model.safetensors": b""})
@@ -86,7 +86,7 @@ def test_what_overwrites_is_not_mixed_either(tmp_path):
     assert not (save / "last").exists()
 
 
-def test_differences_are_of_what_may_not_change():
+def test_differences_ignore_options_that_may_change():
     before = {"options": {"lr": 1.0, "up_layers": 1, "epochs": 2}, "split_sha256": "a"}
     now = {"options": {"lr": 1.0, "up_layers": 2, "epochs": 3, "new": 1}, "split_sha256": "b"}
     found = runs.differences(before, now, "{} {} (now {})")

@@ -1,4 +1,4 @@
-"""Which checkpoints an evaluation is of."""
+"""Selecting the checkpoints to evaluate."""
 
 import importlib.util
 import os
@@ -24,7 +24,7 @@ def test_names_of_checkpoints():
     assert label("/best") == "best"
     assert label("/a/best") == "a"
     assert label("/x/.pkl") == "pkl"
-    with pytest.raises(UserError, match="--checkpoint names one checkpoint; leave the seeds out"):
+    with pytest.raises(UserError, match="--checkpoint selects a single checkpoint; leave"):
         choose_checkpoints(EvaluationOptions(checkpoint=Path("a")), (1,))
 
 
@@ -60,7 +60,7 @@ def test_experiments_to_compare(tmp_path, monkeypatch):
         selection.choose_experiments(options)
 
 
-def test_seeds_are_averaged_only_if_they_are_alike():
+def test_seeds_are_averaged_only_if_trained_alike():
     card = {"options": {"lr": 1.0, "epochs": 2, "seed": 0}, "split_sha256": "a"}
     config = {"encoder_name": "resnet18"}
     said = []
@@ -71,7 +71,7 @@ def test_seeds_are_averaged_only_if_they_are_alike():
         selection.require_alike("pylon", {"0": card, "1": other}, configs, said.append)
 
     compare(options={"seed": 1, "name": "mine", "num_workers": 3})
-    compare(config={**config, "kind": "pylon"})  # which an earlier version did not write
+    compare(config={**config, "kind": "pylon"})  # not written by earlier versions
     assert said == []
     compare(options={"epochs": 3})
     assert said == [
@@ -87,7 +87,7 @@ def test_seeds_are_averaged_only_if_they_are_alike():
             compare(**changes)
 
 
-def test_methods_that_cannot_be_had(monkeypatch):
+def test_unavailable_methods_are_refused(monkeypatch):
     selection.check_method("map", EvaluationOptions(precision="bf16"))
     selection.check_method("gradcam", EvaluationOptions())
     with pytest.raises(UserError, match="--method gradcam needs --precision fp32, not bf16"):

@@ -1,4 +1,4 @@
-"""What is done to a network before it is trained."""
+"""Preparing a network for training."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from pylon.model import Pylon
 
 
 @pytest.mark.parametrize("name", ["efficientnet-b0", "tu-test_resnet"])
-def test_parameters_that_no_gradient_reaches_are_frozen(name):
+def test_parameters_without_gradients_are_frozen(name):
     model = Pylon(name, None, decoder_channels=8, classes=2)
-    model.encoder.eval()  # batch norm's, as it may be
+    model.encoder.eval()  # with batch norm frozen, which must stay so
     before = {key: value.clone() for key, value in model.state_dict().items()}
     random = torch.get_rng_state()
     unused = freeze_unused_parameters(model)

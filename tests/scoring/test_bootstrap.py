@@ -18,11 +18,11 @@ from pylon.scoring.bootstrap import (
 )
 from pylon.scoring.compare import beside
 
-# synthetic test sets; 1000 take some minutes
+# synthetic test sets; 1000 take a few minutes
 SIMULATIONS = int(os.environ.get("PYLON_SIMULATIONS", "120"))
 
 
-def test_a_resample_draws_as_many_patients():
+def test_resample_draws_as_many_patients():
     patient_of, drawn = resample_patients(np.array([7, 7, 3, 9]))
     assert patient_of.tolist() == [1, 1, 0, 2]
     assert drawn.shape == (RESAMPLES, 3)
@@ -30,7 +30,7 @@ def test_a_resample_draws_as_many_patients():
     assert drawn.mean(axis=0) == pytest.approx([1, 1, 1], abs=0.1)
 
 
-def test_auroc_in_a_resample_is_that_with_weights(rng):
+def test_resampled_auroc_equals_weighted_auroc(rng):
     patients = rng.integers(0, 40, 300)
     labels = (rng.uniform(size=(300, 4)) < [0.3, 0.05, 0, 1]).astype(np.float32)
     scores = (rng.normal(size=(300, 4)) + labels).round(1).astype(np.float32)  # with ties
@@ -47,14 +47,14 @@ def test_auroc_in_a_resample_is_that_with_weights(rng):
         assert resampled[k, 5] == pytest.approx(np.mean(areas))
 
 
-def test_an_auroc_is_of_the_patients_on_its_smaller_side():
+def test_patients_behind_auroc_have_the_rarer_label():
     labels = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 1], [0, 1, 0]])
     assert patients_behind_auroc(labels, np.array([7, 7, 8, 9])).tolist() == [1, 1, 1, 3, 3]
     assert patients_behind_auroc(1 - labels[:, :1], np.array([7, 7, 8, 8])).tolist() == [1, 2, 2]
     assert patients_behind_auroc(np.zeros((2, 1)), np.array([7, 8])).tolist() == [0, 2, 2]
 
 
-def test_a_resample_without_positives_is_not_counted():
+def test_auroc_without_positives_or_negatives_is_nan():
     labels = np.array([[1.0], [0], [0]])
     scores = np.array([[3.0], [2], [4]])
     resampled = resampled_auroc(labels, scores, np.arange(3))[:, 0]
@@ -62,10 +62,10 @@ def test_a_resample_without_positives_is_not_counted():
     lacking = (drawn[:, 0] == 0) | (drawn[:, 1:].sum(axis=1) == 0)
     assert (np.isnan(resampled) == lacking).all()
     low, high = bounds(resampled[:, None], np.array([1]), np.array([0.5]))
-    assert (low[0], high[0]) == (0, 1)  # of one patient with a positive
+    assert (low[0], high[0]) == (0, 1)  # only one patient has a positive
 
 
-def test_accuracy_in_a_resample_is_that_with_weights(rng):
+def test_resampled_accuracy_equals_weighted_mean(rng):
     patients = rng.integers(0, 30, 100)
     classes = rng.choice(["a", "b"], 100)
     hits = rng.uniform(size=100)
@@ -84,8 +84,8 @@ def test_accuracy_in_a_resample_is_that_with_weights(rng):
     assert np.isnan(bounds(resampled, np.full(4, 30))[:, 2]).all()
 
 
-def test_images_of_one_patient_are_no_independent_witnesses(rng):
-    # all of a patient's boxes are hit, or none
+def test_interval_is_wider_if_boxes_share_patients(rng):
+    # either all boxes of a patient are hit, or none
     hits = np.repeat(rng.integers(0, 2, 50), 8).astype(float)
     clustered, alone = (
         np.diff(
@@ -97,7 +97,7 @@ def test_images_of_one_patient_are_no_independent_witnesses(rng):
     assert clustered == pytest.approx(alone * np.sqrt(8), rel=0.2)
 
 
-def test_certain_scores_have_exact_bounds():
+def test_scores_without_spread_have_binomial_bounds():
     resamples = np.array([[1, 0, 0.4, 0.3, np.nan], [1, 0, 0.6, 0.3, np.nan]])
     scores = np.array([1, 0, 0.5, 0.3, np.nan])
     patients = np.array([146, 10, 30, 1, 0])
@@ -106,16 +106,16 @@ def test_certain_scores_have_exact_bounds():
     assert low_high[:, 1] == pytest.approx([0, 1 - 0.025 ** (1 / 10)])
     assert low_high[:, 2] == pytest.approx([0.405, 0.595])
     low, high = low_high[:, 3]
-    assert low < 0.025 < 0.975 < high  # one patient tells hardly anything
+    assert low < 0.025 < 0.975 < high  # one patient says hardly anything
     assert np.isnan(low_high[:, 4]).all()
-    # nor does a difference without spread
+    # a difference without spread has no bounds either
     assert np.isnan(bounds(resamples, patients)[:, [0, 1, 3, 4]]).all()
 
 
-def test_bounds_are_binomial_where_there_is_too_little_to_resample():
-    """Of hits that are shares of a flat map; of few patients; between two hits.
+def test_bounds_are_binomial_where_there_is_too_little_data():
+    """Cases: hits that are shares of a flat map; few patients; a score between two hits.
 
-    (There they are of the beta distribution.)
+    For the last, the bounds come from the beta distribution.
     """
     patients = np.array([40, 40, 40, 8, 8])
     scores = np.array([0.0001, 1 / 40, 0.9999, 0.5, 0.55])
@@ -135,10 +135,10 @@ def test_paired_spread():
     spread = paired_spread(ours, theirs, np.array([50, 146, 1]))
     assert spread[0] == pytest.approx(0.1)
     _, low, high = difference_of_seeds(ours[:1], theirs[:1], spread)
-    # both sure: narrow
+    # both certain: narrow
     assert (low[1], high[1]) == pytest.approx((-(1 - 0.025 ** (1 / 146)), 1 - 0.025 ** (1 / 146)))
     assert low[2] < 0.1 < 1 < high[2]  # one patient decides nothing
-    flat = np.array([[0.0001], [0.0002]])  # share of a flat map in the box, beside none
+    flat = np.array([[0.0001], [0.0002]])  # share of a flat map in the box, compared with no hit
     assert paired_spread(flat, 0 * flat, np.array([40])) == pytest.approx(
         (1 - 0.025 ** (1 / 40)) / 1.96, abs=1e-4
     )
@@ -151,14 +151,14 @@ def test_paired_spread():
 
 
 def beside_nothing(ours, theirs, patients):
-    """The verdict of one seed beside another."""
+    """Verdict of one seed compared with another."""
     frames = [pd.DataFrame(side[:1], columns=["a"]) for side in (ours, theirs)]
     return beside(*frames, "others", 0.04, paired_spread(ours, theirs, np.array([patients])))[
         "verdict"
     ].item()
 
 
-def test_difference_is_welchs(rng):
+def test_difference_of_seeds_is_welchs_t(rng):
     ours = rng.normal(size=(5, 3))
     theirs = rng.normal(1, 2, size=(4, 3))
     difference, low, high = difference_of_seeds(ours, theirs)
@@ -171,7 +171,7 @@ def test_difference_is_welchs(rng):
     assert (low[0], high[0]) == (1, 1)
 
 
-def test_patients_add_to_the_difference():
+def test_patients_widen_the_interval_of_the_difference():
     difference, low, high = difference_of_seeds(
         np.array([[0.8]]), np.array([[0.7]]), np.array([0.02])
     )
@@ -189,9 +189,9 @@ def test_patients_add_to_the_difference():
 
 
 def held(intervals: list[np.ndarray], truth: float) -> float:
-    """Share of intervals that hold the truth.
+    """Share of intervals that contain the true value.
 
-    It is asserted to be what 95 % and the number of simulations allow.
+    Asserts that it is 95 %, within what the number of simulations allows.
     """
     share = np.mean([low <= truth <= high for low, high in intervals])
     slack = 3.3 * np.sqrt(0.95 * 0.05 / len(intervals))
@@ -210,12 +210,12 @@ def test_intervals_of_point_accuracy_hold_the_truth():
     for simulation in range(SIMULATIONS):
         rng = np.random.default_rng([1, simulation])
         patients = synthetic_patients(rng, 150)
-        # the patients' own: their images are alike; its mean is 0.6
+        # each patient has its own chance (mean 0.6), so its boxes are correlated
         chance = rng.beta(1.2, 0.8, 150)[patients]
         hits = (rng.uniform(size=len(patients)) < chance).astype(float)
         resampled = resampled_accuracy(hits, np.full(len(hits), "a"), patients, ["a"])
         intervals.append(bounds(resampled, np.full(2, 150))[:, 0])
-    print(f"point accuracy: {held(intervals, 0.6):.3f} of {SIMULATIONS} intervals hold the truth")
+    print(f"point accuracy: {held(intervals, 0.6):.3f} of {SIMULATIONS} intervals cover the truth")
 
 
 def test_intervals_of_auroc_hold_the_truth():
@@ -223,7 +223,7 @@ def test_intervals_of_auroc_hold_the_truth():
     for simulation in range(SIMULATIONS):
         rng = np.random.default_rng([2, simulation])
         patients = synthetic_patients(rng, 200)
-        # a patient's labels are alike, and so are the scores
+        # labels and scores of one patient are correlated
         diseased = rng.beta(0.4, 2, 200)[patients]
         labels = (rng.uniform(size=len(patients)) < diseased).astype(float)
         scores = (
@@ -234,6 +234,6 @@ def test_intervals_of_auroc_hold_the_truth():
                 :, 0
             ]
         )
-    # of two patients: a difference of 1, a variance of 2 * (0.8**2 + 0.6**2)
+    # scores of two patients differ by 1, with a variance of 2 * (0.8**2 + 0.6**2)
     truth = stats.norm.cdf(1 / np.sqrt(2))
-    print(f"AUROC: {held(intervals, truth):.3f} of {SIMULATIONS} intervals hold the truth")
+    print(f"AUROC: {held(intervals, truth):.3f} of {SIMULATIONS} intervals cover the truth")

@@ -1,4 +1,4 @@
-"""Scores beside the published ones, and beside those of another experiment."""
+"""Scores compared with the published ones and with those of another experiment."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from pylon.scoring.compare import beside, beside_published, print_beside, publis
 from pylon.scoring.tables import Scored
 
 
-def test_published_tables_are_those_of_the_readme(shared):
+def test_published_tables_match_the_readme(shared):
     folder = shared / "reference" / "published"
     for score in ("auroc", "point_localization"):
         theirs = pd.read_csv(folder / f"{score}_seed_readme.csv", index_col="seed")
@@ -21,7 +21,7 @@ def test_published_tables_are_those_of_the_readme(shared):
 
 
 @pytest.mark.parametrize(("score", "shift"), [("auroc", 0.03), ("point_localization", 0.1)])
-def test_published_seeds_are_reproduced_by_themselves(score, shift):
+def test_published_seeds_reproduce_themselves(score, shift):
     theirs = published(score)
     assert set(beside_published(theirs, score)["verdict"]) == {"reproduced"}
     for other in (theirs + shift, theirs - shift):
@@ -31,7 +31,7 @@ def test_published_seeds_are_reproduced_by_themselves(score, shift):
     assert alone["low"].isna().all()
 
 
-def test_margin_is_wider_only_where_published_seeds_scatter():
+def test_margin_is_wider_only_where_published_seeds_vary():
     wide = {
         score: beside_published(published(score), score)["margin"]
         for score in ("auroc", "point_localization")
@@ -50,7 +50,7 @@ def test_verdicts_by_hand():
     table = beside(ours, theirs, "others", 0.02)
     wide = beside(ours[["c"]], theirs[["c"]] - 0.5, "others", 0.02)
     assert table.loc["c", "high"] == pytest.approx(0.6418, abs=1e-3)
-    assert wide.loc["c", "high"] == 1  # as differences of accuracies do
+    assert wide.loc["c", "high"] == 1  # clipped: differences of accuracies end at 1
     assert table["verdict"].tolist() == ["the same", "differs", "not decided with 2 seeds"]
     assert table.loc["b", "difference"] == pytest.approx(-0.1)
     assert table.loc["b", "others mean"] == pytest.approx(0.601)
@@ -60,7 +60,7 @@ def test_verdicts_by_hand():
     ]  # fmt: skip
 
 
-def test_a_small_difference_is_none_however_sure_it_is():
+def test_small_difference_counts_as_none_even_if_certain():
     ours = pd.DataFrame({"a": [0.5001, 0.5002]})
     theirs = pd.DataFrame({"a": [0.5031, 0.5032]})
     table = beside(ours, theirs, "others", 0.01)
@@ -68,8 +68,8 @@ def test_a_small_difference_is_none_however_sure_it_is():
     assert table.loc["a", "verdict"] == "the same"
 
 
-def test_comparison_is_of_the_mean_of_seeds(tmp_path):
-    """In resamples in which one seed gains, the other loses; their mean, which counts, stays."""
+def test_comparison_uses_the_mean_of_seeds(tmp_path):
+    """Where one seed gains in a resample, the other loses; their mean stays the same."""
     scores = pd.DataFrame({"Mass": [0.5, 0.5]}, index=["0", "1"])
     swing = np.linspace(-0.2, 0.2, 41)[:, None]
     ours = Scored(scores, np.stack([0.5 + swing, 0.5 - swing]), np.array([1000]))
@@ -80,7 +80,7 @@ def test_comparison_is_of_the_mean_of_seeds(tmp_path):
     assert table.loc["Mass", "high"] - table.loc["Mass", "low"] < 0.01
 
 
-def test_comparison_is_printed_and_written_or_why_it_is_not(tmp_path, capsys):
+def test_comparisons_are_printed_and_written(tmp_path, capsys):
     runs = {
         "mine": scored({"0": [0.5, np.nan]}, ["Mass", "Hernia"]),
         "other": scored({"0": [0.5, np.nan]}, ["Mass", "Hernia"]),
@@ -88,11 +88,11 @@ def test_comparison_is_printed_and_written_or_why_it_is_not(tmp_path, capsys):
     print_beside("auroc", runs, tmp_path, "", "it is a phantom")
     out = capsys.readouterr().out
     assert "not compared with the published seeds: it is a phantom" in out
-    assert "one seed does not tell" in out
-    assert "over patients, in pairs; written to" in out
+    assert "a single seed does not show" in out
+    assert "over patients (paired); written to" in out
     table = pd.read_csv(tmp_path / "auroc_beside_other.csv", index_col="class")
     assert table.index.tolist() == ["Mass"]  # a class without a score is left out
-    # 20 of them, and no resample differs
+    # 20 patients, and all resamples are equal
     assert table.loc["Mass", "verdict"] == "not decided with so few patients"
     assert table.loc["Mass", "high"] == pytest.approx(1 - 0.025 ** (1 / 20))
     theirs = published("auroc")

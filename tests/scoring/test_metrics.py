@@ -18,7 +18,7 @@ def test_auroc_by_hand():
     labels = np.array([[0, 0, 1], [1, 0, 1], [0, 0, 1], [1, 0, 1], [1, 0, 1]])
     scores = np.array([[0.1, 1, 1], [0.2, 2, 2], [0.3, 3, 3], [0.3, 4, 4], [0.9, 5, 5]])
     areas = auroc(labels, scores)
-    # 6 pairs: 0.2 < 0.3 is lost, 0.3 = 0.3 is a half, four are won
+    # 6 pairs: 0.2 < 0.3 is wrong, 0.3 = 0.3 counts half, four are right
     np.testing.assert_allclose(areas, [4.5 / 6, np.nan, np.nan])
     assert mean_auroc(areas, labels) == (0.75, 0.75)
     assert np.isnan(mean_auroc(areas[1:], labels[:, 1:])).all()
@@ -51,18 +51,18 @@ HEATMAP = [
     [
         ((3, 1, 1, 1), 1),
         ((0, 0, 5, 4), 1),
-        ((4, 1, 1, 1), 0),  # x, y are column, row: a box right of it
+        ((4, 1, 1, 1), 0),  # x, y are column, row: a box to the right
         ((1, 3, 1, 1), 0),
         ((2, 1, 1, 1), 0),  # columns 2 <= c < 3
         ((3, 0, 1, 1), 0),  # rows 0 <= r < 1
         ((3, 0, 1, 2), 1),
     ],
 )
-def test_point_at_the_same_size(box, hit):
+def test_localization_without_scaling(box, hit):
     assert locate(HEATMAP, box, (4, 5), (4, 5)) == (hit, 1, 3)
 
 
-def test_box_is_scaled_by_floor():
+def test_maximum_is_scaled_by_floor():
     # Input 4 x 5 of an image 10 x 12: row 1 stands for floor(1 * 10 / 4) = 2, column 3 for
     # floor(3 * 12 / 5) = 7.
     assert locate(HEATMAP, (7, 2, 1, 1), (10, 12), (4, 5)) == (1, 2, 7)
@@ -84,18 +84,17 @@ def test_several_maxima():
 
 
 def test_upsampling_does_not_align_corners():
-    # Twice the size: pixels lie at -1/4, 1/4, 3/4, 5/4 of the two, so both outer ones hold the
-    # maximum itself.
+    # At twice the size, pixels lie at -1/4, 1/4, 3/4, 5/4 of the two, so the outer ones equal the
+    # maximum.
     assert locate([[0.0, 1.0], [0.0, 1.0]], (3, 0, 1, 4), (4, 4), (4, 4))[0] == 1
-    # A lone maximum between its neighbours is seen twice, symmetrically: its two halves of the
-    # doubled grid.
+    # A single maximum between its neighbours appears twice in the doubled grid, symmetrically.
     assert locate([[0.0, 1.0, 0.0]], (2, 0, 1, 1), (1, 6), (1, 6))[0] == 0.5
 
 
-def test_equal_to_the_masks_that_the_authors_used(rng):
+def test_localization_equals_that_with_the_authors_masks(rng):
     sizes = [((1024, 1024), (256, 256)), ((1000, 1300), (256, 512))]
     for (height, width), (rows, columns) in sizes:
-        # ties in plenty
+        # rounded, for many ties
         heatmaps = torch.from_numpy(rng.uniform(size=(20, 16, 16)).astype(np.float32).round(1))
         boxes = np.column_stack([rng.integers(0, 500, (20, 2)), rng.integers(1, 500, (20, 2))])
         hit, _, _ = point_localization(
@@ -113,14 +112,14 @@ def test_equal_to_the_masks_that_the_authors_used(rng):
             assert hit[n] == nearest[large[n] == large[n].max()].mean()
 
 
-def test_coarse_heatmaps_are_refused():
+def test_heatmaps_must_be_float32():
     with pytest.raises(ValueError, match="float32"):
         point_localization(
             torch.zeros(1, 2, 2, dtype=torch.bfloat16), np.ones((1, 4)), np.ones((1, 2)), (2, 2)
         )
 
 
-def test_every_pixel_of_every_box_is_that_of_its_mask(official_boxes):
+def test_in_box_equals_the_resized_mask_at_every_pixel(official_boxes):
     i, j = np.mgrid[:256, :256]
     row = i * 1024 // 256
     column = j * 1024 // 256
@@ -136,7 +135,7 @@ def test_every_pixel_of_every_box_is_that_of_its_mask(official_boxes):
     assert pixels == 984 * 256 * 256
 
 
-def test_published_heatmaps(shared, official_boxes):
+def test_accuracy_of_published_heatmaps(shared, official_boxes):
     boxes = official_boxes
     published = np.load(shared / "reference" / "published_heatmaps.npz")
     key = ["image_id", "pathology"]
@@ -153,7 +152,7 @@ def test_published_heatmaps(shared, official_boxes):
     }  # fmt: skip
 
 
-def test_threshold_is_where_sensitivity_and_specificity_are_highest():
+def test_threshold_maximises_sensitivity_plus_specificity():
     labels = np.array([[0, 1, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 1, 0, 0], [1, 1, 1, 0]])
     logits = np.array(
         [[-2, 0, 0, 1], [-1, 0, 3, 0], [2, 0, -1, 0], [1, 0, 2, 2], [0, 0, -2, 1]], np.float32
@@ -167,7 +166,7 @@ def test_threshold_is_where_sensitivity_and_specificity_are_highest():
     assert thresholds.keys() == {"a", "all", "worse", "chance"}
 
 
-def test_accuracies_leave_out_what_is_not_counted():
+def test_accuracies_skip_nan():
     hits = np.array([1, 0, np.nan, 0.5])
     found = accuracies(hits, np.array(["b", "b", "b", "a"]), ["a", "b"])
     assert found.tolist() == [0.5, 0.5, 0.5]

@@ -8,40 +8,41 @@ from pylon.scoring.reference_points import centre_hits, inside_by_cell, prior_hi
 SIZE = np.array([(64, 128)])  # height, width: cells of 1 x 2 pixels
 
 
-def test_cells_are_inside_by_their_centres():
+def test_cell_is_inside_if_its_centre_is():
     box = np.array([(10, 20, 4, 3)])  # columns 10 .. 13, rows 20 .. 22
     rows, columns = inside_by_cell(box, SIZE)
     assert np.flatnonzero(rows[0]).tolist() == [20, 21, 22]
     assert np.flatnonzero(columns[0]).tolist() == [5, 6]  # centres 11 and 13
 
 
-def test_centre_by_hand():
+def test_centre_hits_by_hand():
     boxes = np.array(
         [(0, 0, 128, 64), (0, 0, 64, 32), (0, 0, 128, 32), (0, 0, 20, 64), (66, 0, 9, 64)]
     )
     assert centre_hits(boxes, SIZE.repeat(5, axis=0)).tolist() == [1, 0.25, 0.5, 0, 0]
 
 
-def test_prior_by_hand():
+def test_prior_hits_by_hand():
     left = (0, 0, 64, 64)
     right = (64, 0, 64, 64)
     wide = (0, 0, 128, 64)
     boxes = np.array([left, left, wide, right, right, right])
     patients = np.array([1, 2, 3, 4, 4, 4])
     classes = np.array(["a"] * 6)
-    # 1, 2, 3: the right half wins by three boxes of patient 4; 4: without them, the left half wins
+    # patients 1, 2, 3: the right half wins with the three boxes of patient 4; patient 4: without
+    # them, the left half wins
     hits = prior_hits(boxes, SIZE.repeat(6, axis=0), classes, patients)
     assert hits.tolist() == [0, 0, 1, 0, 0, 0]
-    # by class: of b there is one patient alone, so no others' box
+    # per class: only one patient has class b, so there is no other patient's box
     classes = np.array(["a", "a", "b", "a", "b", "a"])
     patients = np.array([1, 2, 3, 4, 3, 5])
     hits = prior_hits(boxes, SIZE.repeat(6, axis=0), classes, patients)
     assert np.isnan(hits).tolist() == [False, False, True, False, True, False]
-    # two right to one left, and the other way round
+    # among the others, the opposite half has two boxes to one
     assert hits[[0, 1, 3, 5]].tolist() == [0, 0, 0, 0]
 
 
-def test_prior_takes_the_middle_of_equals():
+def test_prior_takes_the_middle_of_ties():
     boxes = np.array([(0, 0, 128, 64), (0, 32, 2, 1), (0, 0, 128, 32)])
     hits = prior_hits(boxes, SIZE.repeat(3, axis=0), np.full(3, "a"), np.arange(3))
     assert hits[0] == 1
@@ -49,7 +50,7 @@ def test_prior_takes_the_middle_of_equals():
     assert hits[1] == 0
 
 
-def test_controls_on_nih(official_boxes):
+def test_reference_points_on_nih_boxes(official_boxes):
     boxes = official_boxes
     xywh = boxes[["x", "y", "w", "h"]].to_numpy()
     size = np.full((984, 2), 1024)
@@ -63,10 +64,10 @@ def test_controls_on_nih(official_boxes):
         zip([*names, "micro"], accuracies(hits, boxes["pathology"], names).round(3), strict=True)
     )
     assert (prior["Cardiomegaly"], prior["Pneumothorax"], prior["Nodule"]) == (0.993, 0.276, 0)
-    assert prior["micro"] == 0.391  # with the boxes truncated as the metric has them
+    assert prior["micro"] == 0.391  # with the boxes truncated, as in the metric
 
 
-def test_prior_of_the_boxes_as_nih_wrote_them(official, official_boxes):
+def test_prior_on_nih_boxes_without_truncation(official, official_boxes):
     exact = pd.read_csv(official / "BBox_List_2017.csv", skiprows=1, header=None)[
         [2, 3, 4, 5]
     ].to_numpy()

@@ -1,4 +1,4 @@
-"""Tables of seeds, with their intervals."""
+"""Tables of seeds and their intervals."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from pylon.scoring.tables import Scored, print_table, table_of_seeds
 from pylon.system.files import write_csv
 
 
-def test_table(tmp_path, capsys):
+def test_table_is_printed_and_written(tmp_path, capsys):
     table = table_of_seeds(scored({"0": [0.5, np.nan], "3": [0.7, np.nan]}, ["Mass", "Hernia"]))
     print_table(table)
     assert capsys.readouterr().out.splitlines() == [
@@ -33,11 +33,8 @@ def test_table(tmp_path, capsys):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "b.csv", index_col="seed"), table)
 
 
-def test_mean_of_seeds_whose_resamples_are_all_alike():
-    """Seeds that hit every box and seeds that hit none.
-
-    Each has its binomial bounds, and the mean has theirs on average.
-    """
+def test_mean_interval_of_seeds_without_spread():
+    """Seeds that hit every box, or none: each has binomial bounds; the mean has their average."""
     scores = pd.DataFrame({"Nodule": [1.0, 0.0, 1.0]}, index=["0", "1", "2"])
     resamples = np.repeat(scores.to_numpy()[:, None], 30, axis=1)
     table = table_of_seeds(Scored(scores, resamples, np.array([40])))["Nodule"]
@@ -48,7 +45,7 @@ def test_mean_of_seeds_whose_resamples_are_all_alike():
     assert table["mean high"] == pytest.approx((3 - exact) / 3)
 
 
-def test_one_seed_has_no_deviation_and_no_mean_interval():
+def test_single_seed_has_no_std_and_no_mean_interval():
     table = table_of_seeds(scored({"0": [0.5]}, ["Mass"]))
     assert table.index.tolist() == ["0", "mean", "std", "0 low", "0 high"]
     assert np.isnan(table.loc["std", "Mass"])

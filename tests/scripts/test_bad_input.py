@@ -1,4 +1,4 @@
-"""Bad inputs that end in one sentence and exit code 2, as the README says, through the scripts."""
+"""Bad inputs end the scripts with a one-sentence error and exit code 2, as the README says."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_image(trained, data, tmp_path, name):
+def test_bad_image_is_reported(trained, data, tmp_path, name):
     content, sentence = BAD[name]
     image = first_of(data, "train_val_list.txt")
     image.write_bytes(content)
@@ -57,7 +57,7 @@ def test_image(trained, data, tmp_path, name):
     assert contents(trained) == before
 
 
-def test_unreadable_images_are_skipped_if_that_was_asked(data, tmp_path):
+def test_skip_unreadable_skips_bad_images(data, tmp_path):
     names = (data / "train_val_list.txt").read_text().split()
     for name, (content, _) in zip(names, BAD.values(), strict=False):
         (data / "images" / name).write_bytes(content)
@@ -77,15 +77,15 @@ def test_unreadable_images_are_skipped_if_that_was_asked(data, tmp_path):
 
 
 def broken_within() -> bytes:
-    """A PNG whose checksums are right, but whose pixels end half-way."""
+    """A PNG with valid checksums whose pixel data ends halfway."""
     head = (SIZE[1]).to_bytes(4, "big") + (SIZE[0]).to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
     pixels = zlib.compress(os.urandom(SIZE[0] * (SIZE[1] + 1)))
     return png((b"IHDR", head), (b"IDAT", pixels[: len(pixels) // 2]), (b"IEND", b""))
 
 
-def test_broken_stream_under_right_checksums(tmp_path):
+def test_truncated_pixels_with_valid_checksums(tmp_path):
     (tmp_path / "a.png").write_bytes(broken_within())
-    require_readable(str(tmp_path / "a.png"))  # which is why --skip-unreadable decodes
+    require_readable(str(tmp_path / "a.png"))  # passes, so --skip-unreadable has to decode
     with pytest.raises(UserError, match=r"a.png cannot be read as an image"):
         read_image(str(tmp_path / "a.png"))
 
@@ -99,8 +99,8 @@ def test_missing_images(trained, data, tmp_path):
     assert "75 of 75 images are missing" in sentence_of(done)
 
 
-def test_what_works(trained, data):
-    """Four channels, Windows line ends and a byte order mark."""
+def test_harmless_variations_of_files_are_accepted(trained, data):
+    """Four channels, Windows line endings and a byte order mark."""
     image = first_of(data, "test_list.txt")
     cv2.imwrite(str(image), cv2.cvtColor(cv2.imread(str(image)), cv2.COLOR_BGR2BGRA))
     for path in (*data.glob("*.csv"), *data.glob("*.txt")):
@@ -125,16 +125,16 @@ LISTS = {
         "Data_Entry_2017.csv",
         "Mass",
         "Maß",
-        "is none of the findings Atelectasis,",
+        "is not one of the findings Atelectasis,",
     ),
     "empty list": ("train_val_list.txt", None, "", "train_val_list.txt is empty"),
-    "empty csv": ("Data_Entry_2017.csv", None, "", "Data_Entry_2017.csv is no table"),
+    "empty csv": ("Data_Entry_2017.csv", None, "", "Data_Entry_2017.csv is not a table"),
     "no list": ("test_list.txt", None, None, "lacks test_list.txt"),
 }
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_lists(data, tmp_path, name):
+def test_bad_list_is_reported(data, tmp_path, name):
     file, old, new, sentence = LISTS[name]
     path = data / file
     if new is None:
@@ -157,7 +157,7 @@ def test_image_listed_twice(data, tmp_path):
 @pytest.mark.parametrize(
     "box", ["1,2,-3,4", "1,2,nan,4", "100,100,29,20", "1e300,2,3,4", "a,b,c,d"]
 )
-def test_box(trained, data, box):
+def test_bad_box_is_reported(trained, data, box):
     path = data / "BBox_List_2017.csv"
     header, first, *rest = path.read_text().splitlines()
     image, label, *_ = first.split(",")
@@ -190,14 +190,14 @@ def test_last_batch_of_one_image(data, tmp_path):
     assert len(pd.read_csv(tmp_path / "csv/pylon/0.csv")) == 1
 
 
-def test_seeds_that_do_not_exist(trained, phantom):
+def test_missing_seeds_are_reported(trained, phantom):
     done = run_script(
         "eval_loc.py", "--data", phantom, *EVALUATE, "--seeds", 1, 0, 2, cwd=trained, code=2
     )
     assert "seed 1 2 of pylon has no checkpoint; save/pylon has seed 0;" in sentence_of(done)
 
 
-def test_checkpoints(trained, phantom, tmp_path):
+def test_bad_checkpoints_are_reported(trained, phantom, tmp_path):
     best = shutil.copytree(trained / "save/pylon/0/best", tmp_path / "best")
     weights = (best / "model.safetensors").read_bytes()
     torch.manual_seed(0)
@@ -207,15 +207,15 @@ def test_checkpoints(trained, phantom, tmp_path):
         return sentence_of(run_script("eval_auc.py", *options, cwd=tmp_path, code=2))
 
     (best / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert f"{best} does not hold the network of its config.json" in sentence()
+    assert f"{best} does not contain the network of its config.json" in sentence()
     (best / "model.safetensors").write_bytes(weights[:-5] + bytes([weights[-5] ^ 1]) + weights[-4:])
-    assert "model.safetensors is damaged: it is not what was saved; copy it again" in sentence()
+    assert "model.safetensors is damaged: its hash does not match; copy it again" in sentence()
     shutil.rmtree(best)
     pylon.Pylon("tu-test_resnet", None, classes=3).save_pretrained(best)
     assert "has 3 classes and no training.json" in sentence()
     pylon.Pylon("resnet18", None).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other/model.safetensors", best)
-    assert f"{best} does not hold the network of its config.json" in sentence()
+    assert f"{best} does not contain the network of its config.json" in sentence()
     assert not (tmp_path / "csv").exists()
     shutil.copytree(trained / "save", tmp_path / "save")
     last = tmp_path / "save/pylon/0/last"
@@ -224,7 +224,7 @@ def test_checkpoints(trained, phantom, tmp_path):
     assert "save/pylon/0/last is damaged" in sentence_of(done)
 
 
-def test_network_that_gives_no_numbers(trained, phantom, tmp_path):
+def test_network_with_scores_that_are_not_finite(trained, phantom, tmp_path):
     best = trained / "save/pylon/0/best"
     model = pylon.load_pylon(best)
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_network_that_gives_no_numbers(trained, phantom, tmp_path):
     for script in ("eval_auc.py", "eval_loc.py", "generate_heatmap.py"):
         options = ("--data", phantom, *EVALUATE, "--checkpoint", tmp_path / "best")
         sentence = sentence_of(run_script(script, *options, cwd=tmp_path, code=2))
-        said = "scores that are not finite numbers; name another checkpoint with --checkpoint"
+        said = "scores that are not finite numbers; choose another checkpoint with --checkpoint"
         assert f"best gives {said}" in sentence
     assert not list(tmp_path.rglob("*.csv"))
 
@@ -245,11 +245,11 @@ def test_no_write_permission(phantom, tmp_path):
         save.chmod(0o555)
         run_script_without_leave(phantom, tmp_path)
         return
-    # root, whom no permission stops
+    # permissions do not stop root
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", save], capture_output=True
     ).returncode:
-        pytest.skip("may not mount a file system")
+        pytest.skip("cannot mount a file system")
     try:
         run_script_without_leave(phantom, tmp_path)
     finally:

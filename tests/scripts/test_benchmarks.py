@@ -1,4 +1,4 @@
-"""benchmarks/speed.py: a row of its tables for everything that it measures."""
+"""benchmarks/speed.py prints a table row for everything that it measures."""
 
 import shutil
 

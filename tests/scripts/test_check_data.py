@@ -19,7 +19,7 @@ def counts_of(done):
     return {row[0].strip(): row[1].strip() for row in rows}
 
 
-def test_ready(phantom):
+def test_complete_data_is_ready(phantom):
     done = check(phantom)
     assert done.stdout.endswith("\nready\n")
     counts = counts_of(done)
@@ -27,13 +27,13 @@ def test_ready(phantom):
     assert (
         counts["images missing"]
         == counts["images unreadable"]
-        == counts["files of one name"]
+        == counts["duplicate file names"]
         == "0"
     )
-    assert "NIH has it" not in done.stdout
+    assert "matches NIH" not in done.stdout
 
 
-def test_everything_is_listed_at_once(phantom, tmp_path):
+def test_all_faults_are_listed_at_once(phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
     train, test = (
         (data / f"{name}_list.txt").read_text().split() for name in ("train_val", "test")
@@ -61,54 +61,58 @@ def test_everything_is_listed_at_once(phantom, tmp_path):
     ours += [f"{image},Edema,1,2,3,4", f"{train[8]},Mass,1,2,3,4", f"{image},Edema,1,2,3,4"]
     (data / "BBox_List_2017.csv").write_text("\n".join([header, *ours, *boxes]))
     done = check(data, code=2)
-    assert "is not ready; do what is listed above" in sentence_of(done)
+    assert "is not ready; fix what is listed above" in sentence_of(done)
     for sentence in (
         f"{train[0]} is missing",
         f"{train[1]} cannot be read as an image",
         f"{train[2]} cannot be read as an image",
-        f"{train[5]} has 16 bits a pixel",
-        f"note: {train[3]} is not grey",
-        f"note: {train[4]} is not 128 x 128 as most are",
+        f"{train[5]} has 16 bits per pixel",
+        f"note: {train[3]} is not greyscale",
+        f"note: {train[4]} is not 128 x 128, the most common size",
         f"{train[6]} is in more than one folder",
         f"{test[0]} is named more than once",
         f"{train[7]} is both in train_val_list.txt and in test_list.txt",
         "00009999_000.png is in the lists",
-        "'Herina' is none of the findings",
+        "'Herina' is not one of the findings",
         "is in more than one row",
         f"the box of {image}, Mass, is -1, 2, 3, 4",
         f"the box of {image}, Mass, is 1, 2, nan, 4",
         f"the box of {image}, Mass, reaches beyond the image (128 x 128)",
-        "'Mas' is none of the findings",
+        "'Mas' is not one of the findings",
         f"{image} has a box of Edema but not that label",
         f"{image} has the same box of Edema twice; remove one",
         f"note: {train[8]} is in BBox_List_2017.csv but not in the test list",
-        "1 patients are both in the test list and in training",
+        "1 patients are in both the test list and training",
     ):
         assert sentence in done.stdout, sentence
     counts = counts_of(done)
-    assert (counts["images missing"], counts["images unreadable"], counts["images not grey"]) == (
+    assert (
+        counts["images missing"],
+        counts["images unreadable"],
+        counts["images not greyscale"],
+    ) == (
         "1",
         "3",
         "1",
     )
 
 
-def test_no_boxes_and_one_patient(phantom, tmp_path):
+def test_missing_box_list_and_single_patient_are_reported(phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
     (data / "BBox_List_2017.csv").unlink()
     (data / "train_val_list.txt").write_text((data / "train_val_list.txt").read_text().split()[0])
     done = check(data, code=2)
     assert "BBox_List_2017.csv is missing" in done.stdout
-    assert "must hold at least 2 patients" in done.stdout
+    assert "must contain at least 2 patients" in done.stdout
 
 
-def test_nih_lists_are_known(shared, tmp_path):
+def test_nih_lists_are_recognised(shared, tmp_path):
     for path in (shared / "nih14" / "official").glob("*.gz"):
         (tmp_path / path.stem).write_bytes(
             gzip.decompress(path.read_bytes()).replace(b"\n", b"\r\n")
         )
     done = check(tmp_path, code=2)
-    assert done.stdout.count("(as NIH has it)") == 4
+    assert done.stdout.count("(matches NIH)") == 4
     assert "00000001_000.png and 112119 more are missing" in done.stdout
     for what in (
         "images in the lists",

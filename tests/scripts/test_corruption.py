@@ -1,4 +1,4 @@
-"""Files that were damaged at random, or made to do harm. PYLON_CORRUPTIONS=500 damages more."""
+"""Randomly damaged files, and malicious ones. PYLON_CORRUPTIONS=500 tests more damage."""
 
 import os
 import pickle
@@ -47,7 +47,7 @@ def damaged(content: bytes, numbers: random.Random) -> bytes:
 
 @pytest.fixture(scope="module")
 def clean(trained, phantom):
-    """The right tables of the trained folder, and what was printed over them."""
+    """The tables of the undamaged folder, by script."""
     tables = {}
     for script, table in TABLES.items():
         done = run_script(script, "--data", phantom, *EVALUATE, cwd=trained)
@@ -57,7 +57,7 @@ def clean(trained, phantom):
 
 
 @pytest.mark.parametrize("number", range(CORRUPTIONS))
-def test_damage_is_answered_or_harmless(trained, phantom, clean, tmp_path, number):
+def test_damage_is_reported_or_harmless(trained, phantom, clean, tmp_path, number):
     numbers = random.Random(number)
     data = shutil.copytree(phantom, tmp_path / "data")
     cwd = shutil.copytree(trained, tmp_path / "cwd")
@@ -91,7 +91,7 @@ def test_damage_is_answered_or_harmless(trained, phantom, clean, tmp_path, numbe
         assert done.returncode in (0, 2), done.stderr
         if done.returncode == 2:
             print(f"outcome: {path.name}: {sentence_of(done)}")
-        elif "note: save/pylon/0/best was trained with another" in done.stdout:
+        elif "note: save/pylon/0/best was trained with other versions of" in done.stdout:
             print(f"outcome: {path.name}: noted")
         else:
             print(f"outcome: {path.name}: the same result")
@@ -122,7 +122,7 @@ HARMFUL = (
 
 @pytest.mark.parametrize("form", ["pickle", "torch", "numpy"])
 @pytest.mark.parametrize("name", HARMFUL)
-def test_no_file_runs_a_command(trained, phantom, tmp_path, name, form):
+def test_no_file_can_run_a_command(trained, phantom, tmp_path, name, form):
     shutil.copytree(phantom, tmp_path / "data")
     cwd = shutil.copytree(trained, tmp_path / "cwd")
     harm = tmp_path / "harm"
@@ -161,7 +161,7 @@ def write_harm(path: Path, form: str, command: Command) -> None:
 
 @pytest.mark.parametrize("form", ["pickle", "torch", "numpy"])
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_downloaded_weights_run_no_command(tmp_path, monkeypatch, name, form):
+def test_downloaded_weights_cannot_run_a_command(tmp_path, monkeypatch, name, form):
     write_harm(tmp_path / name, form, Command(tmp_path / "harm"))
 
     def download(repo_id, filename, **_):

@@ -20,11 +20,11 @@ def test_scoring_in_bf16(trained, phantom):
         run_script("eval_auc.py", *options, "--precision", precision, cwd=trained)
         table = pd.read_csv(trained / "csv/pylon/auroc.csv", index_col="seed")
         aurocs.append(table.loc["0"].dropna())
-    assert (aurocs[0] != aurocs[1]).any()  # it is another precision
+    assert (aurocs[0] != aurocs[1]).any()  # the precision matters
     assert (aurocs[0] - aurocs[1]).abs().mean() < 0.1
 
 
-def test_evaluations(trained, phantom):
+def test_evaluation_tables(trained, phantom):
     shutil.copytree(trained / "save/pylon/0", trained / "save/pylon/7", dirs_exist_ok=True)
     options = ("--data", phantom, "--device", "cpu", "--num-workers", 0)
     done = run_script("eval_auc.py", *options, "--batch-size", 5, cwd=trained)
@@ -46,7 +46,7 @@ def test_evaluations(trained, phantom):
     worth += ["lift over prior low", "lift over prior high"]
     worth += ["called present", "hit if called present"]
     assert table.index.tolist() == ["7", "mean", "std", "7 low", "7 high", *worth]
-    # pooled, it leaves out boxes that have no prior
+    # the pooled column leaves out boxes without a prior
     lift = (table.loc["7"] - table.loc["prior"])[:-1]
     shown = table.loc["lift over prior"][:-1]
     assert shown.to_numpy() == pytest.approx(lift.to_numpy(), nan_ok=True)
@@ -77,7 +77,7 @@ def test_evaluations(trained, phantom):
     assert "seed 3 of pylon has no checkpoint; save/pylon has seed 0, 7" in sentence_of(done)
 
 
-def test_evaluating_a_file(trained, phantom):
+def test_evaluating_a_checkpoint_by_path(trained, phantom):
     model = pylon.load_pylon(trained / "save/pylon/0/best")
     model.save_pretrained(trained / "exported")
     options = ("--data", phantom, "--device", "cpu", "--num-workers", 0)
@@ -89,15 +89,15 @@ def test_evaluating_a_file(trained, phantom):
     pd.testing.assert_frame_equal(exported.iloc[:, 1:], best.iloc[:, 1:])
     part = ("--checkpoint", "exported/model.safetensors")
     done = run_script("eval_loc.py", *options, *part, cwd=trained, code=2)
-    assert "name the folder that it is in" in sentence_of(done)
+    assert "choose the folder it is in" in sentence_of(done)
     torch.save({"a": torch.zeros(1)}, trained / "model.pkl")
     done = run_script("eval_loc.py", *options, "--checkpoint", "model.pkl", cwd=trained, code=2)
-    assert "model.pkl is of another network" in sentence_of(done)
+    assert "model.pkl belongs to another network" in sentence_of(done)
 
 
-def test_heatmaps(trained, phantom):
+def test_heatmap_pages(trained, phantom):
     (trained / "figs/all").mkdir(parents=True)
-    (trained / "figs/all/99.jpg").touch()  # of an earlier, larger data set
+    (trained / "figs/all/99.jpg").touch()  # left over from a larger data set
     options = ("--data", phantom, "--device", "cpu", "--num-workers", 0)
     done = run_script("generate_heatmap.py", *options, cwd=trained)
     boxes = len((phantom / "BBox_List_2017.csv").read_text().splitlines()) - 1
@@ -107,7 +107,7 @@ def test_heatmaps(trained, phantom):
     assert cv2.imread(str(trained / "figs/all/1.jpg")).shape[0] > 10 * 300
 
 
-def test_picked_images_have_their_page(trained, phantom, tmp_path):
+def test_picked_images_have_a_page(trained, phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
     boxed = (data / "BBox_List_2017.csv").read_text().splitlines()[1].split(",")[0]
     (data / "images" / boxed).rename(data / "images" / "00000032_037.png")
@@ -124,7 +124,7 @@ SCRIPTS = ("train.py", "eval_auc.py", "eval_loc.py", "generate_heatmap.py")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_empty_data(script, trained):
+def test_empty_data_folder(script, trained):
     (trained / "data").mkdir(exist_ok=True)
     options = NETWORK if script == "train.py" else ()
     sentence = sentence_of(run_script(script, *options, cwd=trained, code=2))
@@ -138,7 +138,7 @@ def test_cache_smaller_than_the_input(trained, phantom):
 
 
 @pytest.mark.parametrize("script", SCRIPTS[1:])
-def test_methods_and_precisions_that_there_are_not(script, trained, phantom):
+def test_unknown_methods_and_precisions_are_refused(script, trained, phantom):
     options = ("--data", phantom, "--precision", "fp16")
     assert "--precision" in refusal_of(run_script(script, *options, cwd=trained, code=2))
     if script != "eval_auc.py":
@@ -147,7 +147,7 @@ def test_methods_and_precisions_that_there_are_not(script, trained, phantom):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_says_what_the_options_are(script, tmp_path):
+def test_help_describes_the_options(script, tmp_path):
     shown = run_script(script, "--help", cwd=tmp_path).stdout
     assert "--data" in shown
     assert "Folder with NIH's files." in shown

@@ -1,4 +1,4 @@
-"""Baselines, comparisons and methods by the scripts, as a user runs them."""
+"""Baselines, comparisons and heatmap methods in the scripts, as a user runs them."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ CPU = ("--device", "cpu", "--num-workers", 0)
 
 @pytest.fixture(scope="module")
 def compared(trained, phantom):
-    """The folder of `trained`, with a classic CAM net and an ablation of PYLON beside it."""
+    """The folder of `trained` plus a classic CAM network and an ablation of PYLON."""
     options = ("--data", phantom, "--epochs", 1, *TRAIN)
     run_script("train.py", *options, "--model", "backbone", "--pool", "avg", cwd=trained)
     ablated = ("--no-attention", "--up-modules", 1, "--up-layers", 2, "--name", "ablated")
@@ -28,7 +28,7 @@ def compared(trained, phantom):
     return trained
 
 
-def test_models_have_names_of_their_own(compared):
+def test_models_are_saved_under_their_own_names(compared):
     backbone = pylon.load_pylon(compared / "save/backbone/0/best")
     ablated = pylon.load_pylon(compared / "save/ablated/0/best")
     assert isinstance(backbone, Baseline)
@@ -38,19 +38,19 @@ def test_models_have_names_of_their_own(compared):
     assert len(ablated.decoder.up3.conv1) == 2
 
 
-def test_another_model_is_not_mixed_in(compared, phantom):
+def test_resuming_with_another_model_is_refused(compared, phantom):
     options = ("--data", phantom, "--epochs", 1, *TRAIN, "--name", "backbone")
     done = run_script("train.py", *options, "--model", "linknet", cwd=compared, code=2)
     sentence = "was trained with --model backbone (now linknet), --pool avg (now max)"
     assert sentence in sentence_of(done)
 
 
-def test_runs_are_compared_in_pairs(compared, phantom):
+def test_comparisons_are_paired(compared, phantom):
     for script, score in (("eval_auc.py", "auroc"), ("eval_loc.py", "point_localization")):
         done = run_script(script, "--data", phantom, *CPU, "--compare", "backbone", cwd=compared)
         table = pd.read_csv(compared / f"csv/pylon/{score}_beside_backbone.csv", index_col="class")
         ours = mean_of(compared / f"csv/pylon/{score}.csv")[table.index]
-        # what was written of the other stays as it is
+        # the tables of the other experiment are not touched
         assert not (compared / f"csv/backbone/{score}.csv").exists()
         run_script(script, "--data", phantom, *CPU, "--name", "backbone", cwd=compared)
         theirs = mean_of(compared / f"csv/backbone/{score}.csv")[table.index]
@@ -66,11 +66,11 @@ def mean_of(path):
     return pd.read_csv(path, index_col="seed").loc["mean"]
 
 
-def test_comparison_needs_another_run(compared, phantom):
+def test_comparison_needs_another_experiment(compared, phantom):
     for other, sentence in (
-        ("pylon", "--compare pylon is the experiment itself, named twice, or no name"),
-        ("published", "--compare published is the experiment itself, named twice, or no name"),
-        ("unet", "--compare unet: no checkpoint under save/unet; run train.py, or name another"),
+        ("pylon", "--compare pylon is the experiment itself, named twice, or a reserved name"),
+        ("published", "--compare published is the experiment itself, named twice, or a reserved"),
+        ("unet", "--compare unet: no checkpoint under save/unet; run train.py, or choose another"),
         ("../x", "--compare '../x' must be the plain name of a folder"),
     ):
         options = ("--data", phantom, *CPU, "--compare", other)
@@ -82,7 +82,7 @@ def test_comparison_needs_another_run(compared, phantom):
 
 
 @pytest.mark.parametrize("name", ["pylon", "backbone"])
-def test_methods_have_files_of_their_own(compared, phantom, name):
+def test_methods_write_separate_files(compared, phantom, name):
     map_boxes = compared / f"csv/{name}/0_boxes.csv"
     run_script("eval_loc.py", "--data", phantom, *CPU, "--name", name, cwd=compared)
     before = map_boxes.read_bytes()
@@ -105,7 +105,7 @@ def test_methods_need_float32(compared, phantom):
         assert "--method gradcam needs --precision fp32, not bf16" in sentence_of(done)
 
 
-def test_weights_of_the_authors_form(phantom, tmp_path):
+def test_weights_in_the_authors_format(phantom, tmp_path):
     torch.manual_seed(0)
     model = Pylon("resnet18", None, up_layers=2)
     state = {f"net.{key}": value for key, value in model.state_dict().items()}
@@ -125,7 +125,7 @@ def test_weights_of_the_authors_form(phantom, tmp_path):
 
 @pytest.fixture
 def seeds(trained_once, tmp_path):
-    """Two seeds of one training, to be changed: a folder, and how to change the card of seed 1."""
+    """A folder with one run as seeds 0 and 1, and a function that changes the card of seed 1."""
     for seed in (0, 1):
         shutil.copytree(trained_once / "save/pylon/0", tmp_path / f"save/pylon/{seed}")
     path = tmp_path / "save/pylon/1/best/training.json"
@@ -143,10 +143,10 @@ def seeds(trained_once, tmp_path):
 OTHERS = {"lr": 1e-4, "batch_size": 16}
 
 
-def test_seeds_that_were_not_trained_alike_have_no_mean(seeds, phantom):
+def test_seeds_trained_differently_are_not_averaged(seeds, phantom):
     cwd, change = seeds
     options = ("--data", phantom, *CPU)
-    # what may change makes no other training
+    # these options may differ between seeds
     change(options={"epochs": 3, "num_workers": 7, "data": "elsewhere"})
     said = run_script("eval_auc.py", *options, cwd=cwd).stdout
     note = "the seeds of pylon were trained with different --epochs: 2 (seed 0), 3 (seed 1)"
@@ -169,16 +169,16 @@ def test_seeds_that_were_not_trained_alike_have_no_mean(seeds, phantom):
     assert "not trained alike: another network (config.json)" in sentence
 
 
-def test_seeds_in_training_are_left_out(seeds, phantom):
+def test_unfinished_seeds_are_left_out(seeds, phantom):
     cwd, change = seeds
     options = ("--data", phantom, *CPU)
     change(finished=False)
-    left_out = "it is left out, unless --seeds asks for it"
+    left_out = "left out unless selected by --seeds"
     note = f"note: save/pylon/1/best has not finished training: {left_out}"
     for script in ("eval_auc.py", "eval_loc.py"):
         assert note in run_script(script, *options, cwd=cwd).stdout
     assert "1" not in pd.read_csv(cwd / "csv/pylon/auroc.csv", index_col="seed").index
-    asked = "note: save/pylon/1/best has not finished training: this is what it is so far"
+    asked = "note: save/pylon/1/best has not finished training: using its best epoch so far"
     assert asked in run_script("eval_auc.py", *options, "--seeds", 0, 1, cwd=cwd).stdout
     assert {"0", "1"} < set(pd.read_csv(cwd / "csv/pylon/auroc.csv", index_col="seed").index)
     (cwd / "save/pylon/0").rename(cwd / "save/pylon/5")
@@ -187,33 +187,33 @@ def test_seeds_in_training_are_left_out(seeds, phantom):
     path = cwd / "save/pylon/5/best/training.json"
     card = read_json(path)
     card.pop("sha256")
-    card.pop("finished")  # of an earlier version: `last` tells
+    card.pop("finished")  # as in earlier versions: `last` shows it
     path.write_bytes(card_file(card))
     assert "finished" not in run_script("eval_auc.py", *options, cwd=cwd).stdout
     save_last(path.parents[1] / "last", {**load_last(path.parents[1] / "last"), "epoch": 1})
-    done = run_script("eval_auc.py", *options, cwd=cwd)  # the only one
-    asked = "note: save/pylon/5/best has not finished training: this is what it is so far"
+    done = run_script("eval_auc.py", *options, cwd=cwd)  # the only seed
+    asked = "note: save/pylon/5/best has not finished training: using its best epoch so far"
     assert asked in done.stdout
     shutil.copytree(cwd / "save/pylon/5", cwd / "save/pylon/6")
     sentence = sentence_of(run_script("eval_auc.py", *options, cwd=cwd, code=2))
-    cure = "wait for one, or ask for what there is: --seeds 5 6"
+    cure = "wait for one, or select unfinished ones: --seeds 5 6"
     assert f"no seed of pylon has finished training; {cure}" in sentence
 
 
 def test_one_finished_seed_is_enough_for_heatmaps(seeds, phantom):
     cwd, change = seeds
     path = cwd / "save/pylon/1/best/training.json"
-    path.write_text("{")  # which is not looked at
+    path.write_text("{")  # this card is not read
     assert "note" not in run_script("generate_heatmap.py", "--data", phantom, *CPU, cwd=cwd).stdout
     change()
     card = cwd / "save/pylon/0/best/training.json"
     card.write_bytes(card_file({**read_training_json(card.parent), "finished": False}))
     said = run_script("generate_heatmap.py", "--data", phantom, *CPU, cwd=cwd).stdout
-    left_out = "it is left out, unless --seed asks for it"
+    left_out = "left out unless selected by --seed"
     assert f"note: save/pylon/0/best has not finished training: {left_out}" in said
 
 
-def test_what_is_not_known_of_a_seed_is_said(seeds, phantom):
+def test_missing_metadata_of_seeds_is_noted(seeds, phantom):
     cwd, _ = seeds
     card = cwd / "save/pylon/0/best/training.json"
     earlier = read_training_json(card.parent)

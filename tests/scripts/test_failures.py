@@ -1,6 +1,6 @@
-"""Runs that are killed, stopped, out of disk or out of their depth.
+"""Runs that are killed, stopped, out of disk space or diverging.
 
-PYLON_KILLS=20 kills more often.
+PYLON_KILLS=20 tests more kills.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pylon.experiment.checkpoint import load_last
 from pylon.system.files import hold_lock
 
 KILLS = int(os.environ.get("PYLON_KILLS", "4"))
-# at least, of two epochs: three to see if it can be done; best's three files, csv, last; csv, last
+# files written in two epochs, at least: 3 to check the permissions; 3 in best, csv, last; csv, last
 WRITES = 10
 
 
@@ -33,7 +33,7 @@ def wait_until(condition, process):
 
 
 class Fatal:
-    """A file in the middle of whose write the process is killed."""
+    """A file that kills the process halfway through a write."""
 
     def __init__(self, file):
         self.file = file
@@ -56,14 +56,14 @@ def die_in_write(number):
     count = itertools.count(1)
 
     def open_or_die(*args):
-        file = open(*args)  # noqa: SIM115, its caller closes it
+        file = open(*args)  # noqa: SIM115, the caller closes it
         return Fatal(file) if next(count) == number else file
 
     files.open = open_or_die
 
 
 def die_before_rename(number, name=""):
-    """Of all files, or of those whose paths end with a name."""
+    """Kill the process before the given rename of a file whose path ends with `name`."""
     count = itertools.count(1)
     replace = os.replace
 
@@ -76,7 +76,7 @@ def die_before_rename(number, name=""):
 
 
 @pytest.mark.parametrize("number", range(KILLS))
-def test_killed_run_ends_as_if_it_never_was(trained, phantom, tmp_path, number):
+def test_killed_run_resumes_to_the_same_result(trained, phantom, tmp_path, number):
     numbers = random.Random(number)
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
     if number % 2:
@@ -87,7 +87,7 @@ def test_killed_run_ends_as_if_it_never_was(trained, phantom, tmp_path, number):
     else:
         process = None
         moment = numbers.uniform(0.3, 4)  # seconds
-        while process is None or process.exitcode == 0:  # it has finished before the moment
+        while process is None or process.exitcode == 0:  # finished before the kill
             for folder in ("save", "csv"):
                 shutil.rmtree(tmp_path / folder, ignore_errors=True)
             process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
@@ -95,12 +95,12 @@ def test_killed_run_ends_as_if_it_never_was(trained, phantom, tmp_path, number):
             moment /= 2
             try:
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:  # there is no such group yet, or no longer
+            except ProcessLookupError:  # the process group does not exist yet, or no longer
                 process.kill()
             process.join()
     assert process.exitcode == -signal.SIGKILL
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    print("killed in a write" if number % 2 else "killed in whatever it did", "leaving", *left)
+    print("killed in a write" if number % 2 else "killed at a random moment", "leaving", *left)
     assert number % 2 == 0 or any(name.endswith(".partial") for name in left)
     run_script(*arguments, cwd=tmp_path)
     pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
@@ -116,16 +116,16 @@ def same_card(a, b):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_stopped_run_says_how_to_go_on(trained, phantom, tmp_path, name):
+def test_stopped_run_says_how_to_resume(trained, phantom, tmp_path, name):
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN[:-1], 1)
     process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
     wait_until(lambda: (tmp_path / "save/pylon/0/last").exists(), process)
-    # as a terminal and `timeout` do: the workers get it, too
+    # like a terminal or `timeout`: the workers receive the signal, too
     os.killpg(process.pid, getattr(signal, name))
     process.join(60)
     assert process.exitcode == {"SIGTERM": 143, "SIGINT": 130}[name]
     said = (tmp_path / "stderr").read_text()
-    assert said.endswith("stopped; the same command goes on from the last finished epoch\n")
+    assert said.endswith("stopped; the same command resumes after the last finished epoch\n")
     assert "Traceback" not in said
     done = run_script(*arguments, cwd=tmp_path)
     assert "resuming save/pylon/0 at epoch 2" in done.stdout
@@ -133,14 +133,14 @@ def test_stopped_run_says_how_to_go_on(trained, phantom, tmp_path, name):
     assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
 
 
-def test_second_run_of_one_name_and_seed(phantom, tmp_path):
+def test_second_run_with_the_same_name_and_seed_is_refused(phantom, tmp_path):
     arguments = ("train.py", "--data", phantom, "--epochs", 50, *TRAIN[:-1], 1)
     process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
     wait_until(lambda: (tmp_path / "save/pylon/0/best").exists(), process)
     done = run_script(*arguments, cwd=tmp_path, code=2)
-    sentence = "another process trains save/pylon/0; wait for it, or choose another --name"
+    sentence = "another process is training save/pylon/0; wait for it, or choose another --name"
     assert sentence in sentence_of(done)
-    os.kill(process.pid, signal.SIGKILL)  # not its worker, which lives on for a moment
+    os.kill(process.pid, signal.SIGKILL)  # not its worker, which outlives it for a moment
     process.join()
     hold_lock(tmp_path / "save/pylon/0.lock", "still held")
 
@@ -171,7 +171,7 @@ def limit_files(size):
 
 
 def contents_of(run):
-    """All that is saved of a run; of its card less the mark that it is finished."""
+    """All saved files of a run; the card without its `finished` flag."""
     contents = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     card = read_training_json(run / "best")
     del card["finished"]
@@ -187,7 +187,7 @@ def test_full_disk_leaves_the_previous_checkpoint(trained, phantom, tmp_path, wa
         if way == "full disk":
             mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", cwd]
             if subprocess.run(mount, capture_output=True).returncode:
-                pytest.skip("may not mount a file system")
+                pytest.skip("cannot mount a file system")
             stack.callback(subprocess.run, ["umount", cwd], check=True)
         run_script(*arguments, "--epochs", 1, cwd=cwd)
         saved = contents_of(cwd / "save/pylon/0")
@@ -206,7 +206,7 @@ def test_full_disk_leaves_the_previous_checkpoint(trained, phantom, tmp_path, wa
         assert same_weights(cwd / "save/pylon/0", trained / "save/pylon/0")
 
 
-def test_loss_that_is_not_finite(trained, phantom, tmp_path):
+def test_loss_that_is_not_finite_ends_the_run(trained, phantom, tmp_path):
     arguments = ("train.py", "--data", phantom, *TINY, "--batch-size", 8, "--lr", 1e20)
     done = run_script(*arguments, cwd=tmp_path, code=2)
     assert "epoch 1, step 2: the loss is not finite; lower --lr" in sentence_of(done)
@@ -221,7 +221,7 @@ def test_loss_that_is_not_finite(trained, phantom, tmp_path):
 
 
 def spoil():
-    """Make the loss of the fourth step not a number."""
+    """Make the loss of the fourth step NaN."""
     import torch.nn.functional as F
 
     loss = F.binary_cross_entropy_with_logits
@@ -233,17 +233,17 @@ def spoil():
     F.binary_cross_entropy_with_logits = spoilt
 
 
-def test_network_without_the_file_for_resuming(trained, phantom, tmp_path):
+def test_run_without_last_cannot_be_resumed(trained, phantom, tmp_path):
     shutil.copytree(trained / "save", tmp_path / "save")
     (tmp_path / "save/pylon/0/last").unlink()
     card = tmp_path / "save/pylon/0/best/training.json"
     card.write_text(card.read_text().replace('"epoch": 1,', '"epoch": 2,'))
     done = run_script("train.py", "--data", phantom, *TRAIN, cwd=tmp_path, code=2)
-    sentence = "save/pylon/0/last is gone: the run cannot go on; choose another --name"
+    sentence = "save/pylon/0/last is missing: cannot resume; choose another --name"
     assert sentence in sentence_of(done)
 
 
-def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
+def test_run_with_damaged_or_missing_files(trained, phantom, tmp_path):
     shutil.copytree(trained / "save", tmp_path / "save")
     run = tmp_path / "save/pylon/0"
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
@@ -255,7 +255,9 @@ def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
     (run / "best/training.json").write_bytes(card)
     assert "is finished" in run_script(*arguments, cwd=tmp_path).stdout
     shutil.rmtree(run / "best")
-    assert "save/pylon/0/best is gone" in sentence_of(run_script(*arguments, cwd=tmp_path, code=2))
+    assert "save/pylon/0/best is missing" in sentence_of(
+        run_script(*arguments, cwd=tmp_path, code=2)
+    )
     (run / "last").write_bytes(b"cut")
     assert "last is damaged" in sentence_of(run_script(*arguments, cwd=tmp_path, code=2))
     shutil.copytree(run, tmp_path / "save/pylon/0.new")
@@ -263,23 +265,23 @@ def test_run_whose_parts_are_damaged(trained, phantom, tmp_path):
     assert same_weights(run, trained / "save/pylon/0")
 
 
-def test_killed_between_the_weights_and_their_card(phantom, tmp_path):
+def test_killed_between_writing_the_weights_and_the_card(phantom, tmp_path):
     arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 3)
     sabotage = partial(die_before_rename, 2, "best/model.safetensors")
     run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
     shutil.rmtree(tmp_path / "csv")
     evaluate = ("eval_auc.py", "--data", phantom, "--device", "cpu", "--num-workers", 0)
-    sentence = "best is of two epochs: its training.json is not of its model.safetensors"
+    sentence = "best mixes two epochs: its training.json does not belong to its model.safetensors"
     done = run_script(*evaluate, cwd=tmp_path, code=2)
     assert f"save/pylon/0/{sentence}" in sentence_of(done)
     said = run_script(*arguments, cwd=tmp_path).stdout
-    assert "note: save/pylon/0/best is of two epochs" in said
-    assert "going on from save/pylon/0/last, the next epoch writes it anew" in said
+    assert "note: save/pylon/0/best mixes two epochs" in said
+    assert "resuming from save/pylon/0/last, the next epoch writes it again" in said
     run_script(*evaluate, cwd=tmp_path)
 
 
-def test_killed_before_the_first_weights_are_there(phantom, tmp_path):
-    """There is a card then, so nothing takes the folder for one whose training is not known."""
+def test_killed_before_the_first_weights_are_written(phantom, tmp_path):
+    """The card is there already, so the folder is not taken for one without metadata."""
     arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 1)
     sabotage = partial(die_before_rename, 1, "best/model.safetensors")
     run_script(*arguments, cwd=tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
@@ -287,11 +289,11 @@ def test_killed_before_the_first_weights_are_there(phantom, tmp_path):
     assert not (tmp_path / "save/pylon/0/best/model.safetensors").exists()
     evaluate = ("eval_auc.py", "--data", phantom, "--device", "cpu")
     sentence = sentence_of(run_script(*evaluate, cwd=tmp_path, code=2))
-    assert "save/pylon/0/best is no checkpoint: it has no model.safetensors" in sentence
+    assert "save/pylon/0/best is not a checkpoint: it has no model.safetensors" in sentence
     assert "finished: save/pylon/0/best" in run_script(*arguments, cwd=tmp_path).stdout
 
 
-def test_deterministic(trained, phantom, tmp_path):
+def test_deterministic_run_gives_the_same_weights(trained, phantom, tmp_path):
     options = ("--data", phantom, "--epochs", 2, *TRAIN, "--deterministic")
     run_script("train.py", *options, cwd=tmp_path)
     assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")

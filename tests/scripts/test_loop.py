@@ -1,4 +1,4 @@
-"""The loop of train.py: one training of four epochs, and the same one killed in between."""
+"""The loop of train.py: a run of four epochs, and the same run killed and resumed."""
 
 import json
 import math
@@ -23,12 +23,12 @@ from pylon.experiment import checkpoint
 from pylon.experiment.card import read_json
 from pylon.experiment.checkpoint import load_last
 
-# So low a learning rate that the validation loss is all but given by the first weights and by what
-# batch norm has seen: it rises from epoch to epoch, on every processor. Each rise halves the
-# learning rate; after the third the run is over.
+# With a learning rate this low, the validation loss depends almost only on the initial weights and
+# the batch norm statistics: it rises with every epoch, on every processor. Each rise halves the
+# learning rate; the third ends the run.
 SCHEDULE = ("--lr", "1e-5", "--patience", 0, "--lr-factor", 0.5, "--min-lr", "2e-6", "--epochs", 6)
 BATCH = 5
-# its random numbers are torch's, not those of the loaders
+# a model whose dropout draws from torch's generator, not from those of the loaders
 DROPOUT = ("--model", "pspnet", "--name", "pylon")
 
 
@@ -42,12 +42,12 @@ def few(phantom, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(few, tmp_path_factory):
-    """The run that is never interrupted."""
+    """A run without interruption."""
     return train(few, tmp_path_factory.mktemp("unbroken"), 1, sabotage=write_down_each_loss)
 
 
 def write_down_each_loss():
-    """A line a step, or a validation: the loss and the labels."""
+    """Log the loss and the labels, one line per training step and per validation."""
     loss_of = F.binary_cross_entropy_with_logits
 
     def noted(logits, labels):
@@ -61,7 +61,7 @@ def write_down_each_loss():
 
 @pytest.fixture(scope="module")
 def resumed(few, tmp_path_factory):
-    """The run that is killed when its third epoch is saved, and goes on with other workers."""
+    """The same run, killed after its third epoch is saved and resumed with more workers."""
     cwd = tmp_path_factory.mktemp("resumed")
     train(few, cwd, 0, code=-signal.SIGKILL, sabotage=die_after_the_third_epoch)
     assert load_last(cwd / "save/pylon/0/last")["epoch"] == 3
@@ -97,20 +97,20 @@ def die_after_the_third_epoch():
     checkpoint.save_last = save_and_die
 
 
-def test_learning_rate_falls_with_each_rise_of_the_loss_and_ends_the_run(unbroken):
+def test_learning_rate_is_reduced_when_the_loss_rises_and_ends_the_run(unbroken):
     table = rows_of(unbroken)
     assert table["val_loss"].diff()[1:].gt(0.01).all()
-    # and then 1.25e-6, which is below 2e-6
+    # the next one, 1.25e-6, is below --min-lr 2e-6
     assert table["lr"].tolist() == pytest.approx([1e-5, 1e-5, 5e-6, 2.5e-6])
     assert load_last(unbroken / "save/pylon/0/last")["lr"] == pytest.approx(1.25e-6)
     assert "finished: save/pylon/0/best" in (unbroken / "stdout").read_text()
     assert read_json(unbroken / "save/pylon/0/best/training.json")["finished"] is True
 
 
-def test_each_epoch_is_of_all_images_in_an_order_of_its_own(few, unbroken):
+def test_each_epoch_uses_all_images_in_a_new_order(few, unbroken):
     images = read_radiographs(few).images
     count = images["split"].value_counts()
-    assert count["train"] % BATCH > 1  # the last batch is a smaller one, and weighs less
+    assert count["train"] % BATCH > 1  # the last batch is smaller and weighs less
     lines = [json.loads(line) for line in (unbroken / "losses").read_text().splitlines()]
     steps = math.ceil(count["train"] / BATCH)
     assert len(lines) == 4 * (steps + 1)
@@ -129,7 +129,7 @@ def test_each_epoch_is_of_all_images_in_an_order_of_its_own(few, unbroken):
         assert order not in orders[:k]
 
 
-def test_a_kill_changes_nothing(unbroken, resumed):
+def test_resumed_run_gives_the_same_result(unbroken, resumed):
     assert "resuming save/pylon/0 at epoch 4" in (resumed / "stdout").read_text()
     pd.testing.assert_frame_equal(rows_of(resumed), rows_of(unbroken))
     assert same_weights(resumed / "save/pylon/0", unbroken / "save/pylon/0")
@@ -145,8 +145,8 @@ def test_a_kill_changes_nothing(unbroken, resumed):
         )
 
 
-def test_what_is_kept_is_of_the_validation_split(few, unbroken):
-    """Loss, AUROC and thresholds, computed anew from the saved network and the image files."""
+def test_best_checkpoint_is_selected_on_validation_data(few, unbroken):
+    """Recompute loss, AUROC and thresholds from the saved network and the image files."""
     card = read_json(unbroken / "save/pylon/0/best/training.json")
     model = pylon.load_pylon(unbroken / "save/pylon/0/best")
     images = read_radiographs(few).images
@@ -173,7 +173,7 @@ def test_what_is_kept_is_of_the_validation_split(few, unbroken):
             assert np.isnan(row[name])
             continue
         assert row[name] == pytest.approx(roc_auc_score(positive, logits[:, c]), abs=1e-6)
-        # of the logits as thresholds the best; where several are as good, the highest
+        # the best threshold among the logits; of ties, the highest
         candidates = np.sort(logits[:, c])[::-1]
         youden = [
             (logits[positive, c] >= t).mean() - (logits[~positive, c] >= t).mean()

@@ -1,4 +1,4 @@
-"""tools/make_phantom.py: its pictures, its lists and their boxes."""
+"""tools/make_phantom.py: its images, lists and boxes."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ def digest(folder) -> str:
     return hashed.hexdigest()
 
 
-def test_same_seed_same_bytes(tmp_path):
+def test_same_seed_gives_the_same_bytes(tmp_path):
     def make(name, seed):
         options = ("--out", name, "--images", 20, "--size", 64, "--seed", seed)
         run_script("tools/make_phantom.py", *options, cwd=tmp_path)
@@ -29,10 +29,10 @@ def test_same_seed_same_bytes(tmp_path):
     first = make("a", 0)
     assert make("b", 0) == first
     assert make("c", 1) != first
-    assert make("a", 1) != first  # a phantom may be replaced
+    assert make("a", 1) != first  # an existing phantom is replaced
 
 
-def test_layout_is_nihs(phantom):
+def test_layout_matches_nih(phantom):
     radiographs = read_radiographs(phantom, with_boxes=True)
     images = radiographs.images
     require_files(images, phantom)
@@ -49,10 +49,10 @@ def test_layout_is_nihs(phantom):
     assert labels[0].endswith(tail)
     assert all(line.count(",") == labels[0].count(",") for line in labels)
     assert "Infiltrate" in {row[1] for row in rows}
-    assert len(rows) == len(radiographs.boxes)  # all of test images
+    assert len(rows) == len(radiographs.boxes)  # all boxes are of test images
 
 
-def test_boxes_are_of_the_boxed_findings_of_test_images(phantom):
+def test_boxed_findings_of_test_images_have_boxes(phantom):
     radiographs = read_radiographs(phantom, with_boxes=True)
     images = radiographs.images
     boxes = radiographs.boxes
@@ -64,7 +64,7 @@ def test_boxes_are_of_the_boxed_findings_of_test_images(phantom):
     assert ((boxes["x"] + boxes["w"] <= 128) & (boxes["y"] + boxes["h"] <= 128)).all()
 
 
-def test_every_finding_changes_the_picture_where_its_box_is():
+def test_every_finding_is_drawn_with_its_box_inside_the_image():
     seen = set()
     for patient_id in range(1, 200):
         image, findings, boxes = thorax.draw(0, patient_id, 0, 64)
@@ -78,7 +78,7 @@ def test_every_finding_changes_the_picture_where_its_box_is():
     assert seen == set(PATHOLOGIES)
 
 
-def test_sizes_show_the_same_picture():
+def test_image_is_the_same_at_every_size():
     small, findings, boxes = thorax.draw(0, 5, 1, 128)
     large, same_findings, large_boxes = thorax.draw(0, 5, 1, 512)
     assert findings == same_findings
@@ -88,18 +88,18 @@ def test_sizes_show_the_same_picture():
     np.testing.assert_allclose([box[1:] for box in large_boxes], expected, atol=12)
 
 
-def test_findings_are_named_once(tmp_path):
+def test_duplicate_findings_are_refused(tmp_path):
     options = ("--out", "new", "--images", 20, "--findings", "Mass", "Nodule", "Mass")
     done = run_script("tools/make_phantom.py", *options, cwd=tmp_path, code=2)
-    assert "--findings Mass Nodule Mass names a finding twice; name each once" in sentence_of(done)
+    assert "--findings Mass Nodule Mass lists a finding twice; list each once" in sentence_of(done)
     assert not (tmp_path / "new").exists()
 
 
-def test_nothing_else_is_overwritten(tmp_path):
+def test_other_folders_are_not_overwritten(tmp_path):
     (tmp_path / "keep.txt").write_text("mine")
     options = ("--out", tmp_path, "--images", 20)
     done = run_script("tools/make_phantom.py", *options, cwd=tmp_path, code=2)
-    assert "holds no phantom" in sentence_of(done)
+    assert "is not empty and is not a phantom" in sentence_of(done)
     assert (tmp_path / "keep.txt").read_text() == "mine"
     options = ("--out", "new", "--images", 3)
     done = run_script("tools/make_phantom.py", *options, cwd=tmp_path, code=2)

@@ -1,4 +1,4 @@
-"""Properties that hold for whatever is written into the files."""
+"""Properties that hold for any file contents."""
 
 import io
 import json
@@ -46,14 +46,14 @@ HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 
 
 def read_boxes(data: Path) -> pd.DataFrame:
-    """The boxes of the two images above, or a UserError of the first fault."""
+    """Read the boxes of the two images above; raise a UserError for the first fault."""
     listed = chestxray14.read_box_list(data)
     raise_first(faults_of_boxes(listed, data))
     return chestxray14.boxes_of(listed, IMAGES)
 
 
 def attempt(read, *arguments):
-    """What is read, or the sentence of the UserError."""
+    """What `read` returns and an empty string, or None and the message of its UserError."""
     try:
         return read(*arguments), ""
     except UserError as error:
@@ -73,7 +73,7 @@ def test_boxes_are_read_as_written_or_refused(written):
     with tempfile.TemporaryDirectory() as folder:
         lines = [",".join(map(str, row)) + ",,," for row in written]
         (Path(folder) / "BBox_List_2017.csv").write_text("\n".join([HEADER, *lines]))
-        numbers_ = np.array([row[2:] for row in written], float)  # NaN is no number below
+        numbers_ = np.array([row[2:] for row in written], float)  # NaN compares false below
         good = ((numbers_ >= [0, 0, 1, 1]) & (numbers_ < 1e5)).all()
         boxes, sentence = attempt(read_boxes, Path(folder))
         assert good == (boxes is not None)
@@ -92,7 +92,7 @@ def test_boxes_are_read_as_written_or_refused(written):
 @example(HEADER.encode() + b"\n")
 @example(HEADER.encode() + b'\n"00000001_000.png')
 @example(HEADER.encode() + b"\n\xff\xfe,Mass,1,2,3,4")
-def test_any_bytes_as_boxes_are_answered(content):
+def test_any_bytes_as_box_list_are_read_or_refused(content):
     for head in (b"", HEADER.encode() + b"\n"):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "BBox_List_2017.csv").write_bytes(head + content)
@@ -115,7 +115,7 @@ GOOD = LABELS + "a.png,Mass,1\nb.png,Hernia|Edema,2\nc.png,No Finding,3\n"
 )
 @example("Data_Entry_2017.csv", LABELS.encode() + b"1,2,3\n", None)
 @example("Data_Entry_2017.csv", LABELS.encode() + b"a.png,Mass,inf\n", None)
-def test_any_bytes_as_lists_are_answered(name, content, data):
+def test_any_bytes_as_lists_are_read_or_refused(name, content, data):
     contents = {
         "Data_Entry_2017.csv": GOOD,
         "train_val_list.txt": "a.png\nb.png",
@@ -128,7 +128,7 @@ def test_any_bytes_as_lists_are_answered(name, content, data):
         at = data.draw(st.integers(0, len(old))) if data else len(old)
         for changed in (content, old[:at] + content + old[at:]):
             (Path(folder) / name).write_bytes(changed)
-            # as tools/check_data.py does: no fault ends the reading
+            # as in tools/check_data.py: faults do not stop the reading
             lists, sentence = attempt(chestxray14.read_lists, Path(folder))
             if lists is None:
                 assert folder in sentence
@@ -148,13 +148,13 @@ def test_any_bytes_as_lists_are_answered(name, content, data):
     st.integers(0, 255), st.integers(0, 255), st.integers(1, 1100), st.integers(1, 1100),
     st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 1000), st.integers(1, 1000),
 )  # fmt: skip
-def test_box_rule(i, j, height, width, x, y, w, h):
+def test_point_localization_agrees_with_the_authors_mask(i, j, height, width, x, y, w, h):
     heatmap = torch.zeros(1, 256, 256)
     heatmap[0, i, j] = 1
     box = np.array([[x, y, w, h]])
     size = np.array([[height, width]])
     hit, row, column = point_localization(heatmap, box, size, (256, 256))
-    # as the authors did: draw the box, resize it by nearest neighbour, look
+    # the authors' way: draw the box, resize it by nearest neighbour, read the pixel
     mask = np.zeros((height, width), bool)
     mask[y : y + h, x : x + w] = True
     assert hit[0] == mask[i * height // 256, j * width // 256]

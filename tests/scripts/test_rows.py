@@ -1,4 +1,4 @@
-"""Rows that the evaluations write, and the tables that are made of them alone, with --from."""
+"""Rows written by the evaluations, and the tables recomputed from them with --from."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ SEEDS = ("0", "1")
 
 @pytest.fixture(scope="module")
 def scored(trained, phantom):
-    """The folder of `trained` with a second seed, both scored, and what was said of it."""
+    """The folder of `trained` with a second seed, both scored, and what each script printed."""
     run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, "--seed", 1, cwd=trained)
     said = {}
     for script in SCRIPTS:
@@ -37,7 +37,7 @@ def scored(trained, phantom):
 
 @pytest.fixture
 def rows_alone(scored, tmp_path):
-    """A folder with csv/pylon, and neither networks nor data."""
+    """A folder with csv/pylon, but without networks and data."""
     shutil.copytree(scored[0] / "csv", tmp_path / "csv")
     return tmp_path
 
@@ -46,7 +46,7 @@ def cells_of(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def test_rows_of_images_are_the_networks_logits(scored, phantom, one_thread):
+def test_image_rows_hold_the_logits(scored, phantom, one_thread):
     cwd, _ = scored
     radiographs = read_radiographs(phantom)
     test = radiographs.of_split("test").reset_index(drop=True)
@@ -71,7 +71,7 @@ def test_rows_of_images_are_the_networks_logits(scored, phantom, one_thread):
     assert (seen[0] != seen[1]).any()
 
 
-def test_rows_say_what_they_are_of(scored):
+def test_rows_have_metadata(scored):
     cwd, _ = scored
     for what in ("images", "boxes"):
         for seed in SEEDS:
@@ -88,7 +88,7 @@ def test_rows_say_what_they_are_of(scored):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_rows_of_boxes(scored, phantom, seed):
+def test_box_rows(scored, phantom, seed):
     cwd, _ = scored
     rows = pd.read_csv(cwd / f"csv/pylon/{seed}_boxes.csv")
     boxes = read_radiographs(phantom, with_boxes=True).boxes
@@ -104,7 +104,7 @@ def test_rows_of_boxes(scored, phantom, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_maps_are_those_of_the_rows(scored, seed):
+def test_saved_maps_match_the_rows(scored, seed):
     cwd, _ = scored
     rows = pd.read_csv(cwd / f"csv/pylon/{seed}_boxes.csv")
     with np.load(cwd / f"csv/pylon/{seed}_maps.npz") as file:
@@ -115,7 +115,7 @@ def test_maps_are_those_of_the_rows(scored, seed):
         assert str(file["rows_sha256"]) == about["rows_sha256"]
     assert maps.shape == (len(rows), 64, 64)
     assert maps.dtype == np.float32
-    # but for rounding: the sigmoid of many numbers at once is not that of few on every processor
+    # up to rounding: on some processors a sigmoid depends on how many are computed at once
     np.testing.assert_allclose(maps.max(axis=(1, 2)), rows["probability"], rtol=1e-6)
     large = F.interpolate(torch.from_numpy(maps)[:, None], (256, 256), mode="bilinear")
     pixel = large.flatten(1).argmax(dim=1)
@@ -124,7 +124,7 @@ def test_maps_are_those_of_the_rows(scored, seed):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_tables_are_made_of_rows_alone(scored, rows_alone, script):
+def test_tables_are_recomputed_from_rows(scored, rows_alone, script):
     _, said = scored
     table = rows_alone / f"csv/pylon/{SCRIPTS[script]}.csv"
     before = table.read_bytes()
@@ -137,7 +137,7 @@ def test_tables_are_made_of_rows_alone(scored, rows_alone, script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_comparisons_are_made_of_rows_alone(scored, phantom, rows_alone, script):
+def test_comparisons_are_recomputed_from_rows(scored, phantom, rows_alone, script):
     cwd, _ = scored
     score = SCRIPTS[script]
     (rows_alone / "save/other").mkdir(parents=True)
@@ -159,13 +159,13 @@ def test_comparisons_are_made_of_rows_alone(scored, phantom, rows_alone, script)
     assert "csv/other has no rows" in sentence_of(done)
 
 
-def test_comparisons_are_no_rows(rows_alone):
-    """Not even with an experiment that is called images."""
+def test_comparison_tables_are_not_read_as_rows(rows_alone):
+    """Not even if the other experiment is called images."""
     (rows_alone / "csv/pylon/auroc_beside_images.csv").write_text("class,images mean\n")
     run_script("eval_auc.py", "--from", "csv/pylon", cwd=rows_alone)
 
 
-def test_seeds_of_rows_are_chosen(rows_alone):
+def test_seeds_option_selects_rows(rows_alone):
     run_script("eval_auc.py", "--from", "csv/pylon", "--seeds", 1, cwd=rows_alone)
     table = pd.read_csv(rows_alone / "csv/pylon/auroc.csv", index_col="seed")
     assert table.index.tolist() == ["1", "mean", "std", "1 low", "1 high"]
@@ -215,8 +215,8 @@ def train_otherwise(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (spoil_csv, "csv/pylon/1_images.csv is not what was written"),
-        (swap_json, "csv/pylon/1_images.csv is not what was written"),
+        (spoil_csv, "csv/pylon/1_images.csv has changed"),
+        (swap_json, "csv/pylon/1_images.csv has changed"),
         (cut_json, "csv/pylon/1_images.json is damaged"),
         (empty_json, "csv/pylon/1_images.json is damaged"),
         (lose_json, "1_images.json"),
@@ -225,7 +225,7 @@ def train_otherwise(folder: Path) -> None:
         (train_otherwise, ""),
     ],
 )
-def test_rows_that_were_changed_are_refused(rows_alone, spoil, sentence):
+def test_changed_rows_are_refused(rows_alone, spoil, sentence):
     folder = rows_alone / "csv/pylon"
     table = (folder / "auroc.csv").read_bytes()
     spoil(folder)
@@ -245,7 +245,7 @@ def test_rows_that_were_changed_are_refused(rows_alone, spoil, sentence):
         ),
         (
             ("--from", "csv/pylon", "--name", "pylon"),
-            "--name is for scoring networks; leave it out",
+            "--name is for scoring networks; leave out either it or --from",
         ),
         (("--from", "csv/pylon", "--batch-size", 4), "--batch-size is for scoring networks"),
         (("--from", "csv/pylon", "--save-maps"), "--save-maps is for scoring networks"),
@@ -253,13 +253,13 @@ def test_rows_that_were_changed_are_refused(rows_alone, spoil, sentence):
         (("--from", "csv/pylon", "--compare", "other"), "csv/other has no rows"),
     ],
 )
-def test_folders_without_rows_are_refused(rows_alone, options, sentence):
+def test_bad_options_with_from_are_refused(rows_alone, options, sentence):
     done = run_script("eval_loc.py", *options, cwd=rows_alone, code=2)
     assert sentence in sentence_of(done)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_rows_of_other_data_are_not_averaged(scored, phantom, rows_alone, tmp_path, script):
+def test_rows_of_different_data_are_not_averaged(scored, phantom, rows_alone, tmp_path, script):
     cwd, _ = scored
     data = shutil.copytree(phantom, tmp_path / "data")
     boxed = read_radiographs(phantom, with_boxes=True).boxes["image_id"][0]
@@ -268,14 +268,14 @@ def test_rows_of_other_data_are_not_averaged(scored, phantom, rows_alone, tmp_pa
     (data / "test_list.txt").write_text("\n".join(names))
     shutil.copytree(cwd / "save", rows_alone / "save")
     run_script(script, "--data", data, *CPU, "--seeds", 1, cwd=rows_alone)
-    run_script(script, "--from", "csv/pylon", cwd=rows_alone)  # of seed 1 alone, as the table is
+    run_script(script, "--from", "csv/pylon", cwd=rows_alone)  # scores seed 1 only, like the table
     done = run_script(script, "--from", "csv/pylon", "--seeds", *SEEDS, cwd=rows_alone, code=2)
     sentence = "the rows of seed 1 in csv/pylon are of other images, labels or boxes than the first"
     assert sentence in sentence_of(done)
 
 
 def test_rows_of_earlier_evaluations_are_left_out(rows_alone):
-    """The table tells which seeds it is of; without it, all that are there are scored."""
+    """The table tells which seeds to score; without it, all seeds that have rows are scored."""
     folder = rows_alone / "csv/pylon"
     run_script("eval_loc.py", "--from", "csv/pylon", "--seeds", 1, cwd=rows_alone)
     table = (folder / "point_localization.csv").read_bytes()
@@ -287,7 +287,7 @@ def test_rows_of_earlier_evaluations_are_left_out(rows_alone):
     assert {"0", "1"} < set(table.index)
 
 
-def test_maps_of_other_rows_do_not_stay(scored, phantom, rows_alone):
+def test_outdated_maps_are_removed(scored, phantom, rows_alone):
     shutil.copytree(scored[0] / "save", rows_alone / "save")
     options = ("--data", phantom, *CPU, "--seeds", 1)
     run_script("eval_loc.py", *options, cwd=rows_alone)
@@ -296,7 +296,7 @@ def test_maps_of_other_rows_do_not_stay(scored, phantom, rows_alone):
 
 
 def change_about(folder: Path, label: str, **changes) -> None:
-    """Write rows anew, with other words on what they are of."""
+    """Rewrite rows with changed metadata."""
     rows = read_rows(folder / f"{label}_images.csv")
     write_rows(folder, label, "images", Rows(rows.table, {**rows.about, **changes}))
 
@@ -304,28 +304,28 @@ def change_about(folder: Path, label: str, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"precision": "bf16"}, "seeds 0 and 1 of pylon are of other networks, or in another"),
+        ({"precision": "bf16"}, "seeds 0 and 1 of pylon are of different networks or precisions"),
         (
             {"card": None, "config": {"model": "fpn"}},
-            "seeds 0 and 1 of pylon are of other networks",
+            "seeds 0 and 1 of pylon are of different networks",
         ),
         ({"class_names": list(PATHOLOGIES[::-1])}, "of other images, labels or boxes"),
         ({"class_names": list(PATHOLOGIES[:3])}, "of other images, labels or boxes"),
     ],
 )
-def test_rows_that_do_not_go_together_are_refused(rows_alone, changes, sentence):
+def test_incompatible_rows_are_refused(rows_alone, changes, sentence):
     change_about(rows_alone / "csv/pylon", "1", **changes)
     done = run_script("eval_auc.py", "--from", "csv/pylon", cwd=rows_alone, code=2)
     assert sentence in sentence_of(done)
 
 
-def test_what_is_not_known_of_rows_is_said(rows_alone):
+def test_missing_metadata_of_rows_is_noted(rows_alone):
     change_about(rows_alone / "csv/pylon", "1", card=None)
     done = run_script("eval_auc.py", "--from", "csv/pylon", cwd=rows_alone)
     assert "note: seed 1 of pylon has no training.json" in done.stdout
 
 
-def test_only_the_first_process_makes_the_tables(rows_alone, monkeypatch):
+def test_only_the_first_process_prints_the_tables(rows_alone, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     for script in SCRIPTS:
         assert run_script(script, "--from", "csv/pylon", cwd=rows_alone).stdout == ""

@@ -1,6 +1,6 @@
-"""The report of the study, from tables that are written here.
+"""The report of the study, from tables written by the test.
 
-That `make study` runs is seen by running it.
+`make study` itself is not run.
 """
 
 import numpy as np
@@ -40,34 +40,34 @@ def folder(tmp_path, monkeypatch):
             write_csv(tmp_path / f"csv/study-{name}/{score}.csv", table)
         print_beside(score, experiments, tmp_path / "csv/study-pylon", "", "it is a phantom")
     for name in better:
-        for seed in range(4):  # one more than is asked for
+        for seed in range(4):  # one more than requested
             csv = tmp_path / f"csv/study-{name}"
             (csv / f"{seed}.csv").write_text("epoch,seconds\n1,100\n2,80\n")
             (csv / f"{seed}_boxes.csv").write_text("row,column\n7,248\n7,100\n")
     return tmp_path
 
 
-def test_report_says_what_the_tables_say(folder):
-    text = study.report(study.Options(images=100, epochs=1))  # of finished runs of two
-    assert "100 pictures" in text
+def test_report_matches_the_tables(folder):
+    text = study.report(study.Options(images=100, epochs=1))  # the finished runs have two
+    assert "100 images" in text
     assert "2 boxes in the test list" in text
     assert "and 2 epochs, 3 seeds" in text
     assert "Training took 36 minutes" in text
-    assert "50% of PYLON's, 50% of backbone, max's" in text  # are in the corners
+    assert "50% for PYLON; 50% for backbone, max" in text  # of the points in corners
     lines = [line for line in text.splitlines() if line.startswith("- ")]
     expected = (
-        "- At equal AUROC (0.900, 0.900) PYLON localizes better than **backbone, max**: "
-        "0.700, 0.500",
-        "- At an AUROC that differs (0.900, 0.800) PYLON localizes as well as "
+        "- At equal AUROC (0.900 and 0.900), PYLON localizes better than **backbone, max**: "
+        "0.700 and 0.500",
+        "- At a different AUROC (0.900 and 0.800), PYLON localizes as well as "
         "**backbone, avg (CAM)**",
-        "- At an AUROC that differs (0.900, 0.700) PYLON localizes worse than **FPN**: "
-        "0.700, 0.900",
+        "- At a different AUROC (0.900 and 0.700), PYLON localizes worse than **FPN**: "
+        "0.700 and 0.900",
     )
     for line, said in zip(lines, expected, strict=True):
         assert line.startswith(said)
     assert "| prior | 0.300 |" in text
-    assert ", in pairs, and over seeds;" in text
-    assert ", in pairs, and of one network a kind:" in study.report(study.Options(seeds=1))
+    assert "(paired) and over seeds;" in text
+    assert "(paired) and with one seed each, so" in study.report(study.Options(seeds=1))
     rows = [line for line in text.splitlines() if line.startswith("| FPN: point localization |")]
     assert rows[0].count("differs") == 6
 

@@ -13,7 +13,7 @@ from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.experiment.card import read_json
 from pylon.experiment.checkpoint import load_last, save_last
 
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="that option is right here")
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="that option is valid with a GPU")
 
 
 def test_training_writes_its_files(trained):
@@ -36,14 +36,14 @@ def test_training_writes_its_files(trained):
     assert load_last(trained / "save" / "pylon" / "0" / "last")["epoch"] == 2
 
 
-def test_finished_run_says_so(trained, phantom):
+def test_finished_run_is_not_repeated(trained, phantom):
     before = (trained / "save/pylon/0/best/model.safetensors").stat().st_mtime_ns
     done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=trained)
     assert "is finished: 2 epochs" in done.stdout
     assert (trained / "save/pylon/0/best/model.safetensors").stat().st_mtime_ns == before
 
 
-def test_killed_run_goes_on_to_the_same_result(trained, phantom, tmp_path):
+def test_killed_run_resumes_to_the_same_result(trained, phantom, tmp_path):
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
     process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
     while not (tmp_path / "save/pylon/0/last").exists():
@@ -58,7 +58,7 @@ def test_killed_run_goes_on_to_the_same_result(trained, phantom, tmp_path):
     assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
 
 
-def test_cache_changes_nothing_where_images_fit(trained, phantom, tmp_path):
+def test_cache_does_not_change_results_if_images_fit(trained, phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
     options = ("--data", data, "--cache-size", 256)
     done = run_script("train.py", *options, "--epochs", 2, *TRAIN, "--num-workers", 1, cwd=tmp_path)
@@ -75,14 +75,14 @@ def test_cache_changes_nothing_where_images_fit(trained, phantom, tmp_path):
         pd.testing.assert_frame_equal(one, other)
 
 
-def test_other_options_are_not_mixed(trained, phantom):
+def test_resuming_with_other_options_is_refused(trained, phantom):
     options = ("--data", phantom, "--epochs", 3, *TRAIN, "--lr", "5e-4")
     done = run_script("train.py", *options, cwd=trained, code=2)
     assert "was trained with --lr 0.001 (now 0.0005); choose another --name" in sentence_of(done)
     assert len(rows_of(trained)) == 2
 
 
-def test_learning_rate_falls_and_ends_the_run(phantom, tmp_path):
+def test_minimum_learning_rate_ends_the_run(phantom, tmp_path):
     few = shutil.copytree(phantom, tmp_path / "data")
     names = (few / "train_val_list.txt").read_text().split()[:20]
     (few / "train_val_list.txt").write_text("\n".join(names))
@@ -97,7 +97,7 @@ def test_learning_rate_falls_and_ends_the_run(phantom, tmp_path):
     assert "is finished" in done.stdout
 
 
-def test_missing_image_is_named_before_the_run(phantom, tmp_path):
+def test_missing_image_is_reported_before_training(phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
     train_val = (data / "train_val_list.txt").read_text().split()
     test = (data / "test_list.txt").read_text().split()
@@ -118,10 +118,14 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         (("--seed", "99999999999999999999"), "--seed must be below 2**32"),
         (("--name", "../elsewhere"), "--name '../elsewhere' must be the plain name"),
         (("--name", ".."), "--name '..' must be the plain name"),
-        (("--model", "fpn", "--no-attention"), "--no-attention are for --model pylon, not fpn"),
+        (
+            ("--model", "fpn", "--no-attention"),
+            "--no-attention are only for --model pylon, not fpn",
+        ),
         (
             ("--pool", "avg"),
-            "--pool avg is not for --model pylon: avg is for backbone, max for all",
+            "--pool avg cannot be used with --model pylon: avg is only for backbone, max for every "
+            "model",
         ),
         (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
         (
@@ -139,7 +143,7 @@ def test_missing_image_is_named_before_the_run(phantom, tmp_path):
         (("--encoder-name", "resnet18", "--encoder-weights", "flowers"), "--encoder-weights flow"),
         pytest.param(
             ("--device", "cuda"),
-            "--device cuda: this machine or this build of torch has none; try --device auto",
+            "--device cuda is not supported by this hardware or build of torch; try --device auto",
             marks=NO_GPU,
         ),
         (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
@@ -152,20 +156,20 @@ def test_bad_options(phantom, tmp_path, options, sentence):
     assert all(path.name.endswith(".lock") for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_unwritable_folder_is_found_before_training(phantom, tmp_path):
+def test_unwritable_folder_is_reported_before_training(phantom, tmp_path):
     (tmp_path / "save").touch()  # a file where a folder should be
     done = run_script("train.py", "--data", phantom, *TRAIN, cwd=tmp_path, code=2)
     assert "cannot be written (Not a directory)" in sentence_of(done)
     assert "epoch" not in done.stdout
 
 
-def test_help_shows_the_papers_values(tmp_path):
+def test_help_shows_the_values_of_the_paper(tmp_path):
     shown = run_script("train.py", "--help", cwd=tmp_path).stdout
     for default in ("256", "64", "0.0001", "1e-06", "0.2", "40", "resnet50", "imagenet"):
         assert default in shown
 
 
-def test_run_of_an_earlier_version_goes_on(trained, phantom):
+def test_run_of_an_earlier_version_resumes(trained, phantom):
     path = trained / "save/pylon/0/last"
     last = load_last(path)
     try:
@@ -209,7 +213,7 @@ def test_compiling_for_a_cpu(phantom, tmp_path):
         ("--device", "tpu"),
     ],
 )
-def test_choices_that_there_are_not(phantom, tmp_path, option, value):
+def test_unknown_choices_are_refused(phantom, tmp_path, option, value):
     options = (*TRAIN, option, value)
     done = run_script("train.py", "--data", phantom, *options, cwd=tmp_path, code=2)
     assert option in refusal_of(done)

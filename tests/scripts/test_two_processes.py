@@ -1,4 +1,4 @@
-"""Two processes that train one network, or score one."""
+"""Two processes train or score one network."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ def test_two_processes_train_one_network(phantom, tmp_path):
     assert said.count("decoding") == 1
     assert said.count("epoch  2") == 1
     seeds = [(tmp_path / f"seeds-{rank}").read_text().split() for rank in (0, 1)]
-    assert len({*seeds[0], *seeds[1]}) == 4  # of two epochs on two processes
+    assert len({*seeds[0], *seeds[1]}) == 4  # two epochs on two processes
     assert [path.name for path in (tmp_path / "csv/pylon").iterdir()] == ["0.csv"]
     assert sorted(path.name for path in (tmp_path / "save/pylon/0").iterdir()) == ["best", "last"]
     table = rows_of(tmp_path)
@@ -35,7 +35,7 @@ def test_two_processes_train_one_network(phantom, tmp_path):
 
 
 def test_too_few_images_for_two_processes(phantom, tmp_path):
-    """Each would have one, of which batch norm has no variance."""
+    """Each would have one image, for which batch norm has no variance."""
     options = ("--data", phantom, "--epochs", 1, *TRAIN, "--batch-size", 2)
     processes = start_two("train.py", *options, cwd=tmp_path, out=tmp_path)
     for process in processes:
@@ -43,7 +43,10 @@ def test_too_few_images_for_two_processes(phantom, tmp_path):
     assert [process.exitcode for process in processes] == [2, 2]
     for rank in "01":
         said = (tmp_path / rank / "stderr").read_text()
-        assert "error: training needs at least 2 images a batch and process: raise --batch" in said
+        assert (
+            "error: training needs at least 2 images per batch and process: increase --batch"
+            in said
+        )
         assert "Traceback" not in said
     assert not (tmp_path / "save/pylon/0/last").exists()
 
@@ -66,10 +69,9 @@ def test_two_processes_score_as_one(trained, phantom, tmp_path):
 
 
 def build_otherwise():
-    """With a parameter that no gradient reaches, for whose gradient two processes would wait.
+    """Add an unused parameter, as some encoders have: two processes would wait for its gradient.
 
-    Some encoders have such. And write down what torch's random numbers begin with, dropout's among
-    them.
+    Also log torch's seed, on which dropout depends.
     """
     build = Pylon.__init__
 
@@ -87,9 +89,9 @@ def build_otherwise():
 
 
 def be_one_of_two(variables, sabotage):
-    """Know of the other process what torchrun says.
+    """Set the environment variables of torchrun.
 
-    And fail if a wrapped network outlives its process group.
+    Fail if a wrapped network outlives its process group.
     """
     if sabotage is not None:
         sabotage()
@@ -104,7 +106,7 @@ def be_one_of_two(variables, sabotage):
 
 
 def start_two(*arguments, cwd, out, sabotage=None):
-    """As torchrun does, which starts each process afresh and so takes seconds longer."""
+    """Like torchrun, which takes seconds longer because it starts new interpreters."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,13 +121,13 @@ def start_two(*arguments, cwd, out, sabotage=None):
 
 
 def run_as_two(*arguments, cwd, out, sabotage=None):
-    """What two processes print that run a script together to its end."""
+    """Run a script to its end in two processes; return what both print."""
     processes = start_two(*arguments, cwd=cwd, out=out, sabotage=sabotage)
     for process in processes:
         process.join(100)
     codes = [process.exitcode for process in processes]
     for process in processes:
-        process.kill()  # the one that waits for the other, if that has failed
+        process.kill()  # one may still wait for the other, which has failed
     stderr = "".join((out / rank / "stderr").read_text() for rank in "01")
     assert codes == [0, 0], stderr
     return "".join((out / rank / "stdout").read_text() for rank in "01")

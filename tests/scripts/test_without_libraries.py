@@ -1,4 +1,4 @@
-"""Where a library is not installed that not everything needs."""
+"""Scripts without an optional library."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ CPU = ("--device", "cpu", "--num-workers", "0")
 
 
 def hide(*names: str) -> None:
-    """Let this process, as far as it has not imported them, not find some modules."""
+    """Make imports of these modules fail, unless this process has imported them already."""
     for name in names:
         sys.modules[name] = None
 
 
 @pytest.mark.parametrize("script", ["eval_loc.py", "generate_heatmap.py"])
-def test_methods_without_the_library_of_methods(trained, phantom, script):
+def test_methods_without_grad_cam(trained, phantom, script):
     options = ("--data", phantom, *CPU, "--method", "gradcam")
     before = sorted(trained.rglob("*"))
     sabotage = partial(hide, "pytorch_grad_cam")
@@ -29,11 +29,11 @@ def test_methods_without_the_library_of_methods(trained, phantom, script):
     assert "--method gradcam needs the grad-cam library" in sentence_of(done)
     assert "pip install" in sentence_of(done)
     assert sorted(trained.rglob("*")) == before
-    run_script(script, "--data", phantom, *CPU, cwd=trained, sabotage=sabotage)  # their own maps
+    run_script(script, "--data", phantom, *CPU, cwd=trained, sabotage=sabotage)  # its own maps
 
 
 def run_without(name: str, code: str, *arguments, cwd) -> subprocess.CompletedProcess:
-    """Run code in a fresh process, as scripts are forked from one that has imported everything."""
+    """Run code in a new interpreter; forked scripts would have imported everything already."""
     hidden = f"import sys; sys.modules[{name!r}] = None\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", hidden + code, *map(str, arguments)]
@@ -60,14 +60,14 @@ def test_without_locks_as_on_windows(trained, phantom, tmp_path):
     options = ("--data", data, *CPU, "--cache-size", 256)
     done = run_without("fcntl", RUN, ROOT / "eval_auc.py", *options, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert "images into" in done.stdout  # a cache that could not be locked
+    assert "images into" in done.stdout  # the cache is written without a lock
     cached = (cwd / "csv/pylon/auroc.csv").read_bytes()
     run_script("eval_auc.py", "--data", phantom, *CPU, cwd=cwd)
     assert (cwd / "csv/pylon/auroc.csv").read_bytes() == cached
 
 
 def lock_nothing():
-    """As where there is no fcntl, in a process that has imported everything."""
+    """Remove fcntl, as on Windows, from a process that has imported everything."""
     pylon.system.files.fcntl = None
 
 

@@ -1,4 +1,4 @@
-"""The edge of the scripts: options in; one sentence and an exit code where something is wrong."""
+"""Command line of the scripts: options, and one sentence and an exit code for an error."""
 
 import errno
 import signal
@@ -28,7 +28,7 @@ def handler_as_before():
 
 
 def ending_of(error: BaseException, capsys) -> tuple[int, str]:
-    """The exit code of a script that ends in an error, and what it says."""
+    """Exit code and stderr of a script that raises an error."""
 
     def main(_):
         raise error
@@ -43,7 +43,7 @@ def test_options_are_parsed(monkeypatch):
     assert parse(Options) == Options(up_layers=2)
 
 
-def test_a_users_mistake_is_one_sentence(capsys):
+def test_user_error_is_one_sentence(capsys):
     assert ending_of(UserError("--lr is too low"), capsys) == (2, "error: --lr is too low\n")
     worker = "Caught UserError in DataLoader worker process 0.\nTraceback ..\n"
     error = UserError(f"{worker}pylon.system.errors.UserError: a.png cannot be read")
@@ -53,7 +53,7 @@ def test_a_users_mistake_is_one_sentence(capsys):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "too little memory for this; lower --batch"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU is out of memory; lower --batch"),
         (OSError(errno.EMFILE, "Too many open files"), "too many files are open; lower --num-work"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.csv"), "a.csv: No such file"),
         (
@@ -62,7 +62,7 @@ def test_a_users_mistake_is_one_sentence(capsys):
         ),
     ],
 )
-def test_what_the_system_refuses_is_one_sentence(capsys, error, sentence):
+def test_system_error_is_one_sentence(capsys, error, sentence):
     code, said = ending_of(error, capsys)
     assert code == 2
     assert said.startswith("error: ")
@@ -86,7 +86,7 @@ def test_a_bug_is_not_hidden(error):
         ("raise RuntimeError('DataLoader worker is killed by signal: Terminated. ')", 143),
     ],
 )
-def test_what_is_stopped_says_how_to_go_on(statement, code):
+def test_stopped_script_says_how_to_continue(statement, code):
     script = f"""
 import os, signal
 from pylon.system.cli import start
@@ -95,14 +95,14 @@ def main(_):
     {statement}
     signal.pause()
 
-start(main, None, after_stop="the same command goes on")
+start(main, None, after_stop="the same command resumes")
 """
     done = run(script)
     assert done.returncode == code
-    assert done.stderr.endswith("stopped; the same command goes on\n")
+    assert done.stderr.endswith("stopped; the same command resumes\n")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+def test_output_closed_by_its_reader_is_not_an_error():
     script = """
 from pylon.system.cli import start
 
@@ -127,13 +127,13 @@ def run(script: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def test_bounds_name_the_option():
-    require_at_least(Options(), up_layers=1, batch_size=2)  # which has not been given
+def test_bound_errors_name_the_option():
+    require_at_least(Options(), up_layers=1, batch_size=2)  # batch_size is not given
     with pytest.raises(UserError, match=r"^--up-layers must be at least 2, not 1$"):
         require_at_least(Options(), up_layers=2)
 
 
-def test_names_are_plain():
+def test_experiment_names_must_be_plain():
     check_name("pylon")
     for name in ("", "..", "a/b", "/a", "a/"):
         with pytest.raises(UserError, match=r"--compare '.*' must be the plain name of a folder"):

@@ -5,7 +5,7 @@ from pylon.system import device
 from pylon.system.errors import UserError
 
 
-def test_unavailable(monkeypatch):
+def test_unavailable_device_and_precision(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda"):
         device.make_accelerator("cuda", "auto")

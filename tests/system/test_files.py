@@ -1,4 +1,4 @@
-"""Files that are never half written, and locks that no dead process holds."""
+"""Atomic writes, and locks that are released when their process dies."""
 
 import os
 import threading
@@ -19,10 +19,10 @@ from pylon.system.files import (
 )
 
 
-def test_renames_reach_the_disk(tmp_path, monkeypatch):
-    """The files before they are renamed, and then the folder.
+def test_files_and_then_renames_are_flushed(tmp_path, monkeypatch):
+    """The files are flushed before they are renamed, and then the folder.
 
-    Or a power failure could take the new names back.
+    Otherwise a power failure could undo the renames.
     """
     done = []
     fsync = os.fsync
@@ -36,7 +36,7 @@ def test_renames_reach_the_disk(tmp_path, monkeypatch):
     assert done == [*partial, str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path)]
 
 
-def test_failed_write_leaves_the_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last"
     write_atomically(path, b"old")
 
@@ -50,7 +50,7 @@ def test_failed_write_leaves_the_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["last"]
 
 
-def test_one_of_two_that_cannot_be_written_leaves_both(tmp_path, monkeypatch):
+def test_failed_write_of_one_file_keeps_both(tmp_path, monkeypatch):
     write_together({tmp_path / "a": b"old", tmp_path / "b": b"old"})
     calls = []
 
@@ -66,7 +66,7 @@ def test_one_of_two_that_cannot_be_written_leaves_both(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
-def test_tables_read_back_to_the_last_bit(tmp_path, rng):
+def test_tables_read_back_exactly(tmp_path, rng):
     values = rng.normal(size=50).astype(np.float32).astype(np.float64)
     table = pd.DataFrame({"a": values, "b": np.where(values > 0, values, np.nan)})
     write_csv(tmp_path / "new" / "a.csv", table, index=False)
@@ -74,13 +74,13 @@ def test_tables_read_back_to_the_last_bit(tmp_path, rng):
     pd.testing.assert_frame_equal(again, table, check_exact=True)
 
 
-def test_numbers_are_plain_digits():
+def test_is_number_accepts_ascii_digits_only():
     assert is_number("0")
     assert is_number("12")
     assert not any(map(is_number, ("", "\u00b2", "-1", "1.new", "one")))
 
 
-def test_folders_that_cannot_be_written_are_found_at_once(tmp_path):
+def test_require_writable_reports_unwritable_folders(tmp_path):
     require_writable(tmp_path / "a", tmp_path / "b" / "c")
     assert not list((tmp_path / "a").iterdir())
     (tmp_path / "file").touch()
@@ -88,7 +88,7 @@ def test_folders_that_cannot_be_written_are_found_at_once(tmp_path):
         require_writable(tmp_path / "file")
 
 
-def test_lock(tmp_path):
+def test_lock_is_exclusive(tmp_path):
     hold_lock(tmp_path / "lock", "held")
     child = os.fork()
     if child == 0:
@@ -100,7 +100,7 @@ def test_lock(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_lock_of_a_folder_is_waited_for(tmp_path):
+def test_locked_folder_is_waited_for(tmp_path):
     said = []
     waits = threading.Event()
     entered = threading.Event()
@@ -120,7 +120,7 @@ def test_lock_of_a_folder_is_waited_for(tmp_path):
         assert not entered.is_set()
     assert entered.wait(60)
     other.join()
-    assert said == [f"waiting for another process that fills {tmp_path / 'cache'}"]
+    assert said == [f"waiting for another process to fill {tmp_path / 'cache'}"]
     with locked(tmp_path / "cache", say):
         assert len(said) == 1
     (tmp_path / "file").touch()

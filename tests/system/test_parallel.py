@@ -1,4 +1,4 @@
-"""Processes that read files, and processes that train one network."""
+"""Workers that read files, and processes that train one network."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_look_at_keeps_the_order(workers):
     assert look_at([], float, workers, "counting") == []
 
 
-def test_each_epoch_and_process_has_random_numbers_of_its_own():
+def test_each_epoch_and_process_has_its_own_random_numbers():
     def numbers(*key):
         parallel.seed_epoch(*key)
         return tuple(torch.rand(3).tolist())
@@ -33,7 +33,7 @@ def test_each_epoch_and_process_has_random_numbers_of_its_own():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_look_raises_is_raised(workers):
+def test_look_at_raises_errors_of_workers(workers):
     with pytest.raises(UserError, match="b is bad"):
         look_at(["a", "b"], refuse, workers, "looking")
 
@@ -43,7 +43,7 @@ def refuse(path):
         raise UserError("b is bad")
 
 
-def test_what_the_first_process_finds_or_refuses_is_for_all():
+def test_on_main_process_returns_results_and_raises_errors():
     accelerator = Accelerator(cpu=True)
     assert parallel.on_main_process(accelerator, lambda: 3) == 3
 
@@ -54,9 +54,9 @@ def test_what_the_first_process_finds_or_refuses_is_for_all():
         parallel.on_main_process(accelerator, fail)
 
 
-def test_a_worker_says_nothing_of_a_main_process_that_has_hung_up(capsys):
+def test_worker_ignores_a_closed_connection(capsys):
     for error in (EOFError(), ConnectionResetError(104, "Connection reset by peer")):
         parallel.show_unless_stopped(type(error), error, None)
     assert capsys.readouterr().err == ""
-    parallel.show_unless_stopped(ValueError, ValueError("of something else"), None)
-    assert "of something else" in capsys.readouterr().err
+    parallel.show_unless_stopped(ValueError, ValueError("something else"), None)
+    assert "something else" in capsys.readouterr().err

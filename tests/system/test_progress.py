@@ -1,4 +1,4 @@
-"""Progress where stderr is no terminal, and where it is one."""
+"""Progress on stderr, with and without a terminal."""
 
 import re
 import threading
@@ -10,7 +10,7 @@ from pylon.system import progress
 
 
 class Listener:
-    """A stderr that can be waited for."""
+    """A stand-in for stderr that can wait for output."""
 
     def __init__(self, terminal):
         self.text = ""
@@ -33,24 +33,24 @@ class Listener:
             assert self.came.wait_for(lambda: self.text.count("\n") >= count, timeout=60)
 
 
-def test_lines_come_while_one_step_takes_long(monkeypatch):
+def test_lines_are_printed_during_a_long_step(monkeypatch):
     log = Listener(terminal=False)
     monkeypatch.setattr("sys.stderr", log)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
 
     def steps():
         yield "a"
-        log.wait_for_lines(3)  # of the second step, which is not over yet
+        log.wait_for_lines(3)  # printed during the second step
         yield "b"
 
     seen = []
-    threads = set(threading.enumerate())  # some of other tests may end meanwhile
+    threads = set(threading.enumerate())  # those of other tests may end meanwhile
     lines = progress.track(steps(), "epoch 1", "batch", total=2)
     for step in lines:
         seen.append(step)
         lines.set_postfix({"loss": "0.5"}, refresh=False)
     assert seen == ["a", "b"]
-    assert set(threading.enumerate()) <= threads  # the one that writes has ended
+    assert set(threading.enumerate()) <= threads  # the thread that prints has ended
     *others, last = log.text.splitlines()
     some_time = r"epoch 1: {} of 2 batches, \d+:\d\d, loss 0.5"
     assert any(re.fullmatch(some_time.format(1), line) for line in others)
@@ -58,7 +58,7 @@ def test_lines_come_while_one_step_takes_long(monkeypatch):
     assert "\r" not in log.text
 
 
-def test_a_short_stage_is_one_line(monkeypatch):
+def test_short_stage_prints_one_line(monkeypatch):
     log = Listener(terminal=False)
     monkeypatch.setattr("sys.stderr", log)
     assert list(progress.track(["page"] * 3, "figs/all", "page")) == ["page"] * 3
@@ -68,7 +68,7 @@ def test_a_short_stage_is_one_line(monkeypatch):
     assert progress.SECONDS_BETWEEN_LINES <= 30
 
 
-def test_what_breaks_off_says_no_more(monkeypatch):
+def test_interrupted_loop_prints_nothing_more(monkeypatch):
     log = Listener(terminal=False)
     monkeypatch.setattr("sys.stderr", log)
 
@@ -81,7 +81,7 @@ def test_what_breaks_off_says_no_more(monkeypatch):
     assert log.text == ""
 
 
-def test_a_terminal_has_a_bar(monkeypatch):
+def test_terminal_shows_a_bar(monkeypatch):
     log = Listener(terminal=True)
     monkeypatch.setattr("sys.stderr", log)
     bar = progress.track([1, 2], "epoch 1", "batch")

@@ -1,0 +1,182 @@
+"""README.md and docs/: length, links and commands are checked, and their code is run."""
+
+import importlib
+import re
+import shlex
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import cv2
+import pandas as pd
+import pytest
+import tyro
+from conftest import ROOT, run_script
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "data/README.md",
+]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+README = ROOT / "README.md"
+EXTENDING = ROOT / "docs/extending.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    """All `python SCRIPT ...` commands of a page, in blocks and in text, as typed."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = [*text.splitlines(), *re.findall(r"`([^`\n]+)`", prose(page))]
+    found = [re.search(r"\b((?:python |torchrun .*?)\S+\.py\b.*)", line) for line in lines]
+    return [match.group(1) for match in found if match]
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 180
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_lines_have_at_most_100_characters(page):
+    lines = page.read_text().splitlines()
+    wide = [line for line in lines if len(line) > 100 and not re.search(r"^\||https?:", line)]
+    assert wide == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("http"):
+            continue
+        name, _, wanted = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.+)$", file.read_text(), re.M) if wanted else []
+        assert not wanted or wanted in map(anchor, headings), target
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != EXTENDING], ids=lambda page: page.stem
+)
+def test_commands_have_options_that_exist(page):
+    for command in commands(page):
+        arguments = shlex.split(command, comments=True)
+        script = next(k for k, word in enumerate(arguments) if word.endswith(".py"))
+        if script + 1 == len(arguments):
+            continue  # no options
+        module = importlib.import_module(Path(arguments[script]).stem)
+        tyro.cli(module.Options, args=arguments[script + 1 :])
+
+
+def test_every_deviation_in_the_code_is_on_the_page_of_differences():
+    files = [*ROOT.glob("*.py"), *(ROOT / "pylon").rglob("*.py")]
+    tags = [str(f.relative_to(ROOT)) for f in files for _ in f.read_text().split("Deviation:")[1:]]
+    page = (ROOT / "docs/differences.md").read_text()
+    rows = re.findall(r"^\|.*\| (pylon/\S+\.py) \|$", page, re.M)
+    assert sorted(rows) == sorted(tags)
+
+
+def test_code_of_the_quick_start_runs(phantom, trained_once, tmp_path, monkeypatch):
+    shutil.copytree(trained_once / "save/pylon", tmp_path / "save/demo")
+    image = cv2.imread(str(phantom / "images/00000001_000.png"), cv2.IMREAD_GRAYSCALE)
+    (tmp_path / "data/phantom/images").mkdir(parents=True)
+    large = cv2.resize(image, (256, 256))
+    cv2.imwrite(str(tmp_path / "data/phantom/images/00000001_000.png"), large)
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(README, "python")
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 14)
+    assert names["heatmaps"].shape == (1, 14, 64, 64)
+    assert names["heatmaps"].max() == names["logits"].sigmoid().max()
+
+
+def demo_options() -> str:
+    """The value of `demo` on the page of recipes."""
+    first, *_ = blocks(EXTENDING, "bash")
+    return re.fullmatch(r'demo="(.*)"\n', first).group(1)
+
+
+def apply(diff: str, folder: Path) -> None:
+    """Apply a diff block: each hunk must match exactly once."""
+    for part in re.split(r"^--- ", diff, flags=re.M)[1:]:
+        name, _, hunks = part.partition("\n")
+        file = folder / name
+        for hunk in re.split(r"^@@\n", hunks, flags=re.M)[1:]:
+            lines = hunk.splitlines()
+            old = "".join(line[1:] + "\n" for line in lines if line[:1] != "+")
+            new = "".join(line[1:] + "\n" for line in lines if line[:1] != "-")
+            text = "\n" + file.read_text()
+            assert text.count("\n" + old) == 1, f"{name}: {hunk}"
+            file.write_text(text.replace("\n" + old, "\n" + new)[1:])
+
+
+def use_copy(folder: Path) -> None:
+    """In a script's process: run the script and the package of a changed copy of the repository."""
+    sys.argv[0] = str(folder / Path(sys.argv[0]).relative_to(ROOT))
+    sys.path.insert(0, str(folder))
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "pylon":
+            del sys.modules[name]
+
+
+def test_recipes_work_as_written(phantom, tmp_path, monkeypatch):
+    # the changed copy
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "pylon", copy / "pylon")
+    for script in ("train.py", "eval_auc.py"):
+        shutil.copy(ROOT / script, copy / script)
+    in_own_code, *files = blocks(EXTENDING, "python")
+    for code in files:
+        name = code.splitlines()[0].removeprefix("# ")
+        (copy / name).write_text(code)
+    for diff in blocks(EXTENDING, "diff"):
+        apply(diff, copy)
+
+    # the data: the phantom, and a part of it in the layout of the recipe
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/phantom").symlink_to(phantom)
+    mine = tmp_path / "data/mine"
+    shutil.copytree(phantom / "images", mine / "images")
+    names = sorted(path.name for path in mine.glob("images/*"))[:24]
+    table = pd.DataFrame({"file": names, "patient": [int(name[:8]) for name in names]})
+    table["split"] = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+    table["Effusion"] = [k % 2 for k in range(24)]
+    table["Nodule"] = [k % 3 // 2 for k in range(24)]
+    table.to_csv(mine / "labels.csv", index=False)
+    (header,) = {code.splitlines()[0] for code in blocks(EXTENDING, "csv")}
+    assert ",".join(table) == header
+
+    # every command of the page
+    printed = {}
+    for command in commands(EXTENDING):
+        arguments = shlex.split(command.replace("$demo", demo_options()), comments=True)[1:]
+        done = run_script(*arguments, cwd=tmp_path, sabotage=partial(use_copy, copy))
+        printed[command] = done.stdout
+    assert len(printed) == 7
+    assert "average precision" in printed["python eval_auc.py --data data/mine --name mine"]
+    scores = pd.read_csv(tmp_path / "csv/mine/auroc.csv")
+    assert scores.columns[1:3].tolist() == table.columns[3:].tolist()
+    written = {"my-encoder": '"encoder_name": "mine"', "pooled": '"global_pooling": true'}
+    for name, key in written.items():
+        assert key in (tmp_path / f"save/{name}/0/best/config.json").read_text()
+
+    # and in one's own code
+    monkeypatch.chdir(tmp_path)
+    exec(in_own_code, {})
