@@ -30,8 +30,8 @@ class Options:
     figs/study.png."""
 
     images: int = 740
-    """Images of the phantom, drawn if data/study does not exist; three quarters are for training and
-    validation."""
+    """Images of the phantom, drawn if data/study does not exist; three quarters are for training
+    and validation."""
     epochs: int = 5
     """Epochs per network."""
     seeds: int = 3
@@ -51,8 +51,8 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data" / "study"
 REPORT_FILE = Path("docs/study.md")
 FIGURE_FILE = Path("figs/study.png")
-# a small, a medium and a large finding, anywhere in the lungs; one at either base; one whose position
-# a prior can guess
+# a small, a medium and a large finding, anywhere in the lungs; one at either base; one whose
+# position a prior can guess
 FINDINGS = ("Nodule", "Mass", "Infiltration", "Effusion", "Cardiomegaly")
 NETWORKS = {  # slowest first, so that no slow one runs alone at the end
     "fpn": ("--model", "fpn"),
@@ -97,8 +97,8 @@ boxes of the class favour:
 
 {points}
 
-**PYLON minus each of the others**, 95 % confidence interval over patients (paired) and {over_seeds};
-"the same" means within 0.01 for AUROC and 0.04 for point localization; the last column is the macro
+**PYLON minus each of the others**, 95 % confidence interval over patients (paired) and
+{over_seeds}; "the same" means within 0.01 for AUROC and 0.04 for point localization; the last column is the macro
 AUROC, or all boxes pooled:
 
 {differences}
@@ -171,7 +171,7 @@ def at_once(commands: list[tuple], title: str, jobs: int) -> None:
 
 
 def run_script(*command: object, jobs: int = 1) -> None:
-    """Run one script with its share of the cores; if it fails, print its output and exit with its code."""
+    """Run one script with its share of the cores; if it fails, print its output and exit as it."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     arguments = [sys.executable, *map(str, command)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -325,7 +325,8 @@ def in_words(other: str, auroc: pd.Series, points: pd.Series) -> str:
         points["verdict"], "is not shown to localize better or worse than"
     )
     return (
-        f"{equal} ({auroc['ours mean']:.3f} and {auroc.iloc[0]:.3f}), PYLON {localizes} **{other}**: "
+        f"{equal} ({auroc['ours mean']:.3f} and {auroc.iloc[0]:.3f}), "
+        f"PYLON {localizes} **{other}**: "
         f"{points['ours mean']:.3f} and {points.iloc[0]:.3f}; the difference is "
         f"{with_interval(*points[['difference', 'low', 'high']], sign='+')}."
     )
