@@ -98,8 +98,8 @@ boxes of the class favour:
 {points}
 
 **PYLON minus each of the others**, 95 % confidence interval over patients (paired) and
-{over_seeds}; "the same" means within 0.01 for AUROC and 0.04 for point localization; the last column is the macro
-AUROC, or all boxes pooled:
+{over_seeds}; "the same" means within 0.01 for AUROC and 0.04 for point localization; the last
+column is the macro AUROC, or all boxes pooled:
 
 {differences}
 """

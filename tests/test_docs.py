@@ -14,13 +14,7 @@ import pytest
 import tyro
 from conftest import ROOT, run_script
 
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "data/README.md",
-]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data/README.md", *sorted(ROOT.glob("docs/*.md"))]
 README = ROOT / "README.md"
 EXTENDING = ROOT / "docs/extending.md"
 
