@@ -57,7 +57,7 @@ def test_comparisons_are_paired(compared, phantom):
         assert table["difference"].to_numpy() == pytest.approx((ours - theirs).to_numpy())
         assert table["difference"].between(table["low"], table["high"]).all()
         assert table["verdict"].str.match("the same|differs|not decided with so few patients").all()
-        assert "beside backbone; low and high" in done.stdout
+        assert "compared with backbone; low, high" in done.stdout
     boxes = [pd.read_csv(compared / f"csv/{name}/0_boxes.csv") for name in ("pylon", "backbone")]
     assert (boxes[0]["image_id"] == boxes[1]["image_id"]).all()
 

@@ -66,8 +66,9 @@ def test_report_matches_the_tables(folder):
     for line, said in zip(lines, expected, strict=True):
         assert line.startswith(said)
     assert "| prior | 0.300 |" in text
-    assert "(paired) and over seeds;" in text
-    assert "(paired) and with one seed each, so" in study.report(study.Options(seeds=1))
+    assert "(paired) and\nover seeds;" in text
+    one_seed = study.report(study.Options(seeds=1))
+    assert "(paired) and\nwith one seed each, so" in one_seed
     rows = [line for line in text.splitlines() if line.startswith("| FPN: point localization |")]
     assert rows[0].count("differs") == 6
 
