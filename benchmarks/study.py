@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -69,7 +70,6 @@ TITLES = {
 RUNNING: set[subprocess.Popen] = set()
 SCORES = {"auroc": "macro", "point_localization": "micro"}
 
-CORNERS = ". No finding is ever drawn there."
 REPORT = """# Does PYLON localize better at equal AUROC?
 
 Results of `make study` on the phantom, which is [not medical data](../data/README.md):
@@ -86,7 +86,8 @@ networks behave there, not how they would on patients.
 ![AUROC against point localization](../figs/study.png)
 
 Share of heatmap maxima within 8 pixels of a corner of the image (`csv/study-*/SEED_boxes.csv`):
-{corners}
+{corners}.
+No finding is ever drawn there.
 
 **AUROC**: mean over seeds (95 % confidence interval over patients) [each seed]:
 
@@ -248,14 +249,14 @@ def report(options: Options) -> str:
     one_seed = "with one seed each, so the variation between seeds is unknown"
     asked = asdict(options) | {"epochs": " to ".join(map(str, epochs))}
     return REPORT.format(
-        findings="\n".join(f"- {finding}" for finding in findings),
+        findings="\n".join(wrapped(f"- {finding}") for finding in findings),
         auroc=scored["auroc"],
         points=scored["point_localization"],
         differences=markdown("PYLON minus", differences, [*classes, "all"]),
         boxes=len(pd.read_csv("csv/study-pylon/0_boxes.csv")),
         machine=machine + gpu,
         drawn=", ".join(FINDINGS),
-        corners="; ".join(shares) + CORNERS,
+        corners="; ".join(shares),
         minutes=round(sum(log["seconds"].sum() for log in logs) / 60),
         over_seeds="over seeds" if options.seeds > 1 else one_seed,
         s="s" if options.seeds > 1 else "",
@@ -330,6 +331,11 @@ def in_words(other: str, auroc: pd.Series, points: pd.Series) -> str:
         f"{points['ours mean']:.3f} and {points.iloc[0]:.3f}; the difference is "
         f"{with_interval(*points[['difference', 'low', 'high']], sign='+')}."
     )
+
+
+def wrapped(item: str) -> str:
+    """A list item in lines of at most 100 characters."""
+    return textwrap.fill(item, 100, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def markdown(corner: str, rows: dict[str, list[str]], columns: list[str]) -> str:

@@ -189,13 +189,20 @@ def shared() -> Path:
     return SHARED
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Report how many tests were skipped because the reference files are absent."""
+WITHOUT_REFERENCE = pytest.StashKey[int]()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Count the tests that were skipped because the reference files are absent."""
     skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
-    count = sum(NO_REFERENCE in str(reason) for reason in skipped)
-    terminalreporter.write_line(
-        f"{count} tests were skipped because the reference files are absent"
-    )
+    config.stash[WITHOUT_REFERENCE] = sum(NO_REFERENCE in str(reason) for reason in skipped)
+
+
+def pytest_unconfigure(config):
+    """Print that count as the last line, below the summary and the coverage."""
+    if WITHOUT_REFERENCE in config.stash:
+        count = config.stash[WITHOUT_REFERENCE]
+        print(f"{count} checks were left out because the reference files are absent")
 
 
 @pytest.fixture(scope="session")
