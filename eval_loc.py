@@ -146,8 +146,8 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
     )
     if any(of_seed.table["called"].isna().any() for of_seed in rows[name].values()):
         print(
-            "note: training.json has no threshold for some classes: their boxes do not count as "
-            "called present"
+            "note: training.json has no threshold for some classes: their boxes are left out of "
+            "`called present` and `hit if called present`"
         )
     if lone:
         print(

@@ -96,7 +96,8 @@ def main(options: Options) -> None:
     lacking = [stem for stem in PICKED if f"{stem}.png" not in boxed.index]
     if lacking:
         names = " ".join(lacking)
-        say(f"skipped {len(lacking)} picked images that {options.data} lacks: {names}")
+        count = f"{len(lacking)} of the paper's {len(PICKED)} images"
+        say(f"skipped {count}, which are not in {options.data}: {names}")
     if picked:
         rows = boxes_of_images(picked, boxes)
         draw_pages(out / "picked", rows, boxed, cache, network, options, accelerator)

@@ -40,7 +40,7 @@ class Options:
     data: Path = Path("data")
     """Folder with NIH's files."""
     name: str | None = None
-    """Name of the experiment (default: the value of --model). Results go to csv/NAME and
+    """Name of the experiment, the value of --model if none is given. Results go to csv/NAME and
     save/NAME."""
     seed: int = 0
     """Seed for initial weights, data order and augmentation. The data split is the same for all

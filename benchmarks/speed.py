@@ -31,7 +31,7 @@ class Options:
     encoder_name: str = "resnet50"
     """Encoder of the network."""
     batch_size: int | None = None
-    """Images per training step (default: 16 on a CPU, 64 on a GPU)."""
+    """Images per training step ; if not given, 16 on a CPU, 64 on a GPU."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Worker processes that read images."""
     images: int = 320
@@ -44,7 +44,7 @@ class Options:
     cache_sizes: tuple[int, ...] = (512, 1024)
     """Cache sizes to measure."""
     precisions: tuple[Literal["fp32", "fp16", "bf16"], ...] = ()
-    """Precisions to measure (default: those that the device supports in hardware)."""
+    """Precisions to measure; if none is given, those that the device supports in hardware."""
 
 
 if __name__ == "__main__":

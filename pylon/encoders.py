@@ -82,7 +82,9 @@ def with_weights(name: str, weights: str, in_channels: int) -> nn.Module:
             warnings.filterwarnings("ignore", message="For 'tu-'")
             return smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=weights)
     except KeyError as error:  # SMP does not list these weights
-        raise ArgumentError("encoder_weights", f"{weights}: {error.args[0]}") from error
+        known = ", ".join(smp.encoders.encoders[name]["pretrained_settings"])
+        problem = f"{weights} is unknown for {name}; choose {known} or none"
+        raise ArgumentError("encoder_weights", problem) from error
     except Exception as error:  # offline, or a damaged file: the libraries raise anything
         problem = (
             f"{weights}: the weights of {name} could not be downloaded, or are damaged; "

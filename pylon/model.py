@@ -84,7 +84,7 @@ class PyramidAttention(nn.Module):
 
 
 class Up(nn.Module):
-    """UP: the deeper map, upsampled, plus the projected skip feature.
+    """UP: the deeper feature, upsampled, plus the projected skip feature.
 
     The 2020 code has one layer, the iScience paper two.
     """

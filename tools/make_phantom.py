@@ -75,8 +75,8 @@ def main(options: Options) -> None:
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)
     print(
-        f"{options.out}: {len(radiographs)} images of {patients} patients, "
-        f"{len(test)} of them in the test list"
+        f"{options.out}: {len(radiographs)} images of {patients} patients; "
+        f"{len(test)} of the patients are in the test list"
     )
 
 

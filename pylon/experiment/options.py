@@ -23,8 +23,8 @@ class EvaluationOptions:
     data: Path = Path("data")
     """Folder with NIH's files."""
     name: str | None = None
-    """Name of the experiment (default: pylon): checkpoints are read from save/NAME, results are
-    written to csv/NAME."""
+    """Name of the experiment, pylon if none is given: checkpoints are read from save/NAME, results
+    are written to csv/NAME."""
     checkpoint: Path | None = None
     """Use this checkpoint instead: a folder, or the authors' model.pkl. Without --name, results go
     to a folder named after it (save/pylon/0/best: csv/pylon-0)."""
@@ -44,10 +44,10 @@ class EvaluationOptions:
 @dataclass
 class ScoreOptions(EvaluationOptions):
     seeds: tuple[int, ...] = ()
-    """Seeds to score (default: every seed under save/NAME)."""
+    """Seeds to score; if none is given, every seed under save/NAME."""
     batch_size: int | None = None
-    """Images per batch, over all processes together (default: 128 per GPU, or 8 per process on a
-    CPU)."""
+    """Images per batch, over all processes together; if not given, 128 per GPU, or 8 per process on
+    a CPU."""
     compare: tuple[str, ...] = ()
     """Names of other experiments: their seeds (or --seeds) are scored too, for a paired comparison
     with this one. Their own files are not changed."""

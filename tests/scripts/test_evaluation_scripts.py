@@ -103,7 +103,7 @@ def test_heatmap_pages(trained, phantom):
     boxes = len((phantom / "BBox_List_2017.csv").read_text().splitlines()) - 1
     pages = sorted(int(path.stem) for path in (trained / "figs/all").iterdir())
     assert pages == list(range(1, -(-boxes // 10) + 1))
-    assert "skipped 18 picked images" in done.stdout
+    assert "skipped 18 of the paper's 18 images" in done.stdout
     assert cv2.imread(str(trained / "figs/all/1.jpg")).shape[0] > 10 * 300
 
 
