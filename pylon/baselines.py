@@ -9,11 +9,11 @@ import difflib
 from typing import Any
 
 import segmentation_models_pytorch as smp
-from huggingface_hub import PyTorchModelHubMixin
 from segmentation_models_pytorch.base import initialization
 from torch import Tensor, nn
 
 from pylon.encoders import ArgumentError, build_encoder
+from pylon.hub import Checkpointed, arguments_of
 from pylon.model import Pylon, PylonOutput
 
 
@@ -21,8 +21,9 @@ def build_network(config: dict[str, Any]) -> "Pylon | Baseline":
     """Build a network from its arguments.
 
     Args:
-        config: `kind`, "pylon" or "baseline", and the arguments of `Pylon` or `Baseline`. If there
-            is no `kind`, as in checkpoints of earlier versions, `model` marks a baseline.
+        config: `kind`, "pylon" or "baseline", and the arguments of `Pylon` or `Baseline`; a
+            description is ignored. If there is no `kind`, as in checkpoints of earlier versions,
+            `model` marks a baseline.
 
     Raises:
         ValueError: the kind is unknown, or `Pylon` or `Baseline` rejects the arguments.
@@ -31,8 +32,7 @@ def build_network(config: dict[str, Any]) -> "Pylon | Baseline":
     kind = kind_of(config)
     if kind not in networks:
         raise ArgumentError("kind", f"must be one of {', '.join(networks)}, got {kind}")
-    arguments = {key: value for key, value in config.items() if key != "kind"}
-    return networks[kind](**arguments)
+    return networks[kind](**arguments_of(config))
 
 
 def kind_of(config: dict[str, Any]) -> str:
@@ -42,7 +42,7 @@ def kind_of(config: dict[str, Any]) -> str:
 
 class Baseline(
     nn.Module,
-    PyTorchModelHubMixin,
+    Checkpointed,
     library_name="pylon",
     tags=["chest-x-ray", "weak-localization"],
 ):
@@ -61,6 +61,8 @@ class Baseline(
             weights are unavailable. The message begins with the argument's name.
     """
 
+    kind = "baseline"
+
     def __init__(
         self,
         model: str,
@@ -73,6 +75,7 @@ class Baseline(
         super().__init__()
         check_architecture(model, pool)
         self.in_channels = in_channels
+        self.classes = classes
         self.pool = pool
         encoder = build_encoder(encoder_name, encoder_weights, in_channels)
         self.deepest = nn.Identity()  # hook point for methods such as Grad-CAM
@@ -93,6 +96,7 @@ class Baseline(
         if encoder_weights is not None:
             known = encoder.state_dict()
             self.encoder.load_state_dict({key: known[key] for key in self.encoder.state_dict()})
+            self.encoder.taken = getattr(encoder, "taken", None)
 
     def forward(self, images: Tensor) -> PylonOutput:
         """Compute the maps and logits of a batch.
@@ -112,11 +116,6 @@ class Baseline(
         maps = self.segmentation_head(x).float()  # (B, C, h, w)
         logits = maps.amax(dim=(2, 3)) if self.pool == "max" else maps.mean(dim=(2, 3))
         return PylonOutput(logits=logits, maps=maps)
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs):
-        """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
-        return super()._from_pretrained(strict=strict, **{**kwargs, "encoder_weights": None})
 
 
 def check_architecture(model: str, pool: str) -> None:

@@ -2,11 +2,14 @@
 
 import difflib
 import warnings
+from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
 from torch import nn
+
+from pylon.encoder_weights import is_file_name, take_from_file
 
 STRIDES = (4, 8, 16, 32)
 TRIED_SIDE = 256  # side in pixels of the image used to check the strides
@@ -31,10 +34,15 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module
 
     Args:
         name: SMP's name, or `tu-NAME` for a timm encoder.
-        weights: "imagenet", or any weights that SMP lists for it; None for random weights.
+        weights: "imagenet", or any weights that SMP lists for it; a file of weights (see
+            encoder_weights.py); None for random weights.
         in_channels: number of input channels.
 
+    Returns:
+        The encoder; with `taken`, a sentence about what was taken, if the weights are a file.
+
     Raises:
+        UserError: the file of weights is missing, damaged or of another network.
         ArgumentError: encoder_name is unknown or lacks a stride, or encoder_weights are
             unavailable.
     """
@@ -49,6 +57,12 @@ def build_encoder(name: str, weights: str | None, in_channels: int) -> nn.Module
         problem = f"{name} has no features at strides 4, 8, 16 and 32; choose another encoder"
         raise ArgumentError("encoder_name", problem)
     if weights is None:
+        return encoder
+    if is_file_name(weights):
+        # Built again, as for weights that a library loads: the decoder's random weights are then
+        # the same.
+        encoder = smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=None)
+        encoder.taken = take_from_file(encoder, Path(weights))
         return encoder
     return with_weights(name, weights, in_channels)
 

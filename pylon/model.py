@@ -7,11 +7,11 @@ image (B, 1, H, W) -> features at 1/4 .. 1/32 -> PA at 1/32 -> UP at 1/16, 1/8, 
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from segmentation_models_pytorch.base import initialization
 from torch import Tensor, nn
 
 from pylon.encoders import ArgumentError, build_encoder
+from pylon.hub import Checkpointed
 
 STRIDE = 256  # the attention branch halves the stride-32 feature three more times
 
@@ -136,7 +136,7 @@ class PylonDecoder(nn.Module):
 
 class Pylon(
     nn.Module,
-    PyTorchModelHubMixin,
+    Checkpointed,
     library_name="pylon",
     tags=["chest-x-ray", "weak-localization"],
 ):
@@ -145,8 +145,8 @@ class Pylon(
     Args:
         encoder_name: any encoder of segmentation-models-pytorch, or `tu-NAME` for a timm encoder,
             that has features at strides 4, 8, 16 and 32.
-        encoder_weights: "imagenet" (the only download) or None. For `tu-` encoders anything but
-            None means timm's own weights.
+        encoder_weights: "imagenet" (the only download), a file of weights, or None. For `tu-`
+            encoders any other name means timm's own weights.
         in_channels: number of input channels. With one, SMP sums the RGB kernels of the first
             convolution.
         classes: number of maps and logits.
@@ -159,6 +159,8 @@ class Pylon(
         ValueError: the encoder is unknown, lacks a stride, or its weights are unavailable; or
             up_layers or up_modules is out of range. The message begins with the argument's name.
     """
+
+    kind = "pylon"
 
     def __init__(
         self,
@@ -177,6 +179,7 @@ class Pylon(
         if up_modules not in range(4):
             raise ArgumentError("up_modules", f"must be 0, 1, 2 or 3, got {up_modules}")
         self.in_channels = in_channels
+        self.classes = classes
         self.pool = "max"
         self.ablated = up_modules != 3 or not attention
 
@@ -212,8 +215,3 @@ class Pylon(
         x = self.decoder([*features[-3:], self.deepest(deepest)])  # (B, D, H/4, W/4)
         maps = self.segmentation_head(x).float()  # (B, C, H/4, W/4)
         return PylonOutput(logits=maps.amax(dim=(2, 3)), maps=maps)
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs):
-        """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
-        return super()._from_pretrained(strict=strict, **{**kwargs, "encoder_weights": None})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pylon.system.errors import UserError
-from pylon.system.files import hash_of_json, write_atomically
+from pylon.system.files import hash_of_json, hashed_json, write_atomically
 
 NEEDED = ("class_names", "mean", "std", "image_size")
 PACKAGES = (
@@ -74,17 +74,12 @@ def mark_finished(folder: Path, finished: bool) -> None:
     """Record in the card of a checkpoint, if it has one, whether its training has finished."""
     card = read_training_json(folder)
     if card is not None and card.get("finished") != finished:
-        write_atomically(folder / "training.json", card_file({**card, "finished": finished}))
+        write_atomically(folder / "training.json", hashed_json({**card, "finished": finished}))
 
 
 def has_ended(last: dict[str, Any], options: dict[str, Any]) -> bool:
     """Whether training has reached the number of epochs or the minimum learning rate."""
     return last["epoch"] >= options["epochs"] or last["lr"] <= options["min_lr"]
-
-
-def card_file(card: dict[str, Any]) -> bytes:
-    """Encode a card as it is written, with its own hash."""
-    return json.dumps({**card, "sha256": hash_of_json(card)}, indent=2).encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

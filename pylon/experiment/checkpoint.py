@@ -3,39 +3,36 @@
 Loading never runs pickled code. Deviation: the original pickled its checkpoints; here they are
 safetensors, json and, for resuming, tensors only.
 
-save/<name>/<seed>/best/config.json        arguments that rebuild the network
+save/<name>/<seed>/best/config.json        what rebuilds and describes the network: arguments,
+                                           class names, normalisation, thresholds (pylon/hub.py)
                         model.safetensors  its weights and their hash
-                        training.json      the card (card.py): class names, normalisation, options,
-                                           versions, whether training has finished, hashes of the
-                                           data, of the weights and of itself
+                        training.json      the card (card.py): options, versions, whether training
+                                           has finished, hashes of the data, of the weights and of
+                                           itself
 save/<name>/<seed>/last                    network, optimizer, schedule, scaler, rows of the csv
 """
 
-import hashlib
 import io
-import json
-import warnings
-import zipfile
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from pylon.baselines import Baseline, build_network, kind_of
+from pylon.baselines import Baseline, build_network
+from pylon.encoder_weights import ENDINGS
 from pylon.encoders import ArgumentError
-from pylon.experiment.card import (
-    card_file,
-    has_ended,
-    is_card_of,
-    read_json,
-    read_training_json,
-)
+from pylon.experiment.card import has_ended, is_card_of, read_json, read_training_json
+from pylon.hub import LAYOUT, Description, files_of, hash_of_weights
 from pylon.model import Pylon
 from pylon.system.errors import UserError
-from pylon.system.files import write_atomically, write_together
+from pylon.system.files import hash_of_json, write_atomically, write_together
+from pylon.system.tensors import is_state_dict, load_safely, read_safetensors
 
+FILES = ("config.json", "model.safetensors", "training.json")  # of a folder
 RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152")
 RESUMED = {
     "epoch", "lr", "best_loss", "rows", "model", "optimizer", "schedule", "scaler", "options",
@@ -50,13 +47,17 @@ def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon | Bas
     Args:
         path: a folder with config.json and model.safetensors (`best`, or from `save_pretrained`),
             or a plain state dict such as the authors' model.pkl, whose keys may begin with "net."
-            and from which the number of UP layers is inferred.
+            and from which the number of UP layers is inferred; or "user/name" on the Hugging Face
+            hub, downloaded once.
         encoder_name: encoder of a plain state dict; inferred if it is one of the ResNets.
+
+    Returns:
+        The network, with its `description` and `card` as far as they are known.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or belongs to another network.
     """
-    path = Path(path)
+    path = find_checkpoint(path)
     if path.suffix == ".safetensors":
         raise UserError(f"{path} is only part of a checkpoint; choose the folder it is in")
     if not path.exists():
@@ -67,6 +68,41 @@ def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon | Bas
     return model.eval()
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """Return where a checkpoint is on this machine; "user/name" is downloaded from the hub.
+
+    Without a connection, a copy in the hub's cache is used.
+
+    Raises:
+        UserError: it is neither here nor on the hub.
+    """
+    path = Path(path)
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()) and path.suffix not in ENDINGS
+    if path.exists() or not is_id or path.parent.exists():
+        return path
+    try:
+        return Path(snapshot_download(path.as_posix(), allow_patterns=list(FILES)))
+    except Exception as error:  # no connection, no such name, no permission, ..
+        raise UserError(
+            f"there is no checkpoint {path} in this folder, on the Hugging Face hub, or in the "
+            f"hub's cache ({type(error).__name__}); check the name and the connection"
+        ) from error
+
+
+def class_names_of(path: Path) -> tuple[str, ...]:
+    """The class names of a checkpoint, without reading its weights; NIH's if it names none.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    if not path.is_dir() or not (path / "config.json").is_file():
+        return papers_classes()  # a state dict; or load_pylon will say what is missing
+    names = read_config(path).get("class_names") or (read_training_json(path) or {}).get(
+        "class_names"
+    )
+    return tuple(names or papers_classes())
+
+
 def load_folder(path: Path) -> Pylon | Baseline:
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
@@ -74,9 +110,9 @@ def load_folder(path: Path) -> Pylon | Baseline:
                 f"{path} is not a checkpoint: it has no {name}; choose a folder such as "
                 "save/pylon/0/best"
             )
-    config = read_json(path / "config.json")
+    config = read_config(path)
     try:
-        weights, written = read_weights(path / "model.safetensors")
+        weights, written = read_safetensors(path / "model.safetensors")
         model = build_network({**config, "encoder_weights": None})
         model.load_state_dict(weights)
     except Exception as error:  # a damaged file can raise anything
@@ -84,20 +120,40 @@ def load_folder(path: Path) -> Pylon | Baseline:
             f"{path} does not contain the network of its config.json ({first_line(error)}); "
             "copy the whole folder again"
         ) from error
-    if written is not None and written != hash_of_weights(weights):
+    sha256 = hash_of_weights(weights)
+    if written not in (None, sha256):
         raise UserError(
             f"{path / 'model.safetensors'} is damaged: its hash does not match; copy it again"
         )
     require_finite_weights(weights, path)
+
+    # what is known about it; earlier versions described the network in training.json
+    with suppress(UserError):  # `read_card` reports a damaged one
+        card = read_training_json(path)
+        if card is not None and is_card_of(card, sha256):
+            model.card = card
+    try:
+        model.description = Description.of({**(model.card or {}), **config}, model.classes)
+    except ValueError as error:
+        raise UserError(f"{path}: {error} (in config.json or training.json); correct it") from error
     return model
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Read the tensors of a safetensors file, and the hash that was saved with them, if any."""
-    with safetensors.safe_open(path, "pt") as file:
-        names = list(file.keys())
-        weights = {name: file.get_tensor(name) for name in names}
-        return weights, (file.metadata() or {}).get("sha256")
+def read_config(path: Path) -> dict[str, Any]:
+    """Read config.json of a folder, verified by its hash, if it has one."""
+    config = read_json(path / "config.json")
+    if "sha256" in config and config.pop("sha256") != hash_of_json(config):
+        raise UserError(
+            f"{path / 'config.json'} is damaged: its hash does not match; copy it again, or, if "
+            "you have edited it, remove the line sha256"
+        )
+    layout = config.get("layout", 1)
+    if not isinstance(layout, int) or layout > LAYOUT:
+        raise UserError(
+            f"{path / 'config.json'} has the layout {layout}, of a later version than this one, "
+            f"which reads {LAYOUT} and below; update the code"
+        )
+    return config
 
 
 def require_finite_weights(weights: dict[str, Tensor], path: Path) -> None:
@@ -147,10 +203,6 @@ def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
     )
 
 
-def is_state_dict(state: Any) -> bool:
-    return isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-
-
 def shapes_of(config: dict[str, Any]) -> dict[str, torch.Size]:
     """Names and shapes of the tensors of a network, without allocating them."""
     try:
@@ -161,42 +213,26 @@ def shapes_of(config: dict[str, Any]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in network.state_dict().items()}
 
 
-def load_safely(path: Path) -> Any:
-    """Load a file with torch.load, accepting only tensors and plain containers.
-
-    Checksums are verified first, which torch does not do.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
-                    raise ValueError("a checksum differs")
-        with warnings.catch_warnings():  # about odd pickles, which are reported below
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise UserError(
-            f"{path} is damaged, or contains more than tensors and is not opened for safety"
-        ) from error
-
-
 def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     """Read the card of a checkpoint: at least class_names, mean, std, image_size.
 
-    weights_sha256, the hash of the model's weights, is added if it is not in the file.
-
-    Without a training.json (the authors' weights), the paper's values are returned, provided that
-    the network has 14 classes.
+    The network's description counts, training.json adds the rest, and weights_sha256, the hash of
+    the model's weights, is added if it is not in the file. What neither says (the authors' weights)
+    is as in the paper, provided that the network has 14 classes.
 
     Raises:
-        UserError: the card is damaged or incomplete, or belongs to other weights than the model's.
+        UserError: the card is damaged or incomplete, or belongs to other weights than the model's;
+            or the classes have no names.
     """
     sha256 = hash_of_weights(model.state_dict())
-    card = read_training_json(Path(path))
-    if card is None:
-        card = papers_card(path, model)
+    card = read_training_json(Path(path)) or {}
+    card = {**card, **model.description.stated()}
+    if "class_names" not in card and model.classes != len(papers_classes()):
+        raise UserError(
+            f"{path} has {model.classes} classes, but neither config.json nor training.json names "
+            "them; add class_names to config.json (and remove its line sha256)"
+        )
+    card = {**papers_card(), **card}
     if not is_card_of(card, sha256):
         raise UserError(
             f"{path} {OF_TWO_EPOCHS}; resume with the same train.py command (if it is running, "
@@ -205,13 +241,14 @@ def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     return {**card, "weights_sha256": sha256}
 
 
-def papers_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
+def papers_card() -> dict[str, Any]:
     from pylon.data.chestxray14 import MEAN, PATHOLOGIES, STD  # pandas, not needed for loading
 
-    classes = model.segmentation_head[0].out_channels
-    if classes != len(PATHOLOGIES):
-        raise UserError(f"{path} has {classes} classes and no training.json that names them")
     return {"class_names": list(PATHOLOGIES), "mean": MEAN, "std": STD, "image_size": 256}
+
+
+def papers_classes() -> tuple[str, ...]:
+    return tuple(papers_card()["class_names"])
 
 
 def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
@@ -221,13 +258,13 @@ def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
         A sentence without a cure, empty if nothing is wrong; and True if each file is intact but
         they belong to two epochs, because writing that next epoch was interrupted.
     """
-    for name in ("config.json", "model.safetensors", "training.json"):
+    for name in FILES:
         if not (folder / name).is_file():
             return f"{folder / name} is missing", False
     try:
-        read_json(folder / "config.json")
+        read_config(folder)
         card = read_training_json(folder)
-        weights, written = read_weights(folder / "model.safetensors")
+        weights, written = read_safetensors(folder / "model.safetensors")
         sha256 = hash_of_weights(weights)
     except UserError as error:
         return str(error).rpartition("; ")[0], False
@@ -255,29 +292,9 @@ def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> No
     The card is renamed first: after a kill it refers to weights that are not there yet, which
     `read_card` reports.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    sha256 = hash_of_weights(weights)
-    metadata = {"format": "pt", "sha256": sha256}
-    write_together({
-        folder / "training.json": card_file({**card, "weights_sha256": sha256}),
-        folder / "config.json": json.dumps(config_of(model), indent=2, sort_keys=True).encode(),
-        folder / "model.safetensors": safetensors.torch.save(weights, metadata=metadata),
-    })  # fmt: skip
-
-
-def config_of(model: Pylon | Baseline) -> dict[str, Any]:
-    """Arguments from which `build_network` rebuilds a network, without pretrained weights."""
-    arguments = model._hub_mixin_config
-    return {**arguments, "kind": kind_of(arguments), "encoder_weights": None}
-
-
-def hash_of_weights(weights: dict[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values; no library used here detects a flipped bit."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    model.description = Description.of(card, model.classes)
+    model.card = card
+    write_together({folder / name: content for name, content in files_of(model).items()})
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:

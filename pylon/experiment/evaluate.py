@@ -19,9 +19,10 @@ from pylon.data.dataset import eval_loader
 from pylon.data.images import width_height_of
 from pylon.data.transforms import eval_transform, normalize
 from pylon.encoders import STRIDES
-from pylon.experiment.checkpoint import config_of, load_pylon, read_card
+from pylon.experiment.checkpoint import load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
 from pylon.heatmaps import heatmaps_of
+from pylon.hub import config_of
 from pylon.model import STRIDE, Pylon
 from pylon.scoring.metrics import point_localization
 from pylon.system.errors import UserError
@@ -52,7 +53,7 @@ def load_network(
     stride = STRIDE if isinstance(model, Pylon) else STRIDES[-1]
     if not isinstance(side, int) or side < stride or side % stride:
         raise UserError(
-            f"{path}: image_size in training.json is {side}, not a multiple of {stride}; "
+            f"{path}: its image_size is {side}, not a multiple of {stride}; "
             "copy the whole folder again"
         )
     if 0 < options.cache_size < card["image_size"]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from pylon.baselines import kind_of
 from pylon.experiment.card import read_json, read_training_json
-from pylon.experiment.checkpoint import is_finished
+from pylon.experiment.checkpoint import find_checkpoint, is_finished
 from pylon.experiment.options import EvaluationOptions, Method, ScoreOptions
 from pylon.experiment.runs import differences
+from pylon.hub import arguments_of
 from pylon.model import STRIDE
 from pylon.system.cli import check_name, require_at_least
 from pylon.system.errors import UserError
@@ -39,7 +40,7 @@ def choose_checkpoints(
         raise UserError("--checkpoint selects a single checkpoint; leave the seeds out")
     label = label_of(options.checkpoint)
     check_name(label, "--checkpoint")
-    return options.name or label, {label: options.checkpoint}
+    return options.name or label, {label: find_checkpoint(options.checkpoint)}
 
 
 def find_checkpoints(
@@ -240,7 +241,7 @@ def without_identity(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_kind(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "kind": kind_of(config)}  # earlier versions did not write it
+    return {**arguments_of(config), "kind": kind_of(config)}  # earlier versions did not write it
 
 
 def check_method(method: Method, options: EvaluationOptions) -> None:

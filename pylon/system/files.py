@@ -73,6 +73,11 @@ def hash_of_json(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def hashed_json(values: dict[str, Any]) -> bytes:
+    """Encode a JSON object with its own hash, `sha256`, at its end."""
+    return json.dumps({**values, "sha256": hash_of_json(values)}, indent=2).encode()
+
+
 def flush_folder(folder: Path) -> None:
     """Flush the renames in a folder to disk, to keep their order with those in other folders."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders

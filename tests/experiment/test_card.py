@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 
+from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.experiment import checkpoint
 from pylon.experiment.card import (
-    card_file,
     has_ended,
     is_card_of,
     make_card,
@@ -16,7 +16,7 @@ from pylon.experiment.card import (
 )
 from pylon.model import Pylon
 from pylon.system.errors import UserError
-from pylon.system.files import hash_of_json
+from pylon.system.files import hash_of_json, hashed_json
 
 SCALE = (0.4984, 0.2483)  # mean, std
 
@@ -30,7 +30,7 @@ def model():
     "change", [('"epoch": 1', '"epoch": 2'), ('"a": 0.25', '"a": 0.35'), ('"one"', '"other"')]
 )
 def test_changed_card_is_refused(model, tmp_path, change):
-    card = make_card(["one"], {"image_size": 256}, "", {}, *SCALE)
+    card = make_card(["one", *PATHOLOGIES[1:]], {"image_size": 256}, "", {}, *SCALE)
     checkpoint.save_best(tmp_path / "best", model, {**card, "epoch": 1, "thresholds": {"a": 0.25}})
     path = tmp_path / "best/training.json"
     assert path.read_text().count(change[0]) == 1
@@ -70,7 +70,7 @@ def test_deeply_nested_json_is_refused(tmp_path):
 def test_contents_of_a_card(tmp_path):
     options = {"image_size": 512, "lr": 1e-4}
     card = make_card(("one", "two"), options, "abc", {"test_list.txt": "def"}, *SCALE)
-    (tmp_path / "training.json").write_bytes(card_file(card))
+    (tmp_path / "training.json").write_bytes(hashed_json(card))
     assert read_training_json(tmp_path) == card
     assert read_training_json(tmp_path / "exported") is None
     assert (card["mean"], card["std"], card["image_size"]) == (0.4984, 0.2483, 512)

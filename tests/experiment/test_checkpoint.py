@@ -11,11 +11,13 @@ import pylon
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.experiment import checkpoint
 from pylon.experiment.card import make_card, mark_finished, read_json
+from pylon.hub import arguments_of
 from pylon.model import Pylon
 from pylon.system.errors import UserError
 
 ENCODER = "tu-test_resnet"
 SCALE = (0.4984, 0.2483)  # mean, std
+NAMES = tuple(f"finding {k}" for k in range(14))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def equal(a: Pylon, b: Pylon) -> bool:
 
 def test_best_round_trip(model, tmp_path):
     options = {"image_size": 512, "lr": 1e-4}
-    card = make_card(["one", "two"], options, "abc", {}, *SCALE)
+    card = make_card(NAMES, options, "abc", {}, *SCALE)
     model = model.to(memory_format=torch.channels_last)
     checkpoint.save_best(tmp_path / "best", model, card)
     files = sorted(os.listdir(tmp_path / "best"))
@@ -42,7 +44,7 @@ def test_best_round_trip(model, tmp_path):
     assert equal(again, model)
     assert equal(Pylon.from_pretrained(tmp_path / "best"), model)
     card = checkpoint.read_card(tmp_path / "best", again)
-    assert card["class_names"] == ["one", "two"]
+    assert card["class_names"] == list(NAMES)
     assert card["options"] == options
     assert card["split_sha256"] == "abc"
     assert card["versions"]["torch"]
@@ -95,7 +97,7 @@ def test_bad_checkpoints_are_refused(model, tmp_path):
     with pytest.raises(UserError, match=r"has no config.json"):
         pylon.load_pylon(tmp_path)
     best = tmp_path / "best"
-    checkpoint.save_best(best, model, make_card(["a"], {"image_size": 256}, "", {}, *SCALE))
+    checkpoint.save_best(best, model, make_card(PATHOLOGIES, {"image_size": 256}, "", {}, *SCALE))
     content = (best / "model.safetensors").read_bytes()
     torch.save(model.state_dict(), tmp_path / "cut.pkl")
     (tmp_path / "cut.pkl").write_bytes((tmp_path / "cut.pkl").read_bytes()[:10_000])
@@ -106,6 +108,10 @@ def test_bad_checkpoints_are_refused(model, tmp_path):
         pylon.load_pylon(best)
     (best / "model.safetensors").write_bytes(content)
     config = json.loads((best / "config.json").read_text())
+    (best / "config.json").write_text(json.dumps({**config, "classes": 3}))
+    with pytest.raises(UserError, match=r"config.json is damaged: its hash does not match"):
+        pylon.load_pylon(best)
+    del config["sha256"]
     (best / "config.json").write_text(json.dumps({**config, "classes": 3}))
     with pytest.raises(UserError, match=r"does not contain the network of its config.json"):
         pylon.load_pylon(best)
@@ -119,16 +125,16 @@ def test_bad_checkpoints_are_refused(model, tmp_path):
             pylon.load_pylon(tmp_path / "other.pt")
 
 
-def test_other_classes_need_a_training_json(tmp_path):
+def test_other_classes_need_names(tmp_path):
     model = Pylon(ENCODER, None, classes=3)
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"3 classes and no training.json"):
+    with pytest.raises(UserError, match=r"3 classes, but neither config.json nor train"):
         checkpoint.read_card(tmp_path, pylon.load_pylon(tmp_path))
 
 
 def test_weights_and_card_must_match(model, tmp_path):
     best = tmp_path / "best"
-    card = make_card(["a"] * 14, {"image_size": 256}, "", {}, *SCALE)
+    card = make_card(PATHOLOGIES, {"image_size": 256}, "", {}, *SCALE)
     checkpoint.save_best(best, model, {**card, "epoch": 1})
     earlier = {path: path.read_bytes() for path in best.iterdir()}
     assert checkpoint.fault_of_best(best, 1) == ("", False)
@@ -159,7 +165,7 @@ def test_weights_and_card_must_match(model, tmp_path):
 )
 def test_faults_of_best_are_described(model, tmp_path, name, content, sentence):
     best = tmp_path / "best"
-    checkpoint.save_best(best, model, make_card(["a"], {"image_size": 256}, "", {}, *SCALE))
+    checkpoint.save_best(best, model, make_card(PATHOLOGIES, {"image_size": 256}, "", {}, *SCALE))
     weights = (best / "model.safetensors").read_bytes()
     (best / "model.safetensors").write_bytes(weights[:-5] + bytes([weights[-5] ^ 1]) + weights[-4:])
     assert checkpoint.fault_of_best(best, 1) == (f"{best}/model.safetensors is damaged", False)
@@ -186,14 +192,15 @@ def test_weights_must_be_finite(tmp_path, value):
 
 
 def test_folder_of_an_earlier_version(model, tmp_path):
-    """Its config.json has no kind of network."""
-    card = make_card(["a"] * 14, {"image_size": 256}, "", {}, *SCALE)
+    """Its config.json has neither a kind of network nor a description."""
+    card = make_card(PATHOLOGIES, {"image_size": 256}, "", {}, *SCALE)
     checkpoint.save_best(tmp_path / "best", model, card)
     path = tmp_path / "best/config.json"
-    config = read_json(path)
-    del config["kind"]
+    config = arguments_of(read_json(path))
     path.write_text(json.dumps(config))
-    assert equal(pylon.load_pylon(tmp_path / "best"), model)
+    again = pylon.load_pylon(tmp_path / "best")
+    assert equal(again, model)
+    assert again.description.class_names == PATHOLOGIES  # from training.json
     path.write_text(json.dumps({**config, "kind": "tree"}))
     with pytest.raises(UserError, match=r"does not contain the network of its config.json"):
         pylon.load_pylon(tmp_path / "best")

@@ -11,10 +11,10 @@ import pytest
 from accelerate import Accelerator
 
 from pylon.experiment import runs
-from pylon.experiment.card import card_file, read_training_json
+from pylon.experiment.card import read_training_json
 from pylon.experiment.checkpoint import RESUMED, load_last, save_last
 from pylon.system.errors import UserError
-from pylon.system.files import write_together
+from pylon.system.files import hashed_json, write_together
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -56,7 +56,7 @@ def test_interrupted_best_is_rewritten_and_damaged_best_is_refused(trained, tmp_
     assert find(overwrite=False)["best_loss"] == last["best_loss"] < math.inf
     assert capsys.readouterr().out == ""
     card = read_training_json(save / "best")
-    of_third = card_file({**card, "epoch": 3, "weights_sha256": "of the third"})
+    of_third = hashed_json({**card, "epoch": 3, "weights_sha256": "of the third"})
     (save / "best/training.json").write_bytes(of_third)
     assert find(overwrite=False)["best_loss"] == math.inf
     said = capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_interrupted_best_is_rewritten_and_damaged_best_is_refused(trained, tmp_
     sentence = r"best mixes two epochs.*; copy it again, choose another --name"
     with pytest.raises(UserError, match=sentence):
         runs.find_last(save, no_more, {}, False, Accelerator(cpu=True))
-    of_other = card_file({**card, "weights_sha256": "of another run"})
+    of_other = hashed_json({**card, "weights_sha256": "of another run"})
     (save / "best/training.json").write_bytes(of_other)
     with pytest.raises(UserError, match=sentence):
         find(overwrite=False)

@@ -18,8 +18,8 @@ def test_names_of_checkpoints():
 
     assert label("save/pylon/0/best") == "pylon-0"
     assert label("elsewhere/model.pkl") == "model"
-    assert label("elsewhere/exported") == "exported"
-    assert label("elsewhere/exported", name="mine") == "mine"
+    assert label("/elsewhere/exported") == "exported"
+    assert label("/elsewhere/exported", name="mine") == "mine"
     assert label("/weights/best") == "weights"
     assert label("/best") == "best"
     assert label("/a/best") == "a"

@@ -212,7 +212,7 @@ def test_bad_checkpoints_are_reported(trained, phantom, tmp_path):
     assert "model.safetensors is damaged: its hash does not match; copy it again" in sentence()
     shutil.rmtree(best)
     pylon.Pylon("tu-test_resnet", None, classes=3).save_pretrained(best)
-    assert "has 3 classes and no training.json" in sentence()
+    assert "has 3 classes, but neither config.json nor training.json names them" in sentence()
     pylon.Pylon("resnet18", None).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other/model.safetensors", best)
     assert f"{best} does not contain the network of its config.json" in sentence()

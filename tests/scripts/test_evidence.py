@@ -11,9 +11,10 @@ from conftest import TRAIN, run_script, sentence_of
 
 import pylon
 from pylon.baselines import Baseline
-from pylon.experiment.card import card_file, read_json, read_training_json
+from pylon.experiment.card import read_json, read_training_json
 from pylon.experiment.checkpoint import load_last, save_last
 from pylon.model import Pylon
+from pylon.system.files import hashed_json
 
 CPU = ("--device", "cpu", "--num-workers", 0)
 
@@ -134,7 +135,7 @@ def seeds(trained_once, tmp_path):
 
     def change(**changes):
         options = {**card["options"], "seed": 1, **changes.pop("options", {})}
-        path.write_bytes(card_file({**card, "options": options, **changes}))
+        path.write_bytes(hashed_json({**card, "options": options, **changes}))
 
     change()
     return tmp_path, change
@@ -188,7 +189,7 @@ def test_unfinished_seeds_are_left_out(seeds, phantom):
     card = read_json(path)
     card.pop("sha256")
     card.pop("finished")  # as in earlier versions: `last` shows it
-    path.write_bytes(card_file(card))
+    path.write_bytes(hashed_json(card))
     assert "finished" not in run_script("eval_auc.py", *options, cwd=cwd).stdout
     save_last(path.parents[1] / "last", {**load_last(path.parents[1] / "last"), "epoch": 1})
     done = run_script("eval_auc.py", *options, cwd=cwd)  # the only seed
@@ -207,7 +208,7 @@ def test_one_finished_seed_is_enough_for_heatmaps(seeds, phantom):
     assert "note" not in run_script("generate_heatmap.py", "--data", phantom, *CPU, cwd=cwd).stdout
     change()
     card = cwd / "save/pylon/0/best/training.json"
-    card.write_bytes(card_file({**read_training_json(card.parent), "finished": False}))
+    card.write_bytes(hashed_json({**read_training_json(card.parent), "finished": False}))
     said = run_script("generate_heatmap.py", "--data", phantom, *CPU, cwd=cwd).stdout
     left_out = "left out unless selected by --seed"
     assert f"note: save/pylon/0/best has not finished training: {left_out}" in said
@@ -219,7 +220,7 @@ def test_missing_metadata_of_seeds_is_noted(seeds, phantom):
     earlier = read_training_json(card.parent)
     del earlier["finished"]
     del earlier["weights_sha256"]
-    card.write_bytes(card_file(earlier))
+    card.write_bytes(hashed_json(earlier))
     (cwd / "save/pylon/0/last").write_bytes(b"cut")
     (cwd / "save/pylon/1/best/training.json").unlink()
     said = run_script("eval_auc.py", "--data", phantom, *CPU, cwd=cwd).stdout

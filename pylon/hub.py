@@ -1,0 +1,157 @@
+"""Checkpoints that explain themselves: what config.json says of a network, and how it is saved.
+
+    config.json        kind and arguments of the network; what its inputs and outputs mean
+                       (`Description`); version of this layout; hash of all this
+    model.safetensors  the weights and their hash
+    training.json      how it was trained, if that is known (pylon/experiment/card.py)
+
+`save_pretrained`, `from_pretrained` and `push_to_hub` of `Pylon` and `Baseline` keep all of it.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor
+
+from pylon.system.files import hashed_json
+
+LAYOUT = 2  # version of config.json; 1 had only the arguments
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the inputs and outputs of a network mean; None where nobody has said it.
+
+    Attributes:
+        class_names: in the order of the outputs.
+        mean, std: of intensities in [0, 1], for normalising inputs.
+        image_size: side of the input, pixels.
+        thresholds: probability from which each class is called present, by name; None where there
+            is none.
+    """
+
+    class_names: tuple[str, ...] | None = None
+    mean: float | None = None
+    std: float | None = None
+    image_size: int | None = None
+    thresholds: dict[str, float | None] | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], classes: int) -> Self:
+        """Take the description out of a config or card; other keys are ignored.
+
+        Args:
+            values: as in config.json.
+            classes: number of outputs of the network.
+
+        Raises:
+            ValueError: a value is impossible.
+        """
+        given = {field.name: values.get(field.name) for field in fields(cls)}
+        names = given["class_names"]
+        if names is not None:
+            if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+                raise ValueError("class_names must be a list of names")
+            if len(names) != classes or len(set(names)) != classes:
+                raise ValueError(
+                    f"class_names must be {classes} different names, one per output of the network"
+                )
+            given["class_names"] = tuple(names)
+        for key in ("mean", "std"):
+            if given[key] is not None and not is_finite(given[key]):
+                raise ValueError(f"{key} must be a number, got {given[key]!r}")
+        if given["std"] is not None and given["std"] <= 0:
+            raise ValueError(f"std must be above 0, got {given['std']}")
+        thresholds = given["thresholds"]
+        if thresholds is not None and (
+            not isinstance(thresholds, dict)
+            or not all(value is None or is_finite(value) for value in thresholds.values())
+        ):
+            raise ValueError("thresholds must be numbers by class name")
+        return cls(**given)
+
+    def stated(self) -> dict[str, Any]:
+        """What is stated, as in config.json."""
+        stated = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.class_names is not None:
+            stated["class_names"] = list(self.class_names)
+        return stated
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# keys of config.json that are not arguments of the network
+NOT_ARGUMENTS = {"kind", "layout", "sha256", *(field.name for field in fields(Description))}
+
+
+class Checkpointed(PyTorchModelHubMixin):
+    """Saving and loading of networks, with their description and card.
+
+    Attributes:
+        description: what inputs and outputs mean; set it before saving a network of your own.
+        card: how it was trained (training.json), or None; saved again as long as the weights are
+            those that it belongs to.
+    """
+
+    kind: str
+    description = Description()
+    card: dict[str, Any] | None = None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for name, content in files_of(self).items():
+            (save_directory / name).write_bytes(content)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any], strict: bool = True, **kwargs
+    ):
+        """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
+        arguments = {**kwargs, "encoder_weights": None}
+        model = super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
+        model.description = Description.of(config or {}, model.classes)
+        return model
+
+
+def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a network in its config.json."""
+    return {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
+
+
+def config_of(model: Checkpointed) -> dict[str, Any]:
+    """Kind and arguments from which `build_network` rebuilds a network, without its description."""
+    return {**arguments_of(model._hub_mixin_config), "kind": model.kind, "encoder_weights": None}
+
+
+def files_of(model: Checkpointed) -> dict[str, bytes]:
+    """The files of a checkpoint, by name; training.json only if the card is of these weights."""
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    sha256 = hash_of_weights(weights)
+    config = {**config_of(model), **model.description.stated(), "layout": LAYOUT}
+    files = {
+        "config.json": hashed_json(dict(sorted(config.items()))),
+        "model.safetensors": safetensors.torch.save(
+            weights, metadata={"format": "pt", "sha256": sha256}
+        ),
+    }
+    card = model.card
+    if card is not None and card.get("weights_sha256", sha256) == sha256:
+        files = {"training.json": hashed_json({**card, "weights_sha256": sha256}), **files}
+    return files
+
+
+def hash_of_weights(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values; no library used here detects a flipped bit."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
