@@ -5,7 +5,7 @@
     python eval_auc.py --compare backbone        # paired comparison with save/backbone/
     python eval_auc.py --from csv/pylon          # rebuild the tables from saved rows
 
-Reads  checkpoints and DATA; or, with --from, only rows.
+Reads  checkpoints and DATA, or a --table of your own; or, with --from, only rows.
 Writes csv/NAME/SEED_images.csv, .json: one row per test image, with labels and logits;
        csv/NAME/auroc.csv: one row per seed, mean and standard deviation, intervals over patients;
        csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: one row per class, with differences
@@ -31,8 +31,13 @@ from accelerate import Accelerator
 
 from pylon.data.checks import require_files
 from pylon.data.chestxray14 import why_not_official
-from pylon.data.sources import read_radiographs
-from pylon.experiment.evaluate import about_rows, open_networks, predict_logits, require_numbers
+from pylon.experiment.evaluate import (
+    about_rows,
+    open_networks,
+    predict_logits,
+    read_data,
+    require_numbers,
+)
 from pylon.experiment.from_rows import read_experiments
 from pylon.experiment.selection import choose_experiments, settle
 from pylon.scoring.compare import print_beside, why_not_published
@@ -68,11 +73,12 @@ def predict_rows(
     Only the first experiment's rows are written to disk; the other experiments' files are left
     unchanged.
     """
-    radiographs = read_radiographs(options.data)
-    test = radiographs.of_split("test")
-    require_files(test, options.data)
-    not_official = why_not_official(radiographs)
     first = next(iter(experiments))
+    checkpoint = next(iter(experiments[first].values()))
+    radiographs = read_data(options, checkpoint, accelerator.print)
+    test = radiographs.of_split("test")
+    require_files(test, radiographs)
+    not_official = why_not_official(radiographs)
     rows = {}
     for name, checkpoints in experiments.items():
         rows[name] = {}

@@ -6,8 +6,10 @@
     python eval_loc.py --method gradcam          # Grad-CAM instead of the network's own maps
     python eval_loc.py --from csv/pylon          # rebuild the tables from saved rows
 
-Reads  checkpoints and DATA, with BBox_List_2017.csv; or, with --from, only rows.
-Writes csv/NAME/SEED_boxes.csv, .json: one row per box; with --save-maps SEED_maps.npz, heatmaps;
+Reads  checkpoints and DATA, with BBox_List_2017.csv, or --table and --boxes of your own; or, with
+       --from, only rows.
+Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; with --save-maps
+       SEED_maps.npz, heatmaps;
        csv/NAME/point_localization.csv: one row per seed, mean and standard deviation, intervals
        over patients, scores of reference points that do not use the image, and of the boxes whose
        finding the network calls present;
@@ -18,12 +20,13 @@ Writes csv/NAME/SEED_boxes.csv, .json: one row per box; with --save-maps SEED_ma
 from dataclasses import dataclass
 from pathlib import Path
 
+from pylon.data.options import BoxOptions
 from pylon.experiment.options import Method, ScoreOptions
 from pylon.system.cli import parse, start
 
 
 @dataclass
-class Options(ScoreOptions):
+class Options(BoxOptions, ScoreOptions):
     """Point localization accuracy on the boxed test images."""
 
     method: Method = "map"
@@ -41,12 +44,12 @@ from accelerate import Accelerator
 
 from pylon.data.checks import select_boxed
 from pylon.data.chestxray14 import why_not_official
-from pylon.data.sources import read_radiographs
 from pylon.experiment.evaluate import (
     about_rows,
     boxes_with_images,
     localize_boxes,
     open_networks,
+    read_data,
     require_numbers,
 )
 from pylon.experiment.from_rows import read_experiments
@@ -90,18 +93,19 @@ def localize(
     unchanged.
     """
     # the boxed test images
-    radiographs = read_radiographs(options.data, with_boxes=True)
-    boxed = select_boxed(radiographs.images, radiographs.boxes, options.data)
+    first = next(iter(experiments))
+    checkpoint = next(iter(experiments[first].values()))
+    radiographs = read_data(options, checkpoint, accelerator.print, options.boxes, with_boxes=True)
+    boxed = select_boxed(radiographs)
     boxes = boxes_with_images(boxed, radiographs.boxes)
 
     not_official = why_not_official(radiographs, with_boxes=True)
-    first = next(iter(experiments))
     rows = {}
     for name, checkpoints in experiments.items():
         rows[name] = {}
         networks = open_networks(options, checkpoints, radiographs, boxed, accelerator)
         for seed, model, card, loader in networks:
-            # one row per box
+            # one row per image and class
             shown = accelerator.is_main_process
             loader = track(loader, f"{name} {seed}", "batch", shown=shown, leave=True)
             keep_maps = options.save_maps and name == first
@@ -113,7 +117,8 @@ def localize(
             about = about_rows(
                 model, card, radiographs, not_official, options.precision, options.method
             )
-            rows[name][seed] = Rows(table[list(BOX_ROW_COLUMNS)], about)
+            columns = [column for column in BOX_ROW_COLUMNS if column in table]
+            rows[name][seed] = Rows(table[columns], about)
 
             # the other experiments' files are left unchanged
             if name == first and accelerator.is_main_process:
@@ -140,13 +145,16 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
     path = folder / f"point_localization{suffix}.csv"
     write_csv(path, table)
     print_table(table)
+    boxes = int((first.bboxes()[..., 2] > 0).sum())
+    several = f" ({boxes} boxes)" if boxes > len(first.table) else ""
+    unit = "boxes" if several == "" else "findings"
     print(
-        f"{len(first.table)} boxes on {first.table['image_id'].nunique()} images; "
+        f"{len(first.table)} {unit}{several} on {first.table['image_id'].nunique()} images; "
         f"low, high: 95 % interval over patients; written to {path}"
     )
     if any(of_seed.table["called"].isna().any() for of_seed in rows[name].values()):
         print(
-            "note: training.json has no threshold for some classes: their boxes are left out of "
+            "note: the checkpoint has no threshold for some classes: their boxes are left out of "
             "`called present` and `hit if called present`"
         )
     if lone:

@@ -3,20 +3,21 @@
     python generate_heatmap.py                           # seed 0 of save/pylon/
     python generate_heatmap.py --checkpoint model.pkl    # the authors' weights, or any other
 
-Reads  one checkpoint and DATA, with BBox_List_2017.csv.
+Reads  one checkpoint and DATA, with BBox_List_2017.csv, or --table and --boxes of your own.
 Writes figs/picked/PAGE.jpg, the images of the paper's figure, and figs/all/PAGE.jpg, all images:
-       one row per box, ten rows per page.
+       one row per image and class with boxes, ten rows per page.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from pylon.data.options import BoxOptions
 from pylon.experiment.options import EvaluationOptions, Method
 from pylon.system.cli import parse, start
 
 
 @dataclass
-class Options(EvaluationOptions):
+class Options(BoxOptions, EvaluationOptions):
     """Draw the heatmaps of the boxed test images."""
 
     seed: int | None = None
@@ -40,15 +41,15 @@ from torch import nn
 
 from pylon.data.cache import ImageCache, open_cache
 from pylon.data.checks import select_boxed
-from pylon.data.chestxray14 import PICKED
 from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
-from pylon.data.sources import read_radiographs
+from pylon.data.options import cache_folder
 from pylon.data.transforms import eval_transform, normalize
 from pylon.drawing import Row, draw_page
-from pylon.experiment.evaluate import load_network, require_numbers
+from pylon.experiment.evaluate import load_network, read_data, require_numbers
 from pylon.experiment.selection import check_method, choose_checkpoints, leave_out_unfinished
 from pylon.heatmaps import heatmaps_of
+from pylon.scoring.rows import bboxes_of, merge_boxes
 from pylon.system.device import make_accelerator
 from pylon.system.files import is_number, write_atomically
 from pylon.system.progress import track
@@ -75,29 +76,31 @@ def main(options: Options) -> None:
     checkpoints = leave_out_unfinished(name, checkpoints, asked, say, option="--seed", enough=1)
     path = next(iter(checkpoints.values()))
 
-    # the boxed test images, and the boxes sorted by class
-    radiographs = read_radiographs(options.data, with_boxes=True)
-    boxed = select_boxed(radiographs.images, radiographs.boxes, options.data)
+    # the boxed test images, and their boxes sorted by class
+    radiographs = read_data(options, path, say, options.boxes, with_boxes=True)
+    boxed = select_boxed(radiographs)
     boxed = boxed.set_index("image_id", drop=False)
     order = list(radiographs.class_names).index
     by_class = {"key": lambda names: names.map(order), "kind": "stable"}
-    boxes = radiographs.boxes.sort_values("pathology", **by_class)
+    boxes = merge_boxes(radiographs.boxes.sort_values("pathology", **by_class))
 
     # the network
     model, card = load_network(options, radiographs, path, accelerator)
     network = Network(path, model, card)
     workers = options.num_workers
-    cache = open_cache(boxed, options.data / "cache", options.cache_size, workers, say)
-    say(f"heatmaps of {path} for {len(boxes)} boxes on {len(boxed)} images of {options.data}")
+    cache = open_cache(boxed, cache_folder(options), options.cache_size, workers, say)
+    count = len(radiographs.boxes)
+    say(f"heatmaps of {path} for {count} boxes on {len(boxed)} images of {radiographs.name}")
 
     # pages of the paper's images
     out = options.out if options.method == "map" else options.out / options.method
-    picked = [f"{stem}.png" for stem in PICKED if f"{stem}.png" in boxed.index]
-    lacking = [stem for stem in PICKED if f"{stem}.png" not in boxed.index]
+    wanted = radiographs.picked
+    picked = [f"{stem}.png" for stem in wanted if f"{stem}.png" in boxed.index]
+    lacking = [stem for stem in wanted if f"{stem}.png" not in boxed.index]
     if lacking:
         names = " ".join(lacking)
-        count = f"{len(lacking)} of the paper's {len(PICKED)} images"
-        say(f"skipped {count}, which are not in {options.data}: {names}")
+        count = f"{len(lacking)} of the paper's {len(wanted)} images"
+        say(f"skipped {count}, which are not in {radiographs.name}: {names}")
     if picked:
         rows = boxes_of_images(picked, boxes)
         draw_pages(out / "picked", rows, boxed, cache, network, options, accelerator)
@@ -111,7 +114,7 @@ def main(options: Options) -> None:
 
 
 def boxes_of_images(image_ids: list[str], boxes: pd.DataFrame) -> pd.DataFrame:
-    """Return the boxes of some images, in the order of the images."""
+    """Return the rows of some images, in the order of the images."""
     return pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
 
 
@@ -124,15 +127,15 @@ def draw_pages(
     options: Options,
     accelerator: Accelerator,
 ) -> None:
-    """Write pages of boxes, one row per box, ten rows per page; processes take turns.
+    """Write pages of ten rows, an image and a class with boxes each; processes take turns.
 
     Args:
         folder: folder for the pages.
-        rows: rows of the table of boxes.
+        rows: from `merge_boxes`.
         boxed: table of their images, indexed by image_id.
         cache: cache of the images.
     """
-    # the image of each box
+    # the image of each row
     loader = eval_loader(
         boxed.loc[rows["image_id"]],
         network.card["class_names"],
@@ -147,7 +150,7 @@ def draw_pages(
         if page % accelerator.num_processes != accelerator.process_index:
             continue
 
-        # the heatmap of each box's class
+        # the heatmap of each row's class
         of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
         positions = list(range(len(of_page)))
         classes = of_page["pathology"].map(network.card["class_names"].index).tolist()
@@ -161,13 +164,11 @@ def draw_pages(
 
         # the page
         panels = []
-        for box, heatmap, probability in zip(
-            of_page.itertuples(), heatmaps.cpu().numpy(), probabilities.tolist(), strict=True
-        ):
-            image = read_image(boxed.at[box.image_id, "path"])
-            title = f"{box.pathology}: {probability:.3f}"
-            bbox_xywh = (box.x, box.y, box.w, box.h)
-            panels.append(Row(box.image_id, image, heatmap, title, bbox_xywh))
+        values = (heatmaps.cpu().numpy(), probabilities.tolist(), bboxes_of(of_page))
+        for row, heatmap, probability, bboxes in zip(of_page.itertuples(), *values, strict=True):
+            image = read_image(boxed.at[row.image_id, "path"])
+            title = f"{row.pathology}: {probability:.3f}"
+            panels.append(Row(row.image_id, image, heatmap, title, bboxes))
         write_atomically(folder / f"{page + 1}.jpg", draw_page(panels))
     remove_pages_from(folder, len(loader) + 1)
 

@@ -2,9 +2,10 @@
 
     python train.py                                   # the paper's experiment, NIH's files in data/
     python train.py --data data/phantom --name demo   # on the phantom
+    python train.py --table my.csv --name mine        # on your own images
 
 Reads  DATA/images, Data_Entry_2017*.csv, train_val_list.txt, test_list.txt (or
-       original_split_*.csv).
+       original_split_*.csv); or TABLE and its images.
 Writes csv/NAME/SEED.csv, one row per epoch; save/NAME/SEED/best, the network with the lowest
        validation loss; save/NAME/SEED/last, from which the same command resumes after an
        interruption.
@@ -12,20 +13,13 @@ Writes csv/NAME/SEED.csv, one row per epoch; save/NAME/SEED/best, the network wi
 
 import math
 import os
-import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pylon.system.cli import (
-    Device,
-    Precision,
-    check_name,
-    flag,
-    parse,
-    require_at_least,
-    start,
-)
+from pylon.data.options import CacheOptions, ClassOptions
+from pylon.system.cli import Device, Precision, flag, parse, start
 
 Model = Literal[
     "pylon", "backbone", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan",
@@ -34,11 +28,12 @@ Model = Literal[
 
 
 @dataclass
-class Options:
+class Options(ClassOptions, CacheOptions):
     """Train PYLON on image-level labels. Defaults are the paper's."""
 
-    data: Path = Path("data")
-    """Folder with NIH's files."""
+    normalize: Literal["nih", "data"] = "nih"
+    """Mean and standard deviation of intensities: nih, the paper's; data, measured on 1,000
+    training images."""
     name: str | None = None
     """Name of the experiment, the value of --model if none is given. Results go to csv/NAME and
     save/NAME."""
@@ -63,7 +58,11 @@ class Options:
     encoder_name: str = "resnet50"
     """Any encoder of segmentation-models-pytorch, or tu-NAME for a timm encoder."""
     encoder_weights: str = "imagenet"
-    """imagenet (downloaded once) or none."""
+    """imagenet (downloaded once), none, or a file of weights: safetensors, or a state dict in
+    names of timm, torchvision or segmentation-models-pytorch."""
+    init_from: Path | None = None
+    """Start from the weights of this checkpoint, as far as they fit: a folder, or user/name on the
+    Hugging Face hub."""
     model: Model = "pylon"
     """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or an architecture
     of segmentation-models-pytorch."""
@@ -86,7 +85,7 @@ class Options:
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Worker processes that read and augment images."""
     cache_size: int = 0
-    """Read decoded images from a cache in DATA/cache, with no side above this many pixels; 1024 is
+    """Read decoded images from a cache (--cache-dir), with no side above this many pixels; 1024 is
     exact for NIH's images and takes 118 GB, 512 takes 29 GB. 0: decode the image files each
     time."""
     skip_unreadable: bool = False
@@ -106,36 +105,40 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pylon.baselines import Baseline, build_network
 from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import MEAN, STD
-from pylon.data.contract import split_hash
+from pylon.data.contract import have_unknown, split_hash
 from pylon.data.dataset import eval_loader, train_loader
+from pylon.data.options import cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize, train_transform
 from pylon.encoders import ArgumentError
 from pylon.experiment.card import has_ended, make_card, mark_finished
 from pylon.experiment.checkpoint import save_best, save_last
 from pylon.experiment.evaluate import predict_logits
+from pylon.experiment.initial import take_from_checkpoint
 from pylon.experiment.runs import close_run, find_last, open_run
+from pylon.experiment.train_options import check, check_on_device
 from pylon.experiment.training import (
     LossWatch,
+    count_known,
     describe_split,
     freeze_unused_parameters,
     leave_out_unreadable,
+    loss_of_known,
+    measure_intensities,
     require_finite,
-    require_images_a_process,
 )
-from pylon.model import STRIDE, Pylon, criterion
+from pylon.model import Pylon
 from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import write_csv
-from pylon.system.parallel import seed_epoch
+from pylon.system.parallel import on_main_process, seed_epoch
 
 OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
 
@@ -143,7 +146,7 @@ OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
 def main(options: Options) -> None:
     # options, device
     options.name = options.name or options.model
-    check(options)
+    check(options, OF_PYLON)
     accelerator = make_accelerator(
         options.device,
         options.precision,
@@ -155,11 +158,11 @@ def main(options: Options) -> None:
     say = accelerator.print
 
     # tables, split
-    radiographs = read_radiographs(options.data)
+    radiographs = read_radiographs(options, options.classes, options.ignore_columns)
     names = radiographs.class_names
     images = leave_out_unreadable(
-        radiographs.images,
-        options.data,
+        radiographs,
+        cache_folder(options),
         options.cache_size,
         options.num_workers,
         options.skip_unreadable,
@@ -167,19 +170,20 @@ def main(options: Options) -> None:
     )
     train = images[images["split"] == "train"]
     val = images[images["split"] == "val"]
-    describe_split(images, options.data, say)
+    describe_split(images, radiographs, say)
+    some_unknown = have_unknown(images, names)
 
     # earlier run: resume it, or report that it is finished
     save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
     card = make_card(
         names,
-        {**asdict(options), "data": str(options.data)},
+        as_json(options),
         split_hash(images, names),
         radiographs.list_sha256,
         MEAN,
         STD,
     )
-    last = find_last(save, card, asdict(Options()), options.overwrite, accelerator)
+    last = find_last(save, card, as_json(Options()), options.overwrite, accelerator)
     if last:
         if accelerator.is_main_process:  # a killed run may not have written it
             write_csv(csv, pd.DataFrame(last["rows"]), index=False)
@@ -196,6 +200,9 @@ def main(options: Options) -> None:
     torch.manual_seed(options.seed)
     with accelerator.main_process_first():  # only one process downloads
         net = build(options, len(names), pretrained=not last)
+        if not last:
+            for sentence in initial_weights(net, options, names):
+                say(sentence)
     freeze_unused_parameters(net)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -209,11 +216,21 @@ def main(options: Options) -> None:
     workers = options.num_workers
     pin = accelerator.device.type == "cuda"
     used = pd.concat([train, val])
-    cache = open_cache(used, options.data / "cache", options.cache_size, workers, say)
+    cache = open_cache(used, cache_folder(options), options.cache_size, workers, say)
     train_batches, sampler = train_loader(
         train, names, train_transform(size), batch_size, workers, options.seed, cache, pin
     )
     val_batches = eval_loader(val, names, eval_transform(size), batch_size, workers, cache, pin)
+
+    # mean and standard deviation of intensities
+    mean = last.get("mean", MEAN) if last else MEAN
+    std = last.get("std", STD) if last else STD
+    if options.normalize == "data" and not last:
+        mean, std = on_main_process(
+            accelerator, lambda: measure_intensities(train, names, size, cache, workers)
+        )
+        say(f"intensities of the training images: mean {mean:.4f}, standard deviation {std:.4f}")
+    card |= {"mean": mean, "std": std}
 
     # optimizer, schedule
     adam = torch.optim.Adam(net.parameters(), lr=options.lr, fused=accelerator.device.type != "mps")
@@ -249,8 +266,11 @@ def main(options: Options) -> None:
         model.train()
         watch = LossWatch(train_batches, epoch, lr, accelerator, save)
         for batch in watch:
-            output = model(normalize(batch["image"], MEAN, STD))
-            loss = criterion(output.logits, batch["label"])
+            known = count_known(batch["label"], accelerator) if some_unknown else None
+            if known == 0:
+                continue  # nothing to learn from, in any process
+            output = model(normalize(batch["image"], mean, std))
+            loss = loss_of_known(output.logits, batch["label"], known, accelerator.num_processes)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -258,8 +278,9 @@ def main(options: Options) -> None:
         train_loss, images_per_second = watch.finish()
 
         # validate, step the schedule
-        logits, labels = predict_logits(model, val_batches, accelerator, "validating", MEAN, STD)
-        val_loss = criterion(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        logits, labels = predict_logits(model, val_batches, accelerator, "validating", mean, std)
+        known = torch.tensor(np.isfinite(labels).sum()) if some_unknown else None
+        val_loss = loss_of_known(torch.tensor(logits), torch.tensor(labels), known).item()
         require_finite(val_loss, None, epoch, save)
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)
@@ -300,6 +321,8 @@ def main(options: Options) -> None:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "options": card["options"],
                 "split_sha256": card["split_sha256"],
+                "mean": mean,
+                "std": std,
             })  # fmt: skip
         say(
             f"epoch {epoch:2d}  train loss {train_loss:.4f}  "
@@ -320,58 +343,11 @@ def main(options: Options) -> None:
     accelerator.end_training()
 
 
-def check(options: Options) -> None:
-    """Raise a UserError that names the first option out of range."""
-    require_at_least(options, epochs=1, batch_size=2, patience=0, num_workers=0, seed=0)
-    if options.seed >= 2**32:
-        raise UserError(f"--seed must be below 2**32, not {options.seed}")
-    if not 0 < options.lr < math.inf or not 0 <= options.min_lr < options.lr:
-        raise UserError(
-            f"--lr {options.lr} and --min-lr {options.min_lr} must satisfy 0 <= min-lr < lr"
-        )
-    if not 0 < options.lr_factor < 1:
-        raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
-    if options.image_size < STRIDE or options.image_size % STRIDE:
-        raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
-    if options.image_size > 4096:
-        raise UserError(
-            f"--image-size must be at most 4096 (no radiograph is larger), not {options.image_size}"
-        )
-    if options.cache_size != 0 and options.cache_size < options.image_size:
-        raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
-    if options.compile and not has_compiler():
-        raise UserError(
-            "--compile needs a GPU and a C++ compiler; install g++, or leave --compile out"
-        )
-    if options.pool != "max" and options.model != "backbone":
-        raise UserError(
-            f"--pool {options.pool} cannot be used with --model {options.model}: avg is only for "
-            "backbone, max for every model"
-        )
-    changed = [key for key in OF_PYLON if getattr(options, key) != getattr(Options, key)]
-    if options.model != "pylon" and changed:
-        raise UserError(
-            "--up-layers, --up-modules and --no-attention are only for --model pylon, "
-            f"not {options.model}"
-        )
-    check_name(options.name)
-
-
-def has_compiler() -> bool:
-    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
-
-
-def check_on_device(options: Options, accelerator: Accelerator) -> None:
-    """Raise a UserError if the options do not fit the device or the number of processes."""
-    if options.compile and accelerator.device.type == "cpu":
-        # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds:
-        # pytorch#160391, #191837.
-        raise UserError(
-            "--compile needs a GPU: torch cannot compile this network for a CPU; "
-            "leave --compile out"
-        )
-    processes = accelerator.num_processes
-    require_images_a_process(options.model, options.image_size, options.batch_size, processes)
+def as_json(options: Options) -> dict[str, Any]:
+    """The options as they are written: paths as text, lists in place of tuples."""
+    values = asdict(options).items()
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in values}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
@@ -381,7 +357,7 @@ def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
         "encoder_weights": options.encoder_weights if pretrained else None,
         "classes": classes,
     }
-    if options.encoder_weights.lower() == "none":
+    if options.encoder_weights.lower() == "none" or options.init_from is not None:
         config["encoder_weights"] = None
     if options.model == "pylon":
         config |= {"kind": "pylon", **{key: getattr(options, key) for key in OF_PYLON}}
@@ -391,6 +367,14 @@ def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
         return build_network(config)
     except ArgumentError as error:
         raise UserError(f"{flag(error.argument)} {error.problem}") from error
+
+
+def initial_weights(net: Pylon | Baseline, options: Options, names: Sequence[str]) -> list[str]:
+    """Take weights from the checkpoint of --init-from, if given; say which weights were taken."""
+    if options.init_from is not None:
+        return take_from_checkpoint(net, names, options.init_from)
+    taken = getattr(net.encoder, "taken", None)  # from a file of --encoder-weights
+    return [taken] if taken else []
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from measure import (
 from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import MEAN, STD
 from pylon.data.dataset import eval_loader, train_loader
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, train_transform
 from pylon.experiment.evaluate import predict_logits
 
@@ -67,7 +67,7 @@ def measure_evaluation_memory(setting: Setting, count: int) -> None:
 
 
 def plain_training_peak(setting: Setting, batch_size: int) -> float:
-    radiographs = read_radiographs(setting.data)
+    radiographs = read_chestxray14(setting.data)
     step = plain_trainer(setting.encoder_name, setting.device)
     images = radiographs.images[: batch_size * 4]
     paths, labels = paths_and_labels(images, radiographs.class_names)
@@ -80,7 +80,7 @@ def plain_training_peak(setting: Setting, batch_size: int) -> float:
 
 
 def training_peak(setting: Setting, batch_size: int, precision: str) -> float:
-    radiographs = read_radiographs(setting.data)
+    radiographs = read_chestxray14(setting.data)
     images = radiographs.images[: batch_size * 4]
     workers = setting.num_workers
     cache = open_cache(images, setting.data / "cache", setting.cache_size, workers)
@@ -102,7 +102,7 @@ def training_peak(setting: Setting, batch_size: int, precision: str) -> float:
 
 
 def evaluation_peak(setting: Setting, count: int) -> float:
-    radiographs = read_radiographs(setting.data)
+    radiographs = read_chestxray14(setting.data)
     images = repeat(radiographs.images, count)
     accelerator = our_accelerator(setting.device.type, "fp32", training=False)
     workers = setting.num_workers

@@ -83,7 +83,7 @@ from pylon.data.chestxray14 import MEAN, STD
 from pylon.data.contract import Radiographs
 from pylon.data.dataset import EpochSampler, eval_loader, train_loader
 from pylon.data.images import read_image
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, normalize, train_transform
 from pylon.drawing import Row, draw_page
 from pylon.experiment.evaluate import images_at_a_time, predict_logits
@@ -96,9 +96,9 @@ LONGER = 16
 
 def main(options: Options) -> None:
     check(options)
-    radiographs = read_radiographs(options.data)
+    radiographs = read_chestxray14(options.data)
     images = radiographs.images
-    require_files(images, options.data)
+    require_files(images, radiographs)
     device = torch.device(options.device)
     options = replace(
         options,
@@ -324,7 +324,7 @@ def measure_pages(options: Options, images: pd.DataFrame) -> None:
     paths = images["path"].iloc[:10].tolist()
     maps = rng.random((10, 64, 64), np.float32)
     title = "Mass: 0.123"
-    bbox = (20, 30, 60, 50)
+    bbox = np.array([20, 30, 60, 50])
 
     def theirs() -> None:
         plain.draw_page(
@@ -333,7 +333,7 @@ def measure_pages(options: Options, images: pd.DataFrame) -> None:
 
     def ours() -> None:
         draw_page([
-            Row(Path(path).name, read_image(path), heatmap, title, bbox)
+            Row(Path(path).name, read_image(path), heatmap, title, bbox[None])
             for path, heatmap in zip(paths, maps, strict=True)
         ])  # fmt: skip
 

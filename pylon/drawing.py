@@ -21,7 +21,7 @@ class Row(NamedTuple):
     image: np.ndarray  # (H, W) uint8
     heatmap: np.ndarray  # (h, w) float32, probabilities
     title: str
-    bbox_xywh: tuple[int, int, int, int]  # pixels of the image
+    bbox_xywh: np.ndarray  # (K, 4) boxes in pixels of the image; without width: none
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
@@ -76,11 +76,12 @@ def draw_page(rows: list[Row]) -> bytes:
 
 
 def panel_with_box(image: np.ndarray, row: Row) -> np.ndarray:
-    """Draw the overlay of a row, (PANEL, PANEL, 3) RGB, with its box scaled to the panel."""
+    """Draw the overlay of a row, (PANEL, PANEL, 3) RGB, with its boxes scaled to the panel."""
     panel = overlay(image, row.heatmap)
     file_size = np.array(row.image.shape[::-1] * 2)  # width, height, width, height
-    x, y, w, h = np.array(row.bbox_xywh) * PANEL / file_size
-    corner = (round(x), round(y))
-    opposite = (round(x + w) - 1, round(y + h) - 1)
-    cv2.rectangle(panel, corner, opposite, BOX_COLOUR, 2)
+    boxes = row.bbox_xywh[row.bbox_xywh[:, 2] > 0]
+    for x, y, w, h in boxes * PANEL / file_size:
+        corner = (round(x), round(y))
+        opposite = (round(x + w) - 1, round(y + h) - 1)
+        cv2.rectangle(panel, corner, opposite, BOX_COLOUR, 2)
     return panel

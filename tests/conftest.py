@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 
 ROOT = Path(__file__).parent.parent
 NETWORK = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
@@ -216,7 +216,7 @@ def official(shared, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def official_boxes(official) -> pd.DataFrame:
-    return read_radiographs(official, with_boxes=True).boxes
+    return read_chestxray14(official, with_boxes=True).boxes
 
 
 @pytest.fixture

@@ -9,14 +9,19 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
 import pytest
 import tyro
 from conftest import ROOT, run_script
 
+from pylon.data.options import DataOptions
+from pylon.data.sources import read_radiographs
+
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data/README.md", *sorted(ROOT.glob("docs/*.md"))]
 README = ROOT / "README.md"
 EXTENDING = ROOT / "docs/extending.md"
+OWN_DATA = ROOT / "docs/own_data.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -151,8 +156,8 @@ def test_recipes_work_as_written(phantom, tmp_path, monkeypatch):
     names = sorted(path.name for path in mine.glob("images/*"))[:24]
     table = pd.DataFrame({"file": names, "patient": [int(name[:8]) for name in names]})
     table["split"] = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
-    table["Effusion"] = [k % 2 for k in range(24)]
-    table["Nodule"] = [k % 3 // 2 for k in range(24)]
+    findings = ["", "Effusion", "Nodule", "Effusion|Nodule"]
+    table["findings"] = [findings[k % 4] for k in range(24)]
     table.to_csv(mine / "labels.csv", index=False)
     (header,) = {code.splitlines()[0] for code in blocks(EXTENDING, "csv")}
     assert ",".join(table) == header
@@ -166,7 +171,7 @@ def test_recipes_work_as_written(phantom, tmp_path, monkeypatch):
     assert len(printed) == 7
     assert "average precision" in printed["python eval_auc.py --data data/mine --name mine"]
     scores = pd.read_csv(tmp_path / "csv/mine/auroc.csv")
-    assert scores.columns[1:3].tolist() == table.columns[3:].tolist()
+    assert scores.columns[1:3].tolist() == ["Effusion", "Nodule"]
     written = {"my-encoder": '"encoder_name": "mine"', "pooled": '"global_pooling": true'}
     for name, key in written.items():
         assert key in (tmp_path / f"save/{name}/0/best/config.json").read_text()
@@ -174,3 +179,82 @@ def test_recipes_work_as_written(phantom, tmp_path, monkeypatch):
     # and in one's own code
     monkeypatch.chdir(tmp_path)
     exec(in_own_code, {})
+
+
+VINDR = {
+    "annotations/image_labels_train.csv": (
+        "image_id,rad_id,Aortic enlargement,Nodule/Mass,Pneumonia,Other diseases,No finding\n"
+        "a,R1,1,0,0,0,0\na,R2,1,0,0,0,0\na,R3,0,1,0,0,0\n"
+        "b,R1,0,0,0,0,1\nb,R2,0,0,0,0,1\nb,R3,0,0,0,0,1\n"
+        "c,R1,0,1,1,0,0\nc,R2,0,1,0,0,0\nc,R3,0,1,1,0,0\n"
+    ),
+    "annotations/image_labels_test.csv": (
+        "image_id,Aortic enlargement,Nodule/Mass,Pneumonia,Other disease,No finding\n"
+        "d,0,1,0,0,0\ne,0,0,0,0,1\n"
+    ),
+    "annotations/annotations_test.csv": (
+        "image_id,class_name,x_min,y_min,x_max,y_max\n"
+        "d,Nodule/Mass,10.5,20,40,60\nd,Nodule/Mass,70,20,90,60\nd,Other disease,1,1,9,9\n"
+        "e,No finding,,,,\n"
+    ),
+}
+CHEXPERT_COLUMNS = (
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,"
+    "Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,"
+    "Pleural Effusion,Pleural Other,Fracture,Support Devices\n"
+)
+SMALL = "CheXpert-v1.0-small"
+CHEXPERT = {
+    f"{SMALL}/train.csv": CHEXPERT_COLUMNS
+    + f"{SMALL}/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,"
+    "1.0,,,,,,,,,0.0,,,,1.0\n"
+    + f"{SMALL}/train/patient00010/study1/view1_frontal.jpg,Male,50,Frontal,PA,"
+    ",,1.0,,,-1.0,,,,,,,,\n"
+    + f"{SMALL}/train/patient00010/study1/view2_lateral.jpg,Male,50,Lateral,,"
+    ",,1.0,,,-1.0,,,,,,,,\n",
+    f"{SMALL}/valid.csv": CHEXPERT_COLUMNS
+    + f"{SMALL}/valid/patient64541/study1/view1_frontal.jpg,Male,73,Frontal,AP,0.0,1.0,0.0,1.0,0.0,"
+    "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n",
+}
+RSNA = {
+    "stage_2_train_labels.csv": (
+        "patientId,x,y,width,height,Target\n"
+        "a,,,,,0\nb,10.0,20.0,30.0,40.0,1\nb,60.0,20.0,30.0,40.0,1\nc,,,,,0\nd,1.0,2.0,3.0,4.0,1\n"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("vindr", VINDR), ("chexpert", CHEXPERT), ("rsna", RSNA)]
+)
+def test_public_data_sets_become_tables(tmp_path, monkeypatch, name, files):
+    for file, content in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content)
+    (code,) = [code for code in blocks(OWN_DATA, "python") if code.startswith(f"# {name}.py")]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    for path in pd.read_csv("my.csv")["path"]:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(path, np.zeros((100, 100), np.uint8))
+    boxes = Path("boxes.csv") if Path("boxes.csv").exists() else None
+    options = DataOptions(table=Path("my.csv"))
+    data = read_radiographs(options, boxes=boxes, with_boxes=boxes is not None)
+    assert data.images["path"].notna().all()
+    if name == "vindr":
+        assert data.class_names == ("Aortic enlargement", "Nodule/Mass", "Pneumonia")
+        assert data.images["split"].tolist() == ["val", "train", "train", "test", "test"]
+        labels = data.images[list(data.class_names)].to_numpy().tolist()
+        assert labels == [[1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0], [0, 0, 0]]
+        assert data.boxes[list("xywh")].to_numpy().tolist() == [[10, 20, 29, 40], [70, 20, 20, 40]]
+    elif name == "chexpert":
+        assert len(data.class_names) == 12
+        assert data.images["split"].tolist() == ["train", "val", "test"]
+        patients = ["patient00001", "patient00010", "patient64541"]
+        assert data.images["patient_id"].tolist() == patients
+        assert data.images["Cardiomegaly"].tolist() == [0, 1, 0]
+        assert np.isnan(data.images["Edema"]).tolist() == [False, True, False]
+    else:
+        assert data.class_names == ("Lung Opacity",)
+        assert data.images["Lung Opacity"].tolist() == [0, 1, 0, 1]
+        assert set(data.images["split"]) == {"train", "val", "test"}

@@ -34,7 +34,8 @@ def test_page_has_images_boxes_and_titles():
     image = np.full((100, 100), 60, np.uint8)
     image[:, 50:] = 180
     heatmap = np.zeros((25, 25), np.float32)
-    rows = [Row(f"{n}.png", image, heatmap, "Mass: 0.123", (20, 30, 40, 10)) for n in range(3)]
+    boxes = np.array([(20, 30, 20, 10), (40, 30, 20, 10), (0, 0, 0, 0)])  # two, side by side
+    rows = [Row(f"{n}.png", image, heatmap, "Mass: 0.123", boxes) for n in range(3)]
     page = cv2.imdecode(np.frombuffer(draw_page(rows), np.uint8), cv2.IMREAD_COLOR)
     assert page.shape == (3 * (PANEL + TITLE + GAP) + GAP, 2 * PANEL + 3 * GAP, 3)
     for n in range(3):
@@ -56,6 +57,8 @@ def test_page_has_images_boxes_and_titles():
 @pytest.mark.parametrize("name", [r"$\frac{$.png", "a_b^c$.png", "$$"])
 def test_names_are_not_parsed_as_formulas(name):
     image = np.zeros((20, 20), np.uint8)
-    page = draw_page([Row(name, image, np.zeros((5, 5), np.float32), name, (0, 0, 5, 5))])
+    page = draw_page(
+        [Row(name, image, np.zeros((5, 5), np.float32), name, np.array([(0, 0, 5, 5)]))]
+    )
     # there is text
     assert cv2.imdecode(np.frombuffer(page, np.uint8), cv2.IMREAD_COLOR)[:TITLE].min() < 100

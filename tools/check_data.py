@@ -1,6 +1,7 @@
-"""Check that a folder with NIH's files is complete, undamaged and consistent.
+"""Check that a data set is complete, undamaged and consistent.
 
     python tools/check_data.py --data data    # 112,120 images take about 18 minutes on 2 cores
+    python tools/check_data.py --table my.csv --boxes boxes.csv
 
 Reads  every list and decodes all images in the lists.
 Prints a table, then "ready" (exit code 0) or a list of what to fix (exit code 2).
@@ -10,16 +11,15 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pylon.data.options import BoxOptions, ClassOptions, DataOptions
 from pylon.system.cli import parse, require_at_least, start
 from pylon.system.errors import UserError
 
 
 @dataclass
-class Options:
-    """Check that a folder with NIH's files is complete, undamaged and consistent."""
+class Options(BoxOptions, ClassOptions, DataOptions):
+    """Check that a data set is complete, undamaged and consistent."""
 
-    data: Path = Path("data")
-    """Folder with NIH's files."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read images."""
 
@@ -40,8 +40,11 @@ from pylon.data.checks import (
     subject,
 )
 from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES, WHERE
-from pylon.data.contract import no_boxes, shared_patients, split_hash
+from pylon.data.contract import SPLITS, Radiographs, no_boxes, shared_patients, split_hash
 from pylon.data.images import fault_of, read_image, width_height_of
+from pylon.data.sources import read_radiographs
+from pylon.data.table import choose_classes, faults_of_cells, read_cells
+from pylon.data.table_boxes import read_listed, with_boxes
 from pylon.system.parallel import look_at
 
 
@@ -56,22 +59,36 @@ class Part:
 
 def main(options: Options) -> None:
     require_at_least(options, num_workers=0)
+    if options.table is not None:
+        check_table(options)
+        return
+    if options.classes or options.ignore_columns or options.boxes is not None:
+        raise UserError("--classes, --ignore-columns and --boxes are for a --table; leave them out")
     data = options.data
     lists = chestxray14.read_lists(data)
     images = chestxray14.images_of(lists)
 
     # check each part
     of_lists = Part(faults_of_lists(lists), counts=count_images(images))
-    of_files, readable = check_files(data, images, options.num_workers)
+    missing = f"missing from {data / 'images'}; unpack all of NIH's archives there ({WHERE})"
+    of_files, readable = check_files(images, options.num_workers, missing)
+    of_one_name = files_of_one_name(data)
+    of_files.faults += of_one_name
+    of_files.counts["duplicate file names"] = len(of_one_name)
     of_boxes = check_boxes(data, images, readable)
     of_patients = check_patients(images)
 
     # print the table, the hashes, notes and faults
     print_counts(data, of_lists.counts | of_boxes.counts | of_files.counts | of_patients.counts)
     print_hashes(data, images)
-    for note in of_files.notes + of_boxes.notes + of_patients.notes:
-        print(f"note: {note}")
     faults = of_lists.faults + of_files.faults + of_boxes.faults + of_patients.faults
+    conclude(data, of_files.notes + of_boxes.notes + of_patients.notes, faults)
+
+
+def conclude(data: Path, notes: list[str], faults: list[str]) -> None:
+    """Print notes and faults; raise a UserError if there are faults."""
+    for note in notes:
+        print(f"note: {note}")
     for number, sentence in enumerate(faults, start=1):
         print(f"{number:4}. {sentence}")
     if faults:
@@ -79,6 +96,57 @@ def main(options: Options) -> None:
             f"{data} is not ready; fix what is listed above ({len(faults)}), then run this again"
         )
     print("ready")
+
+
+def check_table(options: Options) -> None:
+    """Check a table of one's own, its images and its boxes."""
+    table = options.table
+    if options.data == DataOptions.data:  # otherwise `read_radiographs` says what is wrong
+        cells = read_cells(table, "path")
+        asked = (options.classes, options.ignore_columns, "--classes")
+        names = choose_classes(cells, *asked, table)
+        faults = faults_of_cells(cells, names, table)
+        if faults:
+            conclude(table, [], faults)
+    radiographs = read_radiographs(options, options.classes, options.ignore_columns)
+
+    # the image files
+    missing = f"missing from {radiographs.images_from}; {radiographs.if_missing}"
+    of_files, readable = check_files(radiographs.images, options.num_workers, missing)
+    faults = of_files.faults
+
+    # the boxes
+    if options.boxes is not None:
+        _, of_boxes = read_listed(radiographs, options.boxes, table)
+        faults = faults + of_boxes
+        if not of_boxes:
+            radiographs = with_boxes(radiographs, options.boxes, table)
+            boxes = radiographs.boxes
+            measurable = boxes[boxes["image_id"].isin(readable["image_id"])]
+            faults += boxes_beyond_images(readable, measurable, str(options.boxes))
+            faults += boxes_without_label(boxes, radiographs.images)
+    print_splits(radiographs)
+    conclude(table, [*radiographs.notes, *of_files.notes], faults)
+
+
+def print_splits(radiographs: Radiographs) -> None:
+    """Print how many images, patients, boxes and positive labels each split has."""
+    parts = [radiographs.of_split(split) for split in SPLITS]
+    rows = {
+        "images": [len(part) for part in parts],
+        "patients": [part["patient_id"].nunique() for part in parts],
+    }
+    boxed = radiographs.boxes["image_id"]
+    if len(boxed):
+        rows["boxes of test images"] = [int(boxed.isin(part["image_id"]).sum()) for part in parts]
+    for name in radiographs.class_names:
+        labels = [part[name] for part in parts]
+        rows[name] = [f"{int((of.eq(1)).sum())} of {int(of.notna().sum())}" for of in labels]
+    print(f"| {radiographs.name:33} | {'train':>14} | {'val':>14} | {'test':>14} |")
+    print(f"| {'-' * 33} | {'-' * 14} | {'-' * 14} | {'-' * 14} |")
+    for name, counts in rows.items():
+        print(f"| {name:33} | " + " | ".join(f"{count:>14}" for count in counts) + " |")
+    print("\nfor each class: positive of known labels\n")
 
 
 def count_images(images: pd.DataFrame) -> dict[str, int]:
@@ -91,16 +159,21 @@ def count_images(images: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def check_files(data: Path, images: pd.DataFrame, num_workers: int) -> tuple[Part, pd.DataFrame]:
-    """Decode all images; also return the readable ones, with their paths."""
+def check_files(
+    images: pd.DataFrame, num_workers: int, if_missing: str
+) -> tuple[Part, pd.DataFrame]:
+    """Decode all images; also return the readable ones, with their paths.
+
+    Args:
+        images: a table of images (see contract.py).
+        num_workers: processes that read them.
+        if_missing: completes the sentence on missing images, after their names.
+    """
     part = Part()
     found = images[images["path"].notna()]
     missing = images["image_id"][images["path"].isna()]
     if len(missing):
-        part.faults.append(
-            f"{subject(missing)} missing from {data / 'images'}; "
-            f"unpack all of NIH's archives there ({WHERE})"
-        )
+        part.faults.append(f"{subject(missing)} {if_missing}")
 
     # decode every image
     answers = look_at(found["path"], look, num_workers, "decoding")
@@ -118,15 +191,11 @@ def check_files(data: Path, images: pd.DataFrame, num_workers: int) -> tuple[Par
     coloured = readable["image_id"][readable["channels"] != 1]
     if len(coloured):
         part.notes.append(f"{subject(coloured)} not greyscale, but read as greyscale")
-    of_one_name = files_of_one_name(data)
-    part.faults += of_one_name
-
     part.counts = {
         "images missing": len(missing),
         "images unreadable": len(files) - len(readable),
         f"images other than {usual or 'most'}": len(odd),
         "images not greyscale": len(coloured),
-        "duplicate file names": len(of_one_name),
     }
     return part, readable
 
@@ -156,7 +225,7 @@ def check_boxes(data: Path, images: pd.DataFrame, readable: pd.DataFrame) -> Par
     tested = images["image_id"][images["split"] == "test"]
     boxes = listed[listed["image_id"].isin(tested)]
     measurable = boxes[boxes["image_id"].isin(readable["image_id"])]
-    part.faults += boxes_beyond_images(readable, measurable, data)
+    part.faults += boxes_beyond_images(readable, measurable, str(data / BOX_LIST))
     part.faults += boxes_without_label(listed, images)
     unused = sorted(set(listed["image_id"]) - set(boxes["image_id"]))
     if unused:

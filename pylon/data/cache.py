@@ -2,8 +2,9 @@
 
 FOLDER/SIZE/images.uint8  a memory map (N, SIZE, SIZE), one row per image; the system keeps as much
                           of it in memory as fits
-            index.csv     one row per image, in the same order: image_id, height, width, and bytes
-                          and modified_ns of its file
+            index.csv     one row per image, in the same order: path of its file, relative to
+                          FOLDER, height, width, bytes and modified_ns of the file, and how its
+                          pixels were read
             lock          held by the process that fills the cache
 """
 
@@ -21,14 +22,14 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader, Dataset
 
-from pylon.data.images import fault_of, read_image, require_readable
+from pylon.data.images import READING, fault_of, read_image, require_readable
 from pylon.system.errors import UserError
 from pylon.system.files import csv_file, locked, write_atomically
 from pylon.system.parallel import loader_generator, look_at, start_worker
 from pylon.system.progress import track
 
-COLUMNS = ["image_id", "height", "width", "bytes", "modified_ns"]
-WHOLE_NUMBERS = dict.fromkeys(COLUMNS[1:], "int64")
+COLUMNS = ["path", "height", "width", "bytes", "modified_ns", "reading"]
+TYPES = {"path": str, **dict.fromkeys(COLUMNS[1:5], "int64"), "reading": str}
 SECONDS_BETWEEN_COMMITS = 20  # the most work that a killed process can lose
 
 
@@ -50,12 +51,17 @@ class ImageCache:
     """Grey images, no side above `size`, in one memory map that all processes share."""
 
     def __init__(self, folder: Path, size: int):
+        self.folder = folder
         self.path = folder / "images.uint8"
         self.size = size
         index = read_index(folder, size)
         self.height_width = index[["height", "width"]].to_numpy()
-        self.row_of = pd.Series(np.arange(len(index)), index=index["image_id"])
+        self.row_of = pd.Series(np.arange(len(index)), index=index["path"])
         self.map = None
+
+    def rows_of(self, paths: pd.Series) -> np.ndarray:
+        """The rows of image files, (N,) int64; a KeyError if one is not in the cache."""
+        return self.row_of[keys_of(paths, self.folder)].to_numpy()
 
     def __getstate__(self) -> dict:
         # pickling a memory map would copy all its contents
@@ -95,7 +101,7 @@ def open_cache(
         return None
     place = folder / str(size)
     # a complete cache may be read-only and is not locked
-    if len(find_missing(read_index(place, size), images)):
+    if len(find_missing(read_index(place, size), images, place)):
         with locked(place, say):
             fill(place, images, size, num_workers)
     return ImageCache(place, size)
@@ -111,30 +117,51 @@ def unreadable_images(
     found only with `decode`.
     """
     if size:
-        images = find_missing(read_index(folder / str(size), size), images)
+        place = folder / str(size)
+        images = find_missing(read_index(place, size), images, place)
+        images["path"] = images["file"]
     look = partial(fault_of, read=read_image if decode else require_readable)
     faults = look_at(images["path"], look, num_workers, "checking the images")
     return {name: fault for name, fault in zip(images["image_id"], faults, strict=True) if fault}
 
 
-def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Images that are not in the index or whose files have changed, with their rows."""
+def keys_of(paths: pd.Series, folder: Path) -> list[str]:
+    """Paths relative to the folder of the caches: a folder moved with its caches keeps them."""
+    base = os.path.abspath(folder.parent)
+    of_folder = {}  # a data set has few folders, and relpath takes long
+    keys = []
+    for path in paths:
+        head, tail = os.path.split(path)
+        if head not in of_folder:
+            of_folder[head] = os.path.relpath(os.path.abspath(head), base)
+        keys.append(os.path.join(of_folder[head], tail))
+    return keys
+
+
+def find_missing(index: pd.DataFrame, images: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Images that are not in the index or whose files have changed, with file and row.
+
+    Args:
+        index: of the cache in `folder`.
+        images: a table of images (see contract.py).
+    """
     # size and modification time of each file; a link may be broken
-    images = images.drop_duplicates("image_id")
+    images = images.drop_duplicates("path")
     files = [os.stat(path, follow_symlinks=os.path.exists(path)) for path in images["path"]]
     wanted = pd.DataFrame({
         "image_id": images["image_id"].to_numpy(),
-        "path": images["path"].to_numpy(),
+        "file": images["path"].to_numpy(),
+        "path": keys_of(images["path"], folder),
         "bytes": [file.st_size for file in files],
         "modified_ns": [file.st_mtime_ns for file in files],
+        "reading": READING,
     })  # fmt: skip
 
     # compare with the index
     numbered = index.reset_index(names="row")
-    merged = wanted.merge(numbered, on="image_id", how="left", suffixes=("", "_then"))
-    resized = merged["bytes"] != merged["bytes_then"]
-    retimed = merged["modified_ns"] != merged["modified_ns_then"]
-    missing = merged[resized | retimed].reset_index(drop=True)
+    merged = wanted.merge(numbered, on="path", how="left", suffixes=("", "_then"))
+    changed = [merged[key] != merged[f"{key}_then"] for key in ("bytes", "modified_ns", "reading")]
+    missing = merged[np.any(changed, axis=0)].reset_index(drop=True)
 
     # a changed file keeps its row, new ones are appended
     new = missing["row"].isna()
@@ -145,7 +172,7 @@ def find_missing(index: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> None:
     """Decode missing images into a cache; the caller must hold the lock."""
     index = read_index(folder, size)
-    missing = find_missing(index, images)
+    missing = find_missing(index, images, folder)
     if len(missing) == 0:  # another process has filled it in the meantime
         return
     rows = max(len(index), missing["row"].max() + 1)
@@ -174,7 +201,7 @@ def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> Non
             part = missing.iloc[: len(done)].copy()
             part[["height", "width"]] = done
             index = pd.concat([index, part.set_index("row")[COLUMNS]])
-            index = index[~index.index.duplicated(keep="last")].sort_index().astype(WHOLE_NUMBERS)
+            index = index[~index.index.duplicated(keep="last")].sort_index().astype(TYPES)
             write_atomically(folder / "index.csv", csv_file(index, index=False))
             committed = time.monotonic()
 
@@ -185,7 +212,7 @@ class Decoder(Dataset):
     def __init__(self, path: Path, size: int, todo: pd.DataFrame):
         self.path = path
         self.size = size
-        self.files = todo["path"].to_numpy(dtype=str)
+        self.files = todo["file"].to_numpy(dtype=str)
         self.rows = todo["row"].to_numpy()
 
     def __len__(self) -> int:
@@ -205,13 +232,19 @@ def open_map(path: Path, size: int, mode: str) -> np.memmap:
 
 
 def read_index(folder: Path, size: int) -> pd.DataFrame:
-    """The index of a cache, one row per image; empty if there is no cache."""
+    """The index of a cache, one row per image; empty if there is no cache.
+
+    An index of an earlier version, without paths, counts as empty too.
+    """
     path = folder / "index.csv"
     store = folder / "images.uint8"
     if not path.exists() or not store.exists():
-        return pd.DataFrame(columns=COLUMNS).astype(WHOLE_NUMBERS)
+        return pd.DataFrame(columns=COLUMNS).astype(TYPES)
     try:
-        index = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=WHOLE_NUMBERS)[COLUMNS]
+        content = path.read_bytes()
+        if content.startswith(b"image_id,height,width,bytes,modified_ns\n"):
+            return pd.DataFrame(columns=COLUMNS).astype(TYPES)
+        index = pd.read_csv(io.BytesIO(content), dtype=TYPES, keep_default_na=False)[COLUMNS]
     except (ValueError, KeyError, pd.errors.ParserError) as error:
         raise UserError(
             f"{path} is damaged; when no run uses {folder}, delete it to rebuild the cache"

@@ -14,10 +14,10 @@ from pylon.data.chestxray14 import (
     BOX_LIST,
     ORIGINAL_SPLIT,
     PATHOLOGIES,
-    WHERE,
     OfficialLists,
     OriginalSplit,
 )
+from pylon.data.contract import Radiographs
 from pylon.data.images import width_height_of
 from pylon.system.errors import UserError
 
@@ -159,42 +159,48 @@ def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
     return faults
 
 
-def require_files(images: pd.DataFrame, data: Path) -> None:
-    """Raise a UserError that counts and names the missing images, if any."""
+def require_files(images: pd.DataFrame, radiographs: Radiographs) -> None:
+    """Raise a UserError that counts and names the missing ones of some images, if any."""
     missing = images["image_id"][images["path"].isna()]
     if len(images) == 0:
-        raise UserError(f"the lists of {data} contain no images of the requested split")
+        raise UserError(f"{radiographs.name} has no images of the requested split; add some")
     if len(missing):
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
-            f"{len(missing)} of {len(images)} images are missing from {data / 'images'}: {named}; "
-            f"unpack all of NIH's image archives there ({WHERE})"
+            f"{len(missing)} of {len(images)} images are missing from {radiographs.images_from}: "
+            f"{named}; {radiographs.if_missing}"
         )
 
 
-def select_boxed(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -> pd.DataFrame:
+def select_boxed(radiographs: Radiographs) -> pd.DataFrame:
     """The images that have boxes, in the order of the table.
 
     Raises:
         UserError: there are none, a file is missing, or a box reaches beyond its image.
     """
-    boxed = images[images["image_id"].isin(boxes["image_id"])]
+    images = radiographs.images
+    boxed = images[images["image_id"].isin(radiographs.boxes["image_id"])]
     if len(boxed) == 0:
-        raise UserError(f"{data / BOX_LIST} has no boxes for the images of the test list")
-    require_files(boxed, data)
-    raise_first(boxes_beyond_images(boxed, boxes, data))
+        raise UserError(
+            f"{radiographs.boxes_from} has no boxes for the test images of {radiographs.name}"
+        )
+    require_files(boxed, radiographs)
+    raise_first(boxes_beyond_images(boxed, radiographs.boxes, radiographs.boxes_from))
     return boxed
 
 
-def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, data: Path) -> list[str]:
-    """The boxes that reach beyond their images; `images` must include all images with boxes."""
+def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, boxes_from: str) -> list[str]:
+    """The boxes that reach beyond their images; `images` must include all images with boxes.
+
+    `boxes_from` is the file of the boxes, for the sentences.
+    """
     paths = dict(zip(images["image_id"], images["path"], strict=True))
     faults = []
     for box in boxes.itertuples():
         width, height = width_height_of(paths[box.image_id])
         if box.x + box.w > width or box.y + box.h > height:
             faults.append(
-                f"{data / BOX_LIST}: the box of {box.image_id}, {box.pathology}, reaches beyond "
+                f"{boxes_from}: the box of {box.image_id}, {box.pathology}, reaches beyond "
                 f"the image ({width} x {height}); boxes are in pixels of the image files, "
                 "so scale both or neither"
             )
@@ -215,5 +221,5 @@ def boxes_without_label(listed: pd.DataFrame, images: pd.DataFrame) -> list[str]
     return [
         f"{box.image_id} has a box of {box.pathology} but not that label; correct one of them"
         for box in known.itertuples()
-        if not labels.at[box.image_id, box.pathology]
+        if labels.at[box.image_id, box.pathology] == 0
     ]

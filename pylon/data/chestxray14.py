@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pylon.data.contract import BOX_COLUMNS, Radiographs, hash_of_table
+from pylon.data.contract import BOX_COLUMNS, Radiographs, hash_of_list, hash_of_table
 from pylon.system.errors import UserError
 
 PATHOLOGIES = (
@@ -97,8 +97,9 @@ def read_official_lists(data: Path) -> OfficialLists:
     lacking += [name for name, path in lists.items() if not path.exists()]
     if lacking:
         lacking += [] if find_files(data) else ["images/"]
+        problem = f"lacks {', '.join(lacking)}" if data.is_dir() else "is not a folder"
         raise UserError(
-            f"{data} lacks {', '.join(lacking)}: download ChestX-ray14 from {WHERE} into it "
+            f"{data} {problem}: download ChestX-ray14 from {WHERE} into it "
             "(see the README), or choose another folder with --data"
         )
 
@@ -296,8 +297,7 @@ def list_hashes(data: Path) -> dict[str, str]:
     patterns = ("Data_Entry_2017*.csv", BOX_LIST, "*_list.txt", "original_split_*.csv")
     hashes = {}
     for path in sorted(path for pattern in patterns for path in data.glob(pattern)):
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-        hashes[path.name] = hashlib.sha256(content.rstrip(b"\n")).hexdigest()
+        hashes[path.name] = hash_of_list(path.read_bytes())
     return hashes
 
 

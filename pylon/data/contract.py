@@ -13,6 +13,7 @@ To add a data set, write one file that returns `Radiographs`, and a line in sour
 import hashlib
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 BOX_COLUMNS = ("image_id", "pathology", "x", "y", "w", "h")
@@ -24,19 +25,31 @@ class Radiographs:
     """A data set; a ValueError is raised if it breaks the contract.
 
     Attributes:
-        images: image_id str, unique; patient_id int64; split "train", "val" or "test"; path str,
-            NaN if there is no file; one uint8 column, 0 or 1, per class. Other columns are allowed
-            and ignored.
-        boxes: image_id str; pathology str, a class; x, y, w, h int64, pixels of the image file.
-            Empty unless boxes were requested.
+        images: image_id str, unique; patient_id int64 or str; split "train", "val" or "test"; path
+            str, NaN if there is no file; one column per class: uint8, 0 or 1, or, if some labels
+            are unknown, float32 with NaN for these. Other columns are allowed and ignored.
+        boxes: image_id str; pathology str, a class; x, y, w, h int64, pixels of the image file; any
+            number per image and class. Empty unless boxes were requested.
         class_names: the classes, in the order of the network's outputs.
         list_sha256: SHA-256 of each list that the tables come from, by its name.
+        name: of the data set, in messages.
+        images_from, boxes_from: where missing images and faulty boxes are to be corrected, in
+            messages.
+        if_missing: what to do about missing images, in messages.
+        picked: names, without extension, of images to draw on pages of their own.
+        notes: sentences for the user about how the data was read.
     """
 
     images: pd.DataFrame
     boxes: pd.DataFrame
     class_names: tuple[str, ...]
     list_sha256: dict[str, str] = field(default_factory=dict)
+    name: str = "the data set"
+    images_from: str = "the data set"
+    boxes_from: str = "the data set"
+    if_missing: str = "copy them there"
+    picked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a reader breaks the contract, which would give wrong results."""
@@ -51,14 +64,18 @@ class Radiographs:
         # the values
         if images["image_id"].duplicated().any():
             raise ValueError("image_id must be unique in images")
-        if not pd.api.types.is_integer_dtype(images["patient_id"]):
-            raise ValueError(f"patient_id must be integers, got {images['patient_id'].dtype}")
+        patient_ids = images["patient_id"]
+        is_text = patient_ids.map(type).eq(str).all()
+        if not pd.api.types.is_integer_dtype(patient_ids) and not is_text:
+            raise ValueError(f"patient_id must be integers or text, got {patient_ids.dtype}")
         splits = sorted(set(images["split"]) - set(SPLITS))
         if splits:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {splits}")
-        unlike = [name for name in self.class_names if not images[name].isin((0, 1)).all()]
+        unlike = [name for name in self.class_names if not images[name].isin((0, 1, np.nan)).all()]
         if unlike:
-            raise ValueError(f"labels must be 0 or 1, but those of {', '.join(unlike)} are not")
+            raise ValueError(
+                f"labels must be 0, 1 or NaN, but those of {', '.join(unlike)} are not"
+            )
         unknown = sorted(set(self.boxes["pathology"]) - set(self.class_names))
         if unknown:
             raise ValueError(f"pathology of boxes must be a class, got {unknown}")
@@ -71,6 +88,11 @@ class Radiographs:
 def no_boxes() -> pd.DataFrame:
     """An empty table of boxes."""
     return pd.DataFrame({name: [] for name in BOX_COLUMNS})
+
+
+def have_unknown(images: pd.DataFrame, class_names: tuple[str, ...]) -> bool:
+    """Whether some labels of a table of images are unknown."""
+    return bool(images[list(class_names)].isna().any(axis=None))
 
 
 def shared_patients(images: pd.DataFrame, split: str) -> tuple[int, int]:
@@ -89,3 +111,9 @@ def split_hash(images: pd.DataFrame, class_names: tuple[str, ...]) -> str:
 def hash_of_table(table: pd.DataFrame) -> str:
     """SHA-256 of a table as csv."""
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def hash_of_list(content: bytes) -> str:
+    """SHA-256 of a list; line endings and a byte order mark are ignored."""
+    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    return hashlib.sha256(content.rstrip(b"\n")).hexdigest()

@@ -32,7 +32,7 @@ class RadiographDataset(Dataset):
         cache: read the images from here instead of their files; must contain all of the table.
 
     Items are dicts: image (1, S, S) uint8, to be passed to `normalize` of transforms.py; label (C,)
-    float32; index, the row; height_width (2,) of the file, pixels.
+    float32, NaN if unknown; index, the row; height_width (2,) of the file, pixels.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RadiographDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.cache = cache
-        self.rows = None if cache is None else cache.row_of[images["image_id"]].to_numpy()
+        self.rows = None if cache is None else cache.rows_of(images["path"])
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pylon.system.errors import UserError
 
+READING = "grey-8-bit"  # how pixels are read, for caches: change it if `decode` changes
 SMALLEST_SIDE = 16  # pixels; anything narrower is not a radiograph
 # Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored.
 AS_STORED = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -106,7 +107,7 @@ def require_fit(path: str, height: int, width: int, bits: int) -> None:
 
 
 def unreadable(path: str) -> str:
-    return f"{path} cannot be read as an image; copy it again from NIH's archive"
+    return f"{path} cannot be read as an image; copy it again"
 
 
 def fault_of(path: str, read: Callable[[str], Any] = require_readable) -> str:

@@ -1,29 +1,68 @@
-"""From a folder to `Radiographs`: choose the reader, read the files and check them.
+"""From options to `Radiographs`: choose the reader, read the files and check them.
 
 To add a data set, write its reader in a file of its own and choose it in `read_radiographs`.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pylon.data import chestxray14
 from pylon.data.checks import faults_of_boxes, faults_of_lists, raise_first
 from pylon.data.contract import Radiographs, no_boxes
+from pylon.data.options import DataOptions
+from pylon.data.table import read_table
+from pylon.data.table_boxes import with_boxes as with_boxes_of
+from pylon.system.errors import UserError
 
 
-def read_radiographs(data: Path, with_boxes: bool = False) -> Radiographs:
+def read_radiographs(
+    options: DataOptions,
+    class_names: Sequence[str] = (),
+    ignore_columns: Sequence[str] = (),
+    boxes: Path | None = None,
+    with_boxes: bool = False,
+    asked_by: str = "--classes",
+) -> Radiographs:
     """Read a data set; the path of a missing image is NaN.
 
     Args:
-        data: folder with NIH's files.
+        options: a folder with NIH's files, or a table.
+        class_names: classes to use; if empty, all.
+        ignore_columns: columns of the table that are not classes.
+        boxes: file with the boxes of the table.
         with_boxes: also read the boxes, which training does not use.
+        asked_by: where the class names come from, in messages.
 
     Raises:
-        UserError: a file or a column is missing, or the contents are faulty (the first fault).
+        UserError: a file or a column is missing, the contents are faulty (the first fault), or the
+            options exclude each other.
     """
-    return read_chestxray14(data, with_boxes)
+    if options.table is None:
+        if ignore_columns or boxes is not None:
+            flag = "--ignore-columns" if ignore_columns else "--boxes"
+            raise UserError(f"{flag} is for a --table; leave it out for NIH's files")
+        radiographs = read_chestxray14(options.data, with_boxes)
+        return of_classes(radiographs, class_names, asked_by)
+
+    # a table
+    if options.data != DataOptions.data:
+        raise UserError(
+            f"--table {options.table} takes the place of NIH's files in --data {options.data}; "
+            "leave one of them out"
+        )
+    radiographs = read_table(options.table, class_names, ignore_columns, asked_by)
+    if not with_boxes:
+        return radiographs
+    if boxes is None:
+        raise UserError(
+            f"--table {options.table} has no boxes; give them with --boxes FILE, csv or COCO"
+        )
+    return with_boxes_of(radiographs, boxes, options.table)
 
 
-def read_chestxray14(data: Path, with_boxes: bool) -> Radiographs:
+def read_chestxray14(data: Path, with_boxes: bool = False) -> Radiographs:
+    """Read a folder with NIH's files (see `read_radiographs`)."""
     # the images; inconsistent lists are refused
     lists = chestxray14.read_lists(data)
     raise_first(faults_of_lists(lists))
@@ -36,4 +75,38 @@ def read_chestxray14(data: Path, with_boxes: bool) -> Radiographs:
         raise_first(faults_of_boxes(listed, data))
         boxes = chestxray14.boxes_of(listed, images)
     hashes = chestxray14.list_hashes(data)
-    return Radiographs(images, boxes, chestxray14.PATHOLOGIES, hashes)
+    return Radiographs(
+        images,
+        boxes,
+        chestxray14.PATHOLOGIES,
+        hashes,
+        name=str(data),
+        images_from=str(data / "images"),
+        boxes_from=str(data / chestxray14.BOX_LIST),
+        if_missing=f"unpack all of NIH's image archives there ({chestxray14.WHERE})",
+        picked=chestxray14.PICKED,
+    )
+
+
+def of_classes(
+    radiographs: Radiographs, class_names: Sequence[str], asked_by: str = "--classes"
+) -> Radiographs:
+    """Keep only some classes and their boxes, in the given order; all if none are given."""
+    unknown = [name for name in class_names if name not in radiographs.class_names]
+    if unknown:
+        raise UserError(
+            f"{radiographs.name} has no class {unknown[0]!r}, which {asked_by} asks for; its "
+            f"classes are {', '.join(radiographs.class_names)}"
+        )
+    if len(set(class_names)) < len(class_names):
+        raise UserError(f"{asked_by} names a class twice; leave one out")
+    if not class_names:
+        return radiographs
+    others = [name for name in radiographs.class_names if name not in class_names]
+    boxes = radiographs.boxes[radiographs.boxes["pathology"].isin(class_names)]
+    return replace(
+        radiographs,
+        images=radiographs.images.drop(columns=others),
+        boxes=boxes.reset_index(drop=True),
+        class_names=tuple(class_names),
+    )

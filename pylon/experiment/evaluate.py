@@ -1,6 +1,6 @@
 """Run networks on images: checkpoints in, rows out. Scores are computed in pylon/scoring."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,42 @@ from pylon.data.cache import open_cache
 from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
 from pylon.data.images import width_height_of
+from pylon.data.options import cache_folder
+from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize
 from pylon.encoders import STRIDES
-from pylon.experiment.checkpoint import load_pylon, read_card
+from pylon.experiment.checkpoint import class_names_of, load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
 from pylon.heatmaps import heatmaps_of
 from pylon.hub import config_of
 from pylon.model import STRIDE, Pylon
 from pylon.scoring.metrics import point_localization
+from pylon.scoring.rows import as_read, bboxes_of, merge_boxes
 from pylon.system.errors import UserError
 from pylon.system.progress import track
+
+
+def read_data(
+    options: EvaluationOptions,
+    checkpoint: Path,
+    say: Callable[[str], None],
+    boxes: Path | None = None,
+    with_boxes: bool = False,
+) -> Radiographs:
+    """Read the data with the classes of a checkpoint, and print how it was read.
+
+    Args:
+        checkpoint: the first of those to evaluate.
+        say: prints a note.
+        boxes, with_boxes: as for `read_radiographs`.
+    """
+    names = class_names_of(checkpoint)
+    radiographs = read_radiographs(
+        options, names, boxes=boxes, with_boxes=with_boxes, asked_by=str(checkpoint)
+    )
+    for note in radiographs.notes:
+        say(f"note: {note}")
+    return radiographs
 
 
 def load_network(
@@ -46,8 +72,8 @@ def load_network(
         )
     if card["class_names"] != list(radiographs.class_names):
         raise UserError(
-            f"{path} was trained on the classes {', '.join(card['class_names'])}, "
-            f"but the data has {', '.join(radiographs.class_names)}"
+            f"{path} was trained on the classes {', '.join(card['class_names'])}, which are not "
+            f"the {', '.join(radiographs.class_names)} of the others; score it alone"
         )
     side = card["image_size"]
     stride = STRIDE if isinstance(model, Pylon) else STRIDES[-1]
@@ -69,7 +95,8 @@ def load_network(
     if others:
         names = ", ".join(others)
         accelerator.print(
-            f"note: {path} was trained with other versions of {names} than those in {options.data}"
+            f"note: {path} was trained with other versions of {names} than those of "
+            f"{radiographs.name}"
         )
     return model.to(accelerator.device, memory_format=torch.channels_last), card
 
@@ -89,7 +116,7 @@ def open_networks(
         # the network's image size is needed before the cache is filled
         model, card = load_network(options, radiographs, path, accelerator)
         if cache is None:
-            folder = options.data / "cache"
+            folder = cache_folder(options)
             workers = options.num_workers
             cache = open_cache(images, folder, options.cache_size, workers, accelerator.print)
         loader = eval_loader(
@@ -178,16 +205,16 @@ def predict_logits(
 
 
 def boxes_with_images(boxed: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
-    """Add patient and image size to each box: the first columns of the rows that are written.
+    """One row per image and class with boxes: the first columns of the rows that are written.
 
     Args:
         boxed: table of the images that have boxes.
         boxes: table of boxes.
     """
-    images = boxed.set_index("image_id").loc[boxes["image_id"]]
+    rows = merge_boxes(boxes)
+    images = boxed.set_index("image_id").loc[rows["image_id"]]
     sizes = [width_height_of(path) for path in images["path"]]  # width, height
-    rows = boxes.rename(columns={key: f"bbox_{key}" for key in "xywh"})
-    rows.insert(1, "patient_id", images["patient_id"].to_numpy())
+    rows.insert(1, "patient_id", as_read(images["patient_id"]).to_numpy())
     rows["image_height"] = [height for _, height in sizes]
     rows["image_width"] = [width for width, _ in sizes]
     return rows
@@ -202,7 +229,7 @@ def localize_boxes(
     method: str,
     with_maps: bool = False,
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
-    """Locate the finding of each box with a network, on every process.
+    """Locate the finding of each row, an image and a class with boxes, on every process.
 
     Args:
         card: of the network.
@@ -221,12 +248,12 @@ def localize_boxes(
     """
     rows_of_image = boxes.groupby("image_id").indices  # image -> rows of the table
     class_of = boxes["pathology"].map(card["class_names"].index).to_numpy()
-    bbox_xywh = boxes[["bbox_x", "bbox_y", "bbox_w", "bbox_h"]].to_numpy()
+    bbox_xywh = bboxes_of(boxes)  # (N, K, 4)
     sizes = boxes[["image_height", "image_width"]].to_numpy()
     found = []
     maps = []
     for batch in loader:
-        # one heatmap per box: an image with three boxes appears three times
+        # one heatmap per row: an image with boxes of three classes appears three times
         image_ids = boxed["image_id"].iloc[batch["index"].tolist()]
         positions = []
         box_rows = []
@@ -247,7 +274,7 @@ def localize_boxes(
         if with_maps:
             maps += zip(box_rows, heatmaps.cpu().numpy(), strict=True)
 
-    # gather the boxes of all processes, without repeats from images that pad the last batch
+    # gather the rows of all processes, without repeats from images that pad the last batch
     columns = ["box", "probability", "row", "column", "hit"]
     answers = pd.DataFrame(gather_object(found), columns=columns)
     answers = answers.drop_duplicates("box").set_index("box").sort_index()

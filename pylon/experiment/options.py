@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pylon.data.options import CacheOptions
 from pylon.system.cli import Device
 
 # the network's own maps, or a method of the grad-cam library (METHODS of pylon/heatmaps.py)
@@ -19,15 +20,14 @@ Method = Literal[
 
 
 @dataclass
-class EvaluationOptions:
-    data: Path = Path("data")
-    """Folder with NIH's files."""
+class EvaluationOptions(CacheOptions):
     name: str | None = None
     """Name of the experiment, pylon if none is given: checkpoints are read from save/NAME, results
     are written to csv/NAME."""
     checkpoint: Path | None = None
-    """Use this checkpoint instead: a folder, or the authors' model.pkl. Without --name, results go
-    to a folder named after it (save/pylon/0/best: csv/pylon-0)."""
+    """Use this checkpoint instead: a folder, user/name on the Hugging Face hub, or the authors'
+    model.pkl. Without --name, results go to a folder named after it (save/pylon/0/best:
+    csv/pylon-0)."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -37,7 +37,7 @@ class EvaluationOptions:
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Worker processes that read images."""
     cache_size: int = 0
-    """Read images from a cache of decoded images in DATA/cache, with sides of at most this many
+    """Read images from a cache of decoded images (--cache-dir), with sides of at most this many
     pixels, filled on first use; 1024 is exact for NIH's images. 0: read the image files."""
 
 

@@ -15,7 +15,8 @@ from pylon.system.files import flush_folder, hold_lock, require_writable
 from pylon.system.parallel import on_main_process
 
 MAY_CHANGE = {  # options that may differ when a run is resumed
-    "data", "epochs", "num_workers", "device", "compile", "skip_unreadable", "overwrite",
+    "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile", "skip_unreadable",
+    "overwrite",
 }  # fmt: skip
 
 

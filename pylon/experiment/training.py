@@ -5,24 +5,29 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pylon.data.cache import unreadable_images
-from pylon.data.checks import require_files
-from pylon.data.contract import shared_patients
-from pylon.model import STRIDE
+from pylon.data.cache import ImageCache, unreadable_images
+from pylon.data.checks import require_files, subject
+from pylon.data.contract import Radiographs, shared_patients
+from pylon.data.dataset import eval_loader
+from pylon.data.transforms import eval_transform
+from pylon.model import STRIDE, criterion
 from pylon.system.errors import UserError
 from pylon.system.parallel import on_main_process
 from pylon.system.progress import track
 
+MEASURED_IMAGES = 1000  # enough for mean and standard deviation, to about .001
+
 
 def leave_out_unreadable(
-    images: pd.DataFrame,
-    data: Path,
+    radiographs: Radiographs,
+    cache_folder: Path,
     cache_size: int,
     num_workers: int,
     skip: bool,
@@ -31,8 +36,8 @@ def leave_out_unreadable(
     """Return the images that can be read.
 
     Args:
-        images: a table of images (see contract.py); those of the test split are not checked.
-        data: folder of the images; caches are in its `cache`.
+        radiographs: the data; images of the test split are not checked.
+        cache_folder: folder of the caches.
         cache_size: size of the cache, whose images are known to be readable; 0 for no cache.
         num_workers: processes that check the images.
         skip: leave out unreadable images, after decoding all that are not in the cache.
@@ -40,11 +45,12 @@ def leave_out_unreadable(
     Raises:
         UserError: an image is missing; or an image cannot be read, without `skip`.
     """
+    images = radiographs.images
     used = images[images["split"] != "test"]
-    require_files(used, data)
+    require_files(used, radiographs)
     faults = on_main_process(
         accelerator,
-        lambda: unreadable_images(used, data / "cache", cache_size, num_workers, decode=skip),
+        lambda: unreadable_images(used, cache_folder, cache_size, num_workers, decode=skip),
     )
     if faults and not skip:
         raise UserError(
@@ -58,18 +64,28 @@ def leave_out_unreadable(
     return images[~images["image_id"].isin(faults)]
 
 
-def describe_split(images: pd.DataFrame, data: Path, say: Callable[[str], None]) -> None:
-    """Print how many images there are, and how many patients are in two splits.
+def describe_split(
+    images: pd.DataFrame, radiographs: Radiographs, say: Callable[[str], None]
+) -> None:
+    """Print how many images there are, how many patients are in two splits, and notes on classes.
+
+    Args:
+        images: those of `radiographs` that are used.
+        radiographs: the data.
+        say: prints a sentence.
 
     Raises:
-        UserError: there are too few to train on, or none to validate on.
+        UserError: there are too few images to train on, or none to validate on; or a class has no
+            known label in training, or the validation split has none at all.
     """
+    data = radiographs.name
     count = images["split"].value_counts()
     train = count.get("train", 0)
     val = count.get("val", 0)
     if train < 2 or val == 0:
         raise UserError(
-            f"{data} has {train} training and {val} validation images; at least 2 and 1 are needed"
+            f"{data} has {train} training and {val} validation images; at least 2 and 1 are "
+            "needed, so add some"
         )
     say(f"{data}: {train} images to train on, {val} to validate on")
     for split in ("val", "test"):
@@ -79,6 +95,92 @@ def describe_split(images: pd.DataFrame, data: Path, say: Callable[[str], None])
                 f"note: {shared} of the {patients} patients of the {split} split are also in the "
                 "training split"
             )
+
+    for note in radiographs.notes:
+        say(f"note: {note}")
+    describe_classes(images, radiographs, say)
+
+
+def describe_classes(
+    images: pd.DataFrame, radiographs: Radiographs, say: Callable[[str], None]
+) -> None:
+    """Print which classes have no positive image to train on (see `describe_split`)."""
+    names = list(radiographs.class_names)
+    train = images.loc[images["split"] == "train", names]
+    unlabelled = [name for name in names if train[name].isna().all()]
+    if unlabelled:
+        raise UserError(
+            f"{radiographs.name}: {subject(unlabelled)} unknown in all training images; label some "
+            "or leave the class out"
+        )
+    if images.loc[images["split"] == "val", names].isna().all(axis=None):
+        raise UserError(
+            f"{radiographs.name} has no known label in the validation split; label some images"
+        )
+    absent = [name for name in names if not (train[name] == 1).any()]
+    if absent:
+        say(f"note: {', '.join(absent)}: no positive training image, so nothing is learnt of it")
+
+
+def measure_intensities(
+    images: pd.DataFrame,
+    class_names: tuple[str, ...],
+    image_size: int,
+    cache: ImageCache | None,
+    num_workers: int,
+) -> tuple[float, float]:
+    """Mean and standard deviation of intensities in [0, 1], as the network gets the images.
+
+    Measured on all pixels of 1,000 images, drawn with a fixed seed, or of all if there are fewer.
+
+    Args:
+        images: table of the training images.
+        image_size: side of the input, pixels.
+
+    Raises:
+        UserError: all pixels are equal.
+    """
+    chosen = np.random.default_rng(0).permutation(len(images))[:MEASURED_IMAGES]
+    loader = eval_loader(
+        images.iloc[np.sort(chosen)], class_names, eval_transform(image_size), 8, num_workers, cache
+    )
+    counts = np.zeros(256)  # pixels of each grey level
+    for batch in track(loader, "measuring intensities", "batch"):
+        counts += np.bincount(batch["image"].numpy().ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    mean = np.average(levels, weights=counts)
+    std = np.sqrt(np.average((levels - mean) ** 2, weights=counts))
+    if std == 0:
+        raise UserError("--normalize data: all training images have the same colour; check them")
+    return float(mean), float(std)
+
+
+def count_known(labels: Tensor, accelerator: Accelerator) -> Tensor:
+    """Number of labels in a batch that are known, over all processes."""
+    return accelerator.reduce((~labels.isnan()).sum(), reduction="sum")
+
+
+def loss_of_known(
+    logits: Tensor, labels: Tensor, known: Tensor | None = None, processes: int = 1
+) -> Tensor:
+    """Compute the loss over the labels that are known.
+
+    The mean of the result over the processes, which is what their averaged gradients follow, is the
+    mean over the known labels of all of them.
+
+    Args:
+        logits, labels: (B, C) float32; labels are 0, 1 or, if unknown, NaN.
+        known: number of known labels over all processes; None if all labels are known: the loss is
+            then that of `criterion` as it is.
+        processes: how many there are.
+    """
+    if known is None:
+        return criterion(logits, labels)
+    is_known = ~labels.isnan()
+    here = is_known.sum()
+    if here == 0:  # of this process; others have some
+        return 0 * logits.sum()
+    return criterion(logits[is_known], labels[is_known]) * (here * processes / known)
 
 
 class LossWatch:

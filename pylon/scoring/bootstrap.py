@@ -35,12 +35,14 @@ def resample_patients(patient_ids: np.ndarray, seed: int = 0) -> tuple[np.ndarra
 def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndarray) -> np.ndarray:
     """AUROC of each class, and its two means over classes, in resamples of the patients.
 
+    Images whose label is unknown do not count for the class.
+
     The AUROC is the share of pairs of a positive and a negative image that are ranked correctly.
     Pairs are counted once per pair of patients; resamples only weight these counts, so images are
     never sorted again.
 
     Args:
-        labels: (N, C), 0 or 1.
+        labels: (N, C), 0 or 1, NaN if unknown.
         scores: (N, C), higher for more likely.
         patient_ids: (N,) patient of each image.
 
@@ -53,8 +55,9 @@ def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndar
     positives = np.full((RESAMPLES, labels.shape[1]), np.nan)
     for c in range(labels.shape[1]):
         positive = labels[:, c] == 1
+        negative = labels[:, c] == 0
         of_positives = patients_by_images(patient_of, positive)  # (P, positive images)
-        of_negatives = patients_by_images(patient_of, labels[:, c] == 0)  # (P, negative images)
+        of_negatives = patients_by_images(patient_of, negative)  # (P, negative images)
 
         # number of pairs in each resample
         positives[:, c] = drawn @ of_positives.sum(axis=1)
@@ -62,7 +65,9 @@ def resampled_auroc(labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndar
 
         # correctly ranked pairs; only of patients with positives, since most have none
         having = np.flatnonzero(of_positives.sum(axis=1))
-        ordered = ordered_pairs(scores[:, c], positive, of_positives[having], of_negatives)
+        ordered = ordered_pairs(
+            scores[positive, c], scores[negative, c], of_positives[having], of_negatives
+        )
         won = ((drawn[:, having] @ ordered) * drawn).sum(axis=1, dtype=np.float64)
         np.divide(won, pairs, out=areas[:, c], where=pairs > 0)
     return with_means(areas, positives)
@@ -75,7 +80,7 @@ def patients_behind_auroc(labels: np.ndarray, patient_ids: np.ndarray) -> np.nda
     all.
 
     Args:
-        labels: (N, C), 0 or 1.
+        labels: (N, C), 0 or 1, NaN if unknown.
         patient_ids: (N,) patient of each image.
     """
     counts = []
@@ -87,18 +92,21 @@ def patients_behind_auroc(labels: np.ndarray, patient_ids: np.ndarray) -> np.nda
 
 
 def ordered_pairs(
-    scores: np.ndarray,
-    positive: np.ndarray,
+    positive_scores: np.ndarray,
+    negative_scores: np.ndarray,
     of_positives: sparse.csr_array,
     of_negatives: sparse.csr_array,
 ) -> np.ndarray:
     """Count the correctly ranked pairs of a positive and a negative image; a tie counts half.
 
+    Args:
+        positive_scores, negative_scores: (positive images,), (negative images,).
+        of_positives, of_negatives: which patients they belong to (`patients_by_images`).
+
     Returns:
         (P, Q) float32, by patient of the positive and patient of the negative.
     """
-    negative_scores = scores[~positive, None]  # (negative images, 1)
-    positive_scores = scores[positive]
+    negative_scores = negative_scores[:, None]  # (negative images, 1)
     counts = np.zeros((of_positives.shape[0], of_negatives.shape[0]), np.float32)
     for first in range(0, len(positive_scores), POSITIVES_AT_A_TIME):
         chunk = slice(first, first + POSITIVES_AT_A_TIME)

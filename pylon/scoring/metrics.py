@@ -12,24 +12,29 @@ MAPS_AT_A_TIME = 16  # upsampled together; as many as fit in a processor's cache
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each class.
+    """Area under the ROC curve of each class, over the images whose label is known.
 
     Args:
-        labels: (N, C), 0 or 1.
+        labels: (N, C), 0 or 1, NaN if unknown.
         scores: (N, C), higher for more likely; logits or probabilities.
 
     Returns:
         (C,) float64; NaN where a class has no positive or no negative.
     """
     areas = np.full(labels.shape[1], np.nan)
-    has_both = (labels.min(axis=0) == 0) & (labels.max(axis=0) == 1)  # (C,)
+    has_both = (labels == 0).any(axis=0) & (labels == 1).any(axis=0)  # (C,)
     for c in np.flatnonzero(has_both):
-        areas[c] = roc_auc_score(labels[:, c], scores[:, c])
+        known = ~np.isnan(labels[:, c])
+        areas[c] = roc_auc_score(labels[known, c], scores[known, c])
     return areas
 
 
 def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Means over the classes that have an AUROC; NaN if none has.
+
+    Args:
+        areas: (C,), NaN where undefined.
+        labels: (N, C), 0 or 1, NaN if unknown.
 
     Returns:
         weighted: by the number of positives; the published tables call this "micro".
@@ -38,7 +43,7 @@ def mean_auroc(areas: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     defined = np.isfinite(areas)
     if not defined.any():
         return np.nan, np.nan
-    positives = labels.sum(axis=0)[defined]
+    positives = np.nansum(labels, axis=0)[defined]
     weighted = float(np.average(areas[defined], weights=positives))
     macro = float(areas[defined].mean())
     return weighted, macro
@@ -52,7 +57,7 @@ def youden_thresholds(
     It maximises sensitivity + specificity.
 
     Args:
-        labels: (N, C), 0 or 1.
+        labels: (N, C), 0 or 1; images whose label is unknown, NaN, are left out.
         logits: (N, C) float32.
         names: of the C classes.
 
@@ -63,8 +68,9 @@ def youden_thresholds(
     thresholds = {}
     for c, name in enumerate(names):
         best = np.inf
-        if 0 < labels[:, c].sum() < len(labels):
-            false_positives, true_positives, levels = roc_curve(labels[:, c], logits[:, c])
+        known = ~np.isnan(labels[:, c])
+        if 0 < labels[known, c].sum() < known.sum():
+            false_positives, true_positives, levels = roc_curve(labels[known, c], logits[known, c])
             best = levels[np.argmax(true_positives - false_positives)]  # the first one is infinite
         thresholds[name] = float(expit(best)) if np.isfinite(best) else None
     return thresholds
@@ -73,7 +79,7 @@ def youden_thresholds(
 def point_localization(
     heatmaps: Tensor, bbox_xywh: np.ndarray, image_size: np.ndarray, input_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Check whether the maximum of each heatmap lies in its box.
+    """Check whether the maximum of each heatmap lies in its box, or in one of its boxes.
 
     Heatmaps are upsampled to the input size of the network (bilinear, corners not aligned). Pixel
     (i, j) of that S x S grid stands for pixel (floor(i * H / S), floor(j * W / S)) of the image,
@@ -81,8 +87,9 @@ def point_localization(
     the hit is the share of them that is inside.
 
     Args:
-        heatmaps: (N, h, w) float32 probabilities; one per box, for the class of the box.
-        bbox_xywh: (N, 4) integers, pixels of the image file.
+        heatmaps: (N, h, w) float32 probabilities; one per image and class that has boxes.
+        bbox_xywh: (N, 4) integers, pixels of the image file; or (N, K, 4) for up to K boxes each,
+            where boxes of width and height 0 stand for none.
         image_size: (N, 2) height and width of the image files, pixels.
         input_size: height and width of the network's input, pixels.
 
@@ -107,7 +114,8 @@ def point_localization(
     height, width = input_size
     row = i * image_size[n, 0] // height
     column = j * image_size[n, 1] // width
-    inside = in_box(row, column, bbox_xywh[n])
+    boxes = bbox_xywh.reshape(len(bbox_xywh), -1, 4)  # (N, K, 4)
+    inside = in_box(row[:, None], column[:, None], boxes[n]).any(axis=1)  # (maxima,)
     hit = np.bincount(n, inside) / np.bincount(n)  # (N,)
     _, first_of_map = np.unique(n, return_index=True)
     return hit, row[first_of_map], column[first_of_map]
@@ -122,7 +130,7 @@ def maxima_of(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def accuracies(hits: np.ndarray, classes: np.ndarray, names: list[str]) -> np.ndarray:
-    """Mean hit of the boxes of each class in `names`, then of all: (len(names) + 1,); skips NaN."""
+    """Mean hit of the rows of each class in `names`, then of all: (len(names) + 1,); skips NaN."""
     hits = pd.Series(np.asarray(hits))
     return np.append(hits.groupby(np.asarray(classes)).mean()[names], hits.mean())
 

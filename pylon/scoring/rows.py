@@ -1,10 +1,14 @@
-"""Rows: the predictions of a network, one per image or box. All scores are computed from them.
+"""Rows: the predictions of a network, one per image, or per image and class that has boxes.
+
+All scores are computed from them.
 
 csv/NAME/SEED_images.csv           one row per test image: image_id, patient_id, label_CLASS ..,
-                                   logit_CLASS ..
-csv/NAME/SEED_boxes.csv            one row per box: image_id, patient_id, pathology, probability,
-                                   row, column, hit, bbox_x, bbox_y, bbox_w, bbox_h, image_height,
-                                   image_width, threshold, called; pixels of the image file
+                                   logit_CLASS ..; an unknown label is blank
+csv/NAME/SEED_boxes.csv            one row per image and class with boxes: image_id, patient_id,
+                                   pathology, probability, row, column, hit, bbox_x, bbox_y, bbox_w,
+                                   bbox_h, image_height, image_width, threshold, called; pixels of
+                                   the image file. If a class has several boxes in one image:
+                                   more_boxes, those after the first, as "x y w h; x y w h"
 csv/NAME/SEED_images.json, ..      where the rows come from: `Rows.about`
 csv/NAME/SEED_maps.npz             the heatmaps of the boxes, if requested
 
@@ -14,6 +18,7 @@ With a METHOD other than map: SEED_boxes_METHOD.csv and so on. Numbers are read 
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +33,13 @@ from pylon.system.files import csv_file, hash_of_json, write_together
 BOX_ROW_COLUMNS = (
     "image_id", "patient_id", "pathology", "probability", "row", "column", "hit", "bbox_x",
     "bbox_y", "bbox_w", "bbox_h", "image_height", "image_width", "threshold", "called",
+    "more_boxes",
 )  # fmt: skip
 SIZES = ("bbox_x", "bbox_y", "bbox_w", "bbox_h", "image_height", "image_width")
-TEXTS = ("image_id", "pathology")
-FLOATS = ("probability", "hit", "threshold", "called")  # and the logits; the rest is int64
+BBOX = list(SIZES[:4])
+TEXTS = ("image_id", "pathology", "more_boxes")
+# and the logits; labels and patient ids as `whole_numbers` gives them, the rest is int64
+FLOATS = ("probability", "hit", "threshold", "called")
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Rows:
     """The rows of one network.
 
     Attributes:
-        table: one row per image or box; columns as above.
+        table: one row per image, or per image and class with boxes; columns as above. patient_id is
+            int64 or str; labels are int64, or Int64 where some are unknown.
         about: class_names; network, such as "pylon" or "unet"; precision; for boxes, method, the
             source of the heatmaps; not_official, why the data is not NIH's test set, or null if it
             is; list_sha256 of the lists; weights_sha256; card (training options and split, from
@@ -56,17 +65,25 @@ class Rows:
     def is_of_data_of(self, other: "Rows") -> bool:
         """Whether everything that comes from the data, not from a network, is equal."""
         labels = [f"label_{name}" for name in self.class_names]
-        names = ["image_id", "patient_id", "pathology", *labels, *SIZES]
+        names = ["image_id", "patient_id", "pathology", *labels, *SIZES, "more_boxes"]
         given = [name for name in names if name in self.table]
-        return self.table[given].equals(other.table[given])
+        there = [name for name in names if name in other.table]
+        return given == there and self.table[given].equals(other.table[given])
 
     def labels(self) -> np.ndarray:
-        """(N, C) float32, 0 or 1."""
-        return self.table[[f"label_{name}" for name in self.class_names]].to_numpy(np.float32)
+        """(N, C) float32, 0 or 1, NaN if unknown."""
+        labels = [self.table[f"label_{name}"] for name in self.class_names]
+        return np.column_stack(
+            [of_class.to_numpy(np.float32, na_value=np.nan) for of_class in labels]
+        )
 
     def logits(self) -> np.ndarray:
         """(N, C) float32."""
         return self.table[[f"logit_{name}" for name in self.class_names]].to_numpy(np.float32)
+
+    def bboxes(self) -> np.ndarray:
+        """The boxes of each row, (N, K, 4) int64, as `bboxes_of`."""
+        return bboxes_of(self.table)
 
 
 def image_rows(
@@ -76,15 +93,73 @@ def image_rows(
 
     Args:
         images: table with image_id and patient_id.
-        labels, logits: (N, C) float32, in the order of the table.
+        labels, logits: (N, C) float32, in the order of the table; unknown labels are NaN.
         about: as in `Rows`.
     """
-    table = images[["image_id", "patient_id"]].reset_index(drop=True)
     names = about["class_names"]
-    of_labels = pd.DataFrame(labels.astype(np.int64), columns=[f"label_{name}" for name in names])
+    table = images[["image_id", "patient_id"]].reset_index(drop=True)
+    table["patient_id"] = as_read(table["patient_id"])
+    of_labels = pd.DataFrame(labels, columns=[f"label_{name}" for name in names])
+    of_labels = of_labels.apply(as_labels)
     # float64 holds a float32 exactly, and is the type in which the file is read
     of_logits = pd.DataFrame(logits.astype(np.float64), columns=[f"logit_{name}" for name in names])
     return Rows(pd.concat([table, of_labels, of_logits], axis=1), about)
+
+
+def as_read(patient_ids: pd.Series) -> pd.Series:
+    """Patient ids in the type in which they are read back: int64 if all are, else str."""
+    return pd.Series(patients_of(patient_ids.astype(str).to_numpy(object)), patient_ids.index)
+
+
+def patients_of(cells: np.ndarray) -> np.ndarray:
+    whole = all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", cell) for cell in cells)
+    return cells.astype(np.int64) if whole else cells
+
+
+def as_labels(labels: pd.Series) -> pd.Series:
+    """Labels as int64, or as Int64 if some are unknown."""
+    return labels.astype("Int64" if labels.isna().any() else np.int64)
+
+
+def merge_boxes(boxes: pd.DataFrame) -> pd.DataFrame:
+    """One row per image and class that has boxes, in order of their first boxes.
+
+    Args:
+        boxes: a table of boxes: image_id, pathology, x, y, w, h; other columns are kept.
+
+    Returns:
+        The first boxes, with bbox_x, bbox_y, bbox_w, bbox_h in place of x, y, w, h, and, if a row
+        has several boxes, the others in `more_boxes`.
+    """
+    keys = ["image_id", "pathology"]
+    is_first = ~boxes.duplicated(keys)
+    rows = boxes[is_first].reset_index(drop=True)
+    rows = rows.rename(columns={key: f"bbox_{key}" for key in "xywh"})
+    if not is_first.all():
+        others = boxes[~is_first]
+        texts = others[list("xywh")].astype(str).agg(" ".join, axis=1)
+        more = texts.groupby([others[key] for key in keys]).agg("; ".join).to_dict()
+        pairs = zip(rows["image_id"], rows["pathology"], strict=True)
+        rows["more_boxes"] = [more.get(pair, "") for pair in pairs]
+    return rows
+
+
+def bboxes_of(rows: pd.DataFrame) -> np.ndarray:
+    """The boxes of each row, (N, K, 4) int64 x, y, w, h; missing ones have width and height 0.
+
+    Args:
+        rows: from `merge_boxes`.
+    """
+    first = rows[BBOX].to_numpy(np.int64)[:, None]  # (N, 1, 4)
+    if "more_boxes" not in rows:
+        return first
+    others = [[box.split() for box in text.split("; ") if box] for text in rows["more_boxes"]]
+    most = max(map(len, others), default=0)
+    more = np.zeros((len(rows), most, 4), np.int64)
+    for k, of_row in enumerate(others):
+        if of_row:
+            more[k, : len(of_row)] = np.array(of_row, np.int64)
+    return np.concatenate([first, more], axis=1)
 
 
 def write_rows(
@@ -110,7 +185,7 @@ def write_rows(
     maps_path = folder / f"{seed}_{what.replace('boxes', 'maps')}.npz"
     if maps is not None:
         buffer = io.BytesIO()
-        names = {key: rows.table[key].to_numpy(dtype=str) for key in TEXTS}
+        names = {key: rows.table[key].to_numpy(dtype=str) for key in TEXTS[:2]}
         np.savez(buffer, maps=maps, rows_sha256=about["rows_sha256"], **names)
         files[maps_path] = buffer.getvalue()
     write_together(files)
@@ -184,6 +259,10 @@ def parse_rows(content: bytes) -> pd.DataFrame:
             columns[name] = np.where(column == "", "nan", column).astype(np.float64)
         elif name in TEXTS:
             columns[name] = column
+        elif name == "patient_id":
+            columns[name] = patients_of(column)
+        elif name.startswith("label_"):
+            columns[name] = as_labels(pd.Series(np.where(column == "", None, column), dtype=object))
         else:
             columns[name] = column.astype(np.int64)
     return pd.DataFrame(columns)

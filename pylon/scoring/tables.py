@@ -50,7 +50,7 @@ def score_images(rows_of_seed: dict[str, Rows]) -> Scored:
 
 
 def score_boxes(rows_of_seed: dict[str, Rows]) -> Scored:
-    """Point localization accuracy of each seed: per class that has boxes, all boxes as `micro`."""
+    """Point localization accuracy of each seed: per class that has boxes, all rows as `micro`."""
     scores = {}
     resamples = []
     for seed, rows in rows_of_seed.items():
@@ -120,16 +120,16 @@ def add_interval(table: pd.DataFrame, label: str, interval: np.ndarray) -> None:
 
 
 def add_reference_points(table: pd.DataFrame, rows_of_seed: dict[str, Rows]) -> int:
-    """Add reference points to a table of point localization; return how many boxes lack a prior.
+    """Add reference points to a table of point localization; return how many rows lack a prior.
 
     Rows that are added: `image centre`, `prior`, and `lift over prior` with its interval (see
-    reference_points.py); `called present`, the share of boxes whose finding the network calls
+    reference_points.py); `called present`, the share of rows whose finding the network calls
     present, and `hit if called present`, the accuracy among those.
     """
     # all seeds have the same boxes
     first, *_ = rows_of_seed.values()
     names = boxed_classes(first)
-    bbox_xywh = first.table[["bbox_x", "bbox_y", "bbox_w", "bbox_h"]].to_numpy()
+    bbox_xywh = first.bboxes()
     image_size = first.table[["image_height", "image_width"]].to_numpy()
     classes = first.table["pathology"].to_numpy()
     patient_ids = first.table["patient_id"].to_numpy()

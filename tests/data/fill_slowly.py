@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pylon.data import cache
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 
 
 def read_slowly(path, read=cache.read_image):
@@ -21,4 +21,4 @@ data = Path(sys.argv[1])
 cache.read_image = read_slowly
 cache.SECONDS_BETWEEN_COMMITS = 0
 say = partial(print, flush=True)
-cache.open_cache(read_radiographs(data).images, data / "cache", 128, 2, say)
+cache.open_cache(read_chestxray14(data).images, data / "cache", 128, 2, say)

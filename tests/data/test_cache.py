@@ -17,7 +17,7 @@ from pylon.data.cache import ImageCache, open_cache
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.dataset import RadiographDataset
 from pylon.data.images import read_image
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, train_transform
 from pylon.system.errors import UserError
 from pylon.system.files import locked
@@ -30,7 +30,7 @@ def data(phantom, tmp_path):
 
 @pytest.fixture
 def images(data):
-    return read_radiographs(data).images
+    return read_chestxray14(data).images
 
 
 def decoded(capsys) -> list[str]:
@@ -39,7 +39,7 @@ def decoded(capsys) -> list[str]:
 
 def assert_holds(cache: ImageCache, images: pd.DataFrame) -> None:
     for image in images.itertuples():
-        row = cache.row_of[image.image_id]
+        row = cache.rows_of([image.path])[0]
         expected = read_image(image.path)
         np.testing.assert_array_equal(cache.read(row), expected)
         assert cache.height_width[row].tolist() == list(expected.shape)

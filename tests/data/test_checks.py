@@ -6,7 +6,7 @@ import pytest
 
 from pylon.data import chestxray14
 from pylon.data.checks import faults_of_lists, raise_first, require_files, select_boxed, subject
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.system.errors import UserError
 
 HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
@@ -17,23 +17,24 @@ def test_missing_images_are_counted_and_named(by_hand):
     (by_hand / "images_002" / "images").mkdir(parents=True)
     (by_hand / "images" / "00000001_000.png").touch()
     (by_hand / "images_002" / "images" / "00000002_000.png").touch()
-    images = read_radiographs(by_hand).images
+    radiographs = read_chestxray14(by_hand)
+    images = radiographs.images
     missing = "00000001_001.png, 00000003_000.png"
     with pytest.raises(UserError, match=rf"3 of 5 images are missing .*: {missing}"):
-        require_files(images, by_hand)
-    with pytest.raises(UserError, match="contain no images of the requested split"):
-        require_files(images[:0], by_hand)
+        require_files(images, radiographs)
+    with pytest.raises(UserError, match="has no images of the requested split"):
+        require_files(images[:0], radiographs)
 
 
 def test_finding_may_have_two_boxes_but_not_the_same_box_twice(by_hand):
     path = by_hand / "BBox_List_2017.csv"
     header, box, _ = path.read_text().splitlines()
     path.write_text("\n".join([header, box, box.replace(",10.", ",90.")]))
-    assert read_radiographs(by_hand, with_boxes=True).boxes["x"].tolist() == [10, 90]
+    assert read_chestxray14(by_hand, with_boxes=True).boxes["x"].tolist() == [10, 90]
     path.write_text("\n".join([header, box, box]))
     sentence = r"00000003_000.png has the same box of Infiltration twice; remove one"
     with pytest.raises(UserError, match=sentence):
-        read_radiographs(by_hand, with_boxes=True)
+        read_chestxray14(by_hand, with_boxes=True)
 
 
 LABELS = "Data_Entry_2017.csv"
@@ -64,7 +65,7 @@ def test_faulty_files_are_reported(by_hand, name, old, new, sentence):
     assert old in text
     (by_hand / name).write_text(text.replace(old, new))
     with pytest.raises(UserError, match=sentence):
-        read_radiographs(by_hand, with_boxes=True)
+        read_chestxray14(by_hand, with_boxes=True)
 
 
 def test_all_faults_are_listed_in_the_order_of_the_files(by_hand):
@@ -94,6 +95,6 @@ def test_box_beyond_its_image(phantom, tmp_path):
     header, first, *rest = path.read_text().splitlines()
     name, label, *_ = first.split(",")
     path.write_text("\n".join([header, f"{name},{label},100,100,29,20,,,", *rest]))
-    radiographs = read_radiographs(data, with_boxes=True)
+    radiographs = read_chestxray14(data, with_boxes=True)
     with pytest.raises(UserError, match=f"box of {name}, .* beyond the image"):
-        select_boxed(radiographs.images, radiographs.boxes, data)
+        select_boxed(radiographs)

@@ -7,7 +7,7 @@ import pytest
 
 from pylon.data.chestxray14 import PATHOLOGIES, PICKED, why_not_official
 from pylon.data.contract import Radiographs, shared_patients
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 
 
 def test_tables(by_hand):
@@ -15,7 +15,7 @@ def test_tables(by_hand):
     (by_hand / "images_002" / "images").mkdir(parents=True)
     (by_hand / "images" / "00000001_000.png").touch()
     (by_hand / "images_002" / "images" / "00000002_000.png").touch()
-    radiographs = read_radiographs(by_hand)
+    radiographs = read_chestxray14(by_hand)
     images = radiographs.images.set_index("image_id")
     assert list(radiographs.images.columns[4:]) == list(PATHOLOGIES)
     assert list(radiographs.class_names) == list(PATHOLOGIES)
@@ -33,23 +33,23 @@ def test_tables(by_hand):
 
 
 def test_boxes(by_hand):
-    boxes = read_radiographs(by_hand, with_boxes=True).boxes
+    boxes = read_chestxray14(by_hand, with_boxes=True).boxes
     expected = [["00000003_000.png", "Infiltration", 10, 20, 30, 40]]
     assert boxes.to_numpy().tolist() == expected
 
 
 def test_windows_line_ends_and_byte_order_mark(by_hand):
-    expected = read_radiographs(by_hand).images
+    expected = read_chestxray14(by_hand).images
     for path in by_hand.iterdir():
         text = path.read_text().replace("\n", "\r\n")
         path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    radiographs = read_radiographs(by_hand, with_boxes=True)
+    radiographs = read_chestxray14(by_hand, with_boxes=True)
     pd.testing.assert_frame_equal(radiographs.images, expected)
     assert len(radiographs.boxes) == 1
 
 
 def test_splits_share_no_patients(phantom):
-    images = read_radiographs(phantom).images
+    images = read_chestxray14(phantom).images
     assert shared_patients(images, "val")[0] == 0
     patients = images.groupby("split")["patient_id"].agg(set)
     assert not patients["train"] & patients["test"]
@@ -59,7 +59,7 @@ def test_splits_share_no_patients(phantom):
 
 def test_official_files(official):
     start = time.perf_counter()
-    radiographs = read_radiographs(official, with_boxes=True)
+    radiographs = read_chestxray14(official, with_boxes=True)
     print(f"{time.perf_counter() - start:.2f} s")
     images = radiographs.images
     assert len(images) == 112_120
@@ -83,7 +83,7 @@ def test_official_files(official):
 
 @pytest.fixture(scope="module")
 def nih(official) -> Radiographs:
-    return read_radiographs(official, with_boxes=True)
+    return read_chestxray14(official, with_boxes=True)
 
 
 def why_not(nih: Radiographs, images: pd.DataFrame, boxes: pd.DataFrame | None = None):
@@ -105,7 +105,7 @@ def test_official_test_set_and_boxes_are_recognised(nih):
 
 
 def test_phantom_is_not_official(phantom):
-    assert why_not_official(read_radiographs(phantom)) is not None
+    assert why_not_official(read_chestxray14(phantom)) is not None
 
 
 def test_relabelled_test_images_are_not_official(nih):

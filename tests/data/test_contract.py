@@ -4,16 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pylon.data.contract import Radiographs, no_boxes, shared_patients, split_hash
-from pylon.data.sources import read_radiographs
+from pylon.data.contract import (
+    Radiographs,
+    have_unknown,
+    no_boxes,
+    shared_patients,
+    split_hash,
+)
+from pylon.data.sources import read_chestxray14
 
 
 def test_split_hash_depends_on_labels_but_not_on_paths_or_order(phantom):
-    radiographs = read_radiographs(phantom)
+    radiographs = read_chestxray14(phantom)
     images = radiographs.images
     names = radiographs.class_names
     before = split_hash(images, names)
-    assert before == split_hash(read_radiographs(phantom).images, names)
+    assert before == split_hash(read_chestxray14(phantom).images, names)
     changed = images.copy()
     changed.loc[0, "Mass"] ^= 1
     assert split_hash(changed, names) != before
@@ -58,15 +64,22 @@ def test_images_of_a_split():
     ("changes", "sentence"),
     [
         ({"image_id": ["a", "a", "c"]}, "image_id must be unique"),
-        ({"patient_id": ["p1", "p2", "p2"]}, "patient_id must be integers"),
+        ({"patient_id": [1.0, 2.0, 2.0]}, "patient_id must be integers or text"),
+        ({"patient_id": ["p1", "p2", 2]}, "patient_id must be integers or text"),
         ({"split": ["train", "Test", "train"]}, r"split must be one of .*, got \['Test'\]"),
-        ({"Mass": [0, 1, -1]}, "labels must be 0 or 1, but those of Mass are not"),
-        ({"Mass": [0, 1, np.nan]}, "labels must be 0 or 1, but those of Mass are not"),
+        ({"Mass": [0, 1, -1]}, "labels must be 0, 1 or NaN, but those of Mass are not"),
     ],
 )
 def test_invalid_images_are_rejected(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         Radiographs(three_images(**changes), no_boxes(), ("Mass",))
+
+
+def test_labels_may_be_unknown_and_patients_text():
+    images = three_images(Mass=[0, 1, np.nan], patient_id=["p1", "p2", "p2"])
+    radiographs = Radiographs(images, no_boxes(), ("Mass",))
+    assert have_unknown(radiographs.images, ("Mass",))
+    assert not have_unknown(radiographs.of_split("train")[:1], ("Mass",))
 
 
 def test_missing_columns_and_unknown_pathologies_are_rejected():

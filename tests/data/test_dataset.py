@@ -5,7 +5,7 @@ import torch
 
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.dataset import EpochSampler, eval_loader, train_loader
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, train_transform
 from pylon.system.errors import UserError
 from pylon.system.parallel import look_at
@@ -26,7 +26,7 @@ def epochs_of(images, num_workers, seed=0, epochs=(1, 2)):
 
 @pytest.fixture(scope="module")
 def images(phantom):
-    return read_radiographs(phantom).images[:12]
+    return read_chestxray14(phantom).images[:12]
 
 
 def test_augmentation_depends_only_on_epoch_and_seed(images):

@@ -4,16 +4,16 @@ import pytest
 
 from pylon.data.chestxray14 import PATHOLOGIES, list_hashes
 from pylon.data.contract import BOX_COLUMNS, shared_patients
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.system.errors import UserError
 
 LISTS = ("Data_Entry_2017.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv")
 
 
 def test_boxes_are_read_only_on_request(by_hand):
-    assert len(read_radiographs(by_hand, with_boxes=True).boxes) == 1
+    assert len(read_chestxray14(by_hand, with_boxes=True).boxes) == 1
     (by_hand / "BBox_List_2017.csv").write_text("no table")
-    radiographs = read_radiographs(by_hand)
+    radiographs = read_chestxray14(by_hand)
     assert len(radiographs.boxes) == 0
     assert list(radiographs.boxes.columns) == list(BOX_COLUMNS)
     assert radiographs.list_sha256 == list_hashes(by_hand)
@@ -25,12 +25,12 @@ def test_missing_and_empty_files_are_named(by_hand, name):
     text = (by_hand / name).read_text()
     (by_hand / name).write_text("")
     with pytest.raises(UserError, match=name):
-        read_radiographs(by_hand, with_boxes=True)
+        read_chestxray14(by_hand, with_boxes=True)
     (by_hand / name).unlink()
     with pytest.raises(UserError, match=f"{name}.*https://"):
-        read_radiographs(by_hand, with_boxes=True)
+        read_chestxray14(by_hand, with_boxes=True)
     (by_hand / name).write_text(text)
-    read_radiographs(by_hand, with_boxes=True)
+    read_chestxray14(by_hand, with_boxes=True)
 
 
 def test_original_split_takes_precedence(by_hand):
@@ -41,10 +41,10 @@ def test_original_split_takes_precedence(by_hand):
 
     write("train", ["00000001_000.png", "00000002_000.png"])
     with pytest.raises(UserError, match=r"original_split_val.csv is missing"):
-        read_radiographs(by_hand)
+        read_chestxray14(by_hand)
     write("val", ["00000001_001.png", "00000004_000.png"])
     write("test", ["00000003_000.png"])
-    images = read_radiographs(by_hand).images
+    images = read_chestxray14(by_hand).images
     assert images["split"].tolist() == ["train", "train", "val", "val", "test"]
     assert images["patient_id"].tolist() == [1, 2, 1, 4, 3]
     assert images["Mass"].all()
@@ -52,4 +52,4 @@ def test_original_split_takes_precedence(by_hand):
     assert shared_patients(images, "val") == (1, 2)
     write("test", ["00000001_000.png"])
     with pytest.raises(UserError, match=r"00000001_000.png is in two of"):
-        read_radiographs(by_hand)
+        read_chestxray14(by_hand)

@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from pylon.data.chestxray14 import MEAN, PATHOLOGIES, STD
 from pylon.data.dataset import RadiographDataset
 from pylon.data.images import read_image
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import OneWarp, eval_transform, normalize, train_transform
 
 MEAN_DIFFERENCE = 0.29  # grey levels
@@ -45,7 +45,7 @@ def differences(images: list[np.ndarray], seeds: int) -> tuple[np.ndarray, np.nd
 
 
 def test_one_warp_matches_the_plain_chain(phantom):
-    paths = read_radiographs(phantom).images["path"][:6]
+    paths = read_chestxray14(phantom).images["path"][:6]
     shapes = ((400, 400), (300, 400))
     images = [
         cv2.resize(read_image(path), shape, interpolation=cv2.INTER_CUBIC)
@@ -103,7 +103,7 @@ def test_same_parameters_as_the_plain_chain():
 
 
 def test_random_choices_for_one_image_are_independent(phantom):
-    images = read_radiographs(phantom).images[:1]
+    images = read_chestxray14(phantom).images[:1]
     dataset = RadiographDataset(images, PATHOLOGIES, train_transform(256), seed=5)
     counts = dict.fromkeys(itertools.product((False, True), repeat=3), 0)
     for epoch in range(400):

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from pylon.baselines import Baseline
 from pylon.data.chestxray14 import PATHOLOGIES, list_hashes
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.experiment.card import make_card
 from pylon.experiment.checkpoint import save_best
 from pylon.experiment.evaluate import (
@@ -24,7 +24,7 @@ from pylon.system.errors import UserError
 
 
 def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
-    radiographs = read_radiographs(phantom)
+    radiographs = read_chestxray14(phantom)
     hashes = list_hashes(phantom)
     best = tmp_path / "best"
     options = EvaluationOptions(data=phantom, cache_size=256)
@@ -39,9 +39,9 @@ def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
     assert card["class_names"] == list(PATHOLOGIES)
     assert capsys.readouterr().out == ""
     load(lists={**hashes, "test_list.txt": "0", "train_val_list.txt": "1"})
-    note = "was trained with other versions of test_list.txt, train_val_list.txt than those in"
+    note = "was trained with other versions of test_list.txt, train_val_list.txt than those of"
     assert note in capsys.readouterr().out
-    sentence = "best was trained on the classes Mass, Hernia, but the data has Atelectasis, "
+    sentence = "best was trained on the classes Mass, Hernia, which are not the Atelectasis, "
     with pytest.raises(UserError, match=sentence):
         load(names=("Mass", "Hernia"))
     with pytest.raises(UserError, match=r"trained on the classes Cardiomegaly, Atelectasis, "):

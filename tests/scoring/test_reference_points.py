@@ -10,9 +10,17 @@ SIZE = np.array([(64, 128)])  # height, width: cells of 1 x 2 pixels
 
 def test_cell_is_inside_if_its_centre_is():
     box = np.array([(10, 20, 4, 3)])  # columns 10 .. 13, rows 20 .. 22
-    rows, columns = inside_by_cell(box, SIZE)
-    assert np.flatnonzero(rows[0]).tolist() == [20, 21, 22]
-    assert np.flatnonzero(columns[0]).tolist() == [5, 6]  # centres 11 and 13
+    inside = inside_by_cell(box, SIZE)
+    cells = [[row, column] for row in (20, 21, 22) for column in (5, 6)]  # centres 11 and 13
+    assert np.argwhere(inside[0]).tolist() == cells
+
+
+def test_several_boxes_count_as_their_union():
+    one, other, none = (10, 20, 4, 3), (10, 22, 2, 2), (0, 0, 0, 0)
+    inside = inside_by_cell(np.array([[one, other], [one, none]]), SIZE.repeat(2, axis=0))
+    assert inside.sum(axis=(1, 2)).tolist() == [7, 6]  # one cell is in both, one new
+    halves = np.array([[(0, 0, 64, 64), (64, 0, 64, 64)]])
+    assert centre_hits(halves, SIZE).tolist() == [1]
 
 
 def test_centre_hits_by_hand():

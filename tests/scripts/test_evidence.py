@@ -115,7 +115,7 @@ def test_weights_in_the_authors_format(phantom, tmp_path):
     done = run_script("eval_auc.py", *options, cwd=tmp_path)
     assert "csv/model/auroc.csv" in done.stdout
     done = run_script("eval_loc.py", *options, cwd=tmp_path)
-    assert "note: training.json has no threshold" in done.stdout
+    assert "note: the checkpoint has no threshold" in done.stdout
     table = pd.read_csv(tmp_path / "csv/model/point_localization.csv", index_col="seed")
     assert table.loc["called present"].isna().all()
     low, score, high = table["micro"][["model low", "model", "model high"]]

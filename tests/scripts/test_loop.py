@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import pylon
 from pylon.data.chestxray14 import PATHOLOGIES
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.experiment import checkpoint
 from pylon.experiment.card import read_json
 from pylon.experiment.checkpoint import load_last
@@ -108,7 +108,7 @@ def test_learning_rate_is_reduced_when_the_loss_rises_and_ends_the_run(unbroken)
 
 
 def test_each_epoch_uses_all_images_in_a_new_order(few, unbroken):
-    images = read_radiographs(few).images
+    images = read_chestxray14(few).images
     count = images["split"].value_counts()
     assert count["train"] % BATCH > 1  # the last batch is smaller and weighs less
     lines = [json.loads(line) for line in (unbroken / "losses").read_text().splitlines()]
@@ -149,7 +149,7 @@ def test_best_checkpoint_is_selected_on_validation_data(few, unbroken):
     """Recompute loss, AUROC and thresholds from the saved network and the image files."""
     card = read_json(unbroken / "save/pylon/0/best/training.json")
     model = pylon.load_pylon(unbroken / "save/pylon/0/best")
-    images = read_radiographs(few).images
+    images = read_chestxray14(few).images
     val = images[images["split"] == "val"]
     assert len(val) >= 4
     pixels = [

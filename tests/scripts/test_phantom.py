@@ -10,7 +10,7 @@ from conftest import run_script, sentence_of
 import thorax
 from pylon.data.checks import require_files
 from pylon.data.chestxray14 import PATHOLOGIES
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 
 
 def digest(folder) -> str:
@@ -33,9 +33,9 @@ def test_same_seed_gives_the_same_bytes(tmp_path):
 
 
 def test_layout_matches_nih(phantom):
-    radiographs = read_radiographs(phantom, with_boxes=True)
+    radiographs = read_chestxray14(phantom, with_boxes=True)
     images = radiographs.images
-    require_files(images, phantom)
+    require_files(images, radiographs)
     assert len(images) == 90
     assert list(radiographs.class_names) == list(PATHOLOGIES)
     assert images["image_id"].str.fullmatch(r"\d{8}_\d{3}\.png").all()
@@ -53,7 +53,7 @@ def test_layout_matches_nih(phantom):
 
 
 def test_boxed_findings_of_test_images_have_boxes(phantom):
-    radiographs = read_radiographs(phantom, with_boxes=True)
+    radiographs = read_chestxray14(phantom, with_boxes=True)
     images = radiographs.images
     boxes = radiographs.boxes
     test = images[images["split"] == "test"]

@@ -16,7 +16,7 @@ import pylon
 from pylon.data import chestxray14
 from pylon.data.checks import faults_of_boxes, faults_of_lists, raise_first
 from pylon.data.chestxray14 import PATHOLOGIES
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.experiment import checkpoint
 from pylon.experiment.card import make_card
 from pylon.model import Pylon
@@ -138,7 +138,7 @@ def test_any_bytes_as_lists_are_read_or_refused(name, content, data):
             assert images["image_id"].is_unique
             assert images[list(PATHOLOGIES)].isin([0, 1]).all(axis=None)
             assert set(images["split"]) <= {"train", "val", "test"}
-            again, sentence = attempt(read_radiographs, Path(folder))
+            again, sentence = attempt(read_chestxray14, Path(folder))
             assert [sentence] == (faults or [""])[:1]
             if again is not None:
                 pd.testing.assert_frame_equal(again.images, images)

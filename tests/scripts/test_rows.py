@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import TRAIN, run_script, sentence_of
 
 from pylon.data.chestxray14 import PATHOLOGIES
-from pylon.data.sources import read_radiographs
+from pylon.data.sources import read_chestxray14
 from pylon.experiment.card import read_json
 from pylon.experiment.evaluate import open_networks, predict_logits
 from pylon.experiment.options import ScoreOptions
@@ -48,7 +48,7 @@ def cells_of(path: Path) -> pd.DataFrame:
 
 def test_image_rows_hold_the_logits(scored, phantom, one_thread):
     cwd, _ = scored
-    radiographs = read_radiographs(phantom)
+    radiographs = read_chestxray14(phantom)
     test = radiographs.of_split("test").reset_index(drop=True)
     accelerator = make_accelerator("cpu", "fp32")
     options = ScoreOptions(data=phantom, num_workers=0)
@@ -91,7 +91,7 @@ def test_rows_have_metadata(scored):
 def test_box_rows(scored, phantom, seed):
     cwd, _ = scored
     rows = pd.read_csv(cwd / f"csv/pylon/{seed}_boxes.csv")
-    boxes = read_radiographs(phantom, with_boxes=True).boxes
+    boxes = read_chestxray14(phantom, with_boxes=True).boxes
     named = [f"bbox_{key}" for key in "xywh"]
     assert (rows[["image_id", "pathology", *named]].to_numpy() == boxes.to_numpy()).all()
     assert (rows[["image_height", "image_width"]] == 128).all(axis=None)
@@ -262,7 +262,7 @@ def test_bad_options_with_from_are_refused(rows_alone, options, sentence):
 def test_rows_of_different_data_are_not_averaged(scored, phantom, rows_alone, tmp_path, script):
     cwd, _ = scored
     data = shutil.copytree(phantom, tmp_path / "data")
-    boxed = read_radiographs(phantom, with_boxes=True).boxes["image_id"][0]
+    boxed = read_chestxray14(phantom, with_boxes=True).boxes["image_id"][0]
     names = (data / "test_list.txt").read_text().split()
     names.remove(boxed)
     (data / "test_list.txt").write_text("\n".join(names))

@@ -1,0 +1,78 @@
+"""Start training from the weights of another checkpoint (`--init-from`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pylon.baselines import Baseline
+from pylon.experiment.checkpoint import load_pylon, read_card
+from pylon.hub import config_of
+from pylon.model import Pylon
+from pylon.system.errors import UserError
+
+HEAD = "segmentation_head.0."
+
+
+def take_from_checkpoint(
+    net: Pylon | Baseline, class_names: Sequence[str], path: Path
+) -> list[str]:
+    """Load all weights of a checkpoint that fit; return sentences about what was taken.
+
+    Of the head, the rows of classes with the same name are taken; rows of other classes keep their
+    random weights.
+
+    Args:
+        net: the network to train, on the CPU.
+        class_names: of its outputs.
+        path: the checkpoint.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged, or has another encoder.
+    """
+    other = load_pylon(path)
+    names = read_card(path, other)["class_names"]
+    ours = config_of(net)
+    theirs = config_of(other)
+    if theirs["encoder_name"] != ours["encoder_name"] or other.in_channels != net.in_channels:
+        raise UserError(
+            f"--init-from {path} has the encoder {theirs['encoder_name']} with {other.in_channels} "
+            f"input channels, not {ours['encoder_name']} with {net.in_channels}; choose "
+            f"--encoder-name {theirs['encoder_name']}, or another checkpoint"
+        )
+
+    # weights of one name mean the same only in networks of one kind; their encoders always do
+    same_kind = [(each["kind"], each.get("model")) for each in (ours, theirs)]
+    part = "" if same_kind[0] == same_kind[1] else "encoder."
+    state = net.state_dict()
+    given = other.state_dict()
+    taken = {
+        name: value
+        for name, value in given.items()
+        if name.startswith(part)
+        and not name.startswith(HEAD)
+        and name in state
+        and state[name].shape == value.shape
+    }
+
+    # rows of the head by class
+    shared = [name for name in class_names if name in names] if part == "" else []
+    rows = [class_names.index(name) for name in shared]
+    rows_there = [names.index(name) for name in shared]
+    for name in (f"{HEAD}weight", f"{HEAD}bias"):
+        if fits(state[name], given[name]) and shared:
+            value = state[name].clone()
+            value[rows] = given[name][rows_there]
+            taken[name] = value
+    net.load_state_dict({**state, **taken})
+
+    new = [name for name in class_names if name not in shared or f"{HEAD}weight" not in taken]
+    sentences = [f"{len(taken)} of {len(state)} tensors taken from {path}"]
+    if new:
+        sentences.append(f"new classes, with random weights in the head: {', '.join(new)}")
+    return sentences
+
+
+def fits(row: Tensor, given: Tensor) -> bool:
+    """Whether tensors differ at most in their number of rows."""
+    return row.shape[1:] == given.shape[1:]

@@ -1,0 +1,94 @@
+"""Checks of train.py's options, before anything is read or written."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from pylon.encoder_weights import is_file_name
+from pylon.encoders import ArgumentError, require_known
+from pylon.experiment.training import require_images_a_process
+from pylon.model import STRIDE
+from pylon.system.cli import check_name, require_at_least
+from pylon.system.errors import UserError
+
+
+def check(options: Any, of_pylon: tuple[str, ...]) -> None:
+    """Raise a UserError that names the first option out of range.
+
+    Args:
+        options: of train.py.
+        of_pylon: options that no other network has.
+    """
+    require_at_least(options, epochs=1, batch_size=2, patience=0, num_workers=0, seed=0)
+    if options.seed >= 2**32:
+        raise UserError(f"--seed must be below 2**32, not {options.seed}")
+    if not 0 < options.lr < math.inf or not 0 <= options.min_lr < options.lr:
+        raise UserError(
+            f"--lr {options.lr} and --min-lr {options.min_lr} must satisfy 0 <= min-lr < lr"
+        )
+    if not 0 < options.lr_factor < 1:
+        raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
+    if options.image_size < STRIDE or options.image_size % STRIDE:
+        raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
+    if options.image_size > 4096:
+        raise UserError(
+            f"--image-size must be at most 4096 (no radiograph is larger), not {options.image_size}"
+        )
+    if options.cache_size != 0 and options.cache_size < options.image_size:
+        raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
+    if options.compile and not has_compiler():
+        raise UserError(
+            "--compile needs a GPU and a C++ compiler; install g++, or leave --compile out"
+        )
+    check_network(options, of_pylon)
+    check_name(options.name)
+
+
+def check_network(options: Any, of_pylon: tuple[str, ...]) -> None:
+    """Raise a UserError if the options of the network exclude each other or are unknown."""
+    if options.pool != "max" and options.model != "backbone":
+        raise UserError(
+            f"--pool {options.pool} cannot be used with --model {options.model}: avg is only for "
+            "backbone, max for every model"
+        )
+    defaults = type(options)
+    changed = [key for key in of_pylon if getattr(options, key) != getattr(defaults, key)]
+    if options.model != "pylon" and changed:
+        raise UserError(
+            "--up-layers, --up-modules and --no-attention are only for --model pylon, "
+            f"not {options.model}"
+        )
+    try:
+        require_known(options.encoder_name)
+    except ArgumentError as error:
+        raise UserError(f"--encoder-name {error.problem}") from error
+
+    # where the first weights come from
+    weights = options.encoder_weights
+    if is_file_name(weights) and not Path(weights).is_file():
+        raise UserError(f"--encoder-weights {weights}: there is no such file; check its name")
+    if options.init_from is not None and weights not in ("none", defaults.encoder_weights):
+        raise UserError(
+            f"--init-from takes the place of --encoder-weights {weights}; leave one of them out"
+        )
+
+
+def has_compiler() -> bool:
+    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+
+
+def check_on_device(options: Any, accelerator: Accelerator) -> None:
+    """Raise a UserError if the options do not fit the device or the number of processes."""
+    if options.compile and accelerator.device.type == "cpu":
+        # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds:
+        # pytorch#160391, #191837.
+        raise UserError(
+            "--compile needs a GPU: torch cannot compile this network for a CPU; "
+            "leave --compile out"
+        )
+    processes = accelerator.num_processes
+    require_images_a_process(options.model, options.image_size, options.batch_size, processes)
