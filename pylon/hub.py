@@ -9,7 +9,9 @@
 """
 
 import hashlib
+import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,12 +19,13 @@ from typing import Any, Self
 
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor
 
-from pylon.system.files import hashed_json
+from pylon.system.files import hash_of_json, hashed_json
 
 LAYOUT = 2  # version of config.json; 1 had only the arguments
+DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,27 @@ class Checkpointed(PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, config: dict[str, Any], strict: bool = True, **kwargs
-    ):
+    ) -> Self:
         """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
         arguments = {**kwargs, "encoder_weights": None}
         model = super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
-        model.description = Description.of(config or {}, model.classes)
+        model.card = find_card(model_id, {key: kwargs.get(key) for key in DOWNLOAD})
+        model.description = Description.of({**(model.card or {}), **(config or {})}, model.classes)
         return model
+
+
+def find_card(model_id: str, download: dict[str, Any]) -> dict[str, Any] | None:
+    """The card in a folder or on the hub; None if there is none, or it is damaged."""
+    try:
+        if os.path.isdir(model_id):
+            path = Path(model_id, "training.json")
+        else:
+            path = Path(hf_hub_download(model_id, "training.json", **download))
+        card = json.loads(path.read_text())
+        written = card.pop("sha256", None)
+    except Exception:  # no such file, no connection, not JSON: the network needs none
+        return None
+    return card if written in (None, hash_of_json(card)) else None
 
 
 def arguments_of(config: dict[str, Any]) -> dict[str, Any]:

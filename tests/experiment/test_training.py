@@ -1,10 +1,24 @@
-"""Preparing a network for training."""
+"""Preparing a network for training, and its loss."""
 
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pylon.experiment.training import freeze_unused_parameters
-from pylon.model import Pylon
+from pylon.data.contract import Radiographs, no_boxes
+from pylon.experiment.training import (
+    count_known,
+    describe_split,
+    freeze_unused_parameters,
+    loss_of_known,
+    measure_intensities,
+)
+from pylon.model import Pylon, criterion
+from pylon.system.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["efficientnet-b0", "tu-test_resnet"])
@@ -30,3 +44,87 @@ def test_parameters_without_gradients_are_frozen(name):
     assert {key for key, parameter in model.named_parameters() if parameter.grad is None} == set(
         unused
     )
+
+
+def some_labels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 3, generator=generator)
+    labels = torch.randint(0, 2, (6, 3), generator=generator).float()
+    return logits, labels
+
+
+def test_loss_of_known_labels_is_their_mean():
+    logits, labels = some_labels()
+    assert torch.equal(loss_of_known(logits, labels), criterion(logits, labels))
+    labels[[0, 2, 5], [1, 0, 2]] = torch.nan
+    is_known = ~labels.isnan()
+    each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    loss = loss_of_known(logits, labels, is_known.sum())
+    assert loss.item() == pytest.approx(each[is_known].mean().item(), abs=1e-7)
+
+
+@pytest.mark.parametrize("none_in_the_second", [False, True])
+def test_loss_and_gradient_of_two_processes_average_to_those_of_one(none_in_the_second):
+    logits, labels = some_labels()
+    labels[[0, 1, 2, 3], [1, 1, 0, 2]] = torch.nan
+    if none_in_the_second:
+        labels[3:] = torch.nan
+    logits.requires_grad_()
+
+    def reduce(value, reduction):
+        assert reduction == "sum"
+        return (~labels.isnan()).sum()  # of both
+
+    halves = [(logits[:3], labels[:3]), (logits[3:], labels[3:])]
+    known = count_known(labels[:3], SimpleNamespace(reduce=reduce))
+    losses = [loss_of_known(*half, known, 2) for half in halves]
+    (of_two,) = torch.autograd.grad(sum(losses) / 2, logits, retain_graph=True)
+    whole = loss_of_known(logits, labels, known)
+    (of_one,) = torch.autograd.grad(whole, logits)
+    assert (sum(losses) / 2 - whole).abs() < 1e-6
+    torch.testing.assert_close(of_two, of_one, atol=1e-6, rtol=0)
+    assert (of_one[labels.isnan()] == 0).all()
+
+
+def radiographs_of(**labels) -> Radiographs:
+    images = pd.DataFrame({
+        "image_id": list("abcd"),
+        "patient_id": range(4),
+        "split": ["train", "train", "val", "test"],
+        "path": "x",
+        **labels,
+    })  # fmt: skip
+    return Radiographs(images, no_boxes(), tuple(labels), name="my.csv", notes=("read so",))
+
+
+def test_classes_are_described():
+    said = []
+    data = radiographs_of(Mass=[0, 1, 0, 1], Edema=[0.0, np.nan, 1, 1], Hernia=[0, 0, 1, 1])
+    describe_split(data.images, data, said.append)
+    assert said == [
+        "my.csv: 2 images to train on, 1 to validate on",
+        "note: read so",
+        "note: Edema, Hernia: no positive training image, so nothing is learnt of it",
+    ]
+    data = radiographs_of(Mass=[0, 1, 0, 1], Edema=[np.nan, np.nan, 1, 1])
+    with pytest.raises(UserError, match=r"my.csv: Edema is unknown in all training images; label"):
+        describe_split(data.images, data, said.append)
+    data = radiographs_of(Mass=[0, 1, np.nan, 1])
+    with pytest.raises(UserError, match=r"my.csv has no known label in the validation split"):
+        describe_split(data.images, data, said.append)
+
+
+def test_intensities_are_measured_on_the_networks_input(tmp_path, rng):
+    paths = []
+    for k in range(3):
+        paths.append(str(tmp_path / f"{k}.png"))
+        cv2.imwrite(paths[k], rng.integers(0, 256, (256, 256), np.uint8))
+    images = pd.DataFrame({"image_id": paths, "path": paths, "Mass": 0})
+    mean, std = measure_intensities(images, ("Mass",), 256, None, 0)
+    pixels = np.stack([cv2.imread(path, cv2.IMREAD_GRAYSCALE) for path in paths]) / 255
+    assert mean == pytest.approx(pixels.mean(), abs=1e-9)
+    assert std == pytest.approx(pixels.std(), abs=1e-9)
+    for path in paths:
+        cv2.imwrite(path, np.full((32, 32), 7, np.uint8))
+    with pytest.raises(UserError, match="--normalize data: all training images have the same"):
+        measure_intensities(images, ("Mass",), 256, None, 0)

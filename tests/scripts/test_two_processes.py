@@ -8,12 +8,16 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import ROOT, TRAIN, rows_of, run_script, start_script
+from tables import write_table
 from torch.nn.parallel import DistributedDataParallel
 
+from pylon.experiment import training
 from pylon.experiment.card import read_json
 from pylon.model import Pylon
 
@@ -32,6 +36,32 @@ def test_two_processes_train_one_network(phantom, tmp_path):
     assert table["epoch"].tolist() == [1, 2]
     card = read_json(tmp_path / "save/pylon/0/best/training.json")
     assert card["val_loss"] == table["val_loss"].min()
+
+
+def test_two_processes_have_the_loss_of_one_with_unknown_labels(phantom, tmp_path):
+    """The first step of an epoch: the mean over the known labels of both."""
+    table = write_table(phantom, tmp_path / "mine")
+    names = list(table.columns[3:])
+    unknown = np.random.default_rng(0).random((len(table), len(names))) < 0.5
+    table[names] = table[names].astype(float).mask(unknown)
+    table.to_csv(tmp_path / "mine/my.csv", index=False)
+    options = ("--table", tmp_path / "mine/my.csv", "--epochs", 1, *TRAIN)
+    first_of = {}
+    for processes in (1, 2):
+        cwd = tmp_path / str(processes)
+        cwd.mkdir()
+        if processes == 1:
+            done = run_script("train.py", *options, cwd=cwd, sabotage=write_down_each_loss)
+            assert "labels in" in done.stdout  # the note on unknown ones
+        else:
+            run_as_two("train.py", *options, cwd=cwd, out=cwd, sabotage=write_down_each_loss)
+        files = sorted(cwd.glob("losses-*"))
+        assert len(files) == processes
+        losses = [list(map(float, file.read_text().split())) for file in files]
+        first_of[processes] = np.mean([of_process[0] for of_process in losses])
+        if processes == 2:
+            assert abs(losses[0][0] - losses[1][0]) > 1e-4  # each has its own images
+    assert abs(first_of[1] - first_of[2]) < 1e-6
 
 
 def test_too_few_images_for_two_processes(phantom, tmp_path):
@@ -86,6 +116,24 @@ def build_otherwise():
                 file.write(f"{torch.initial_seed()}\n")
 
     Pylon.__init__ = build_with_spare
+
+
+def write_down_each_loss():
+    """Log the loss of each step, without batch statistics, which differ between the processes."""
+    loss_of = training.loss_of_known
+
+    def noted(*arguments):
+        loss = loss_of(*arguments)
+        if loss.requires_grad:  # in training
+            with open(f"losses-{os.environ.get('RANK', '0')}", "a") as file:
+                file.write(f"{loss.item()!r}\n")
+        return loss
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+    training.loss_of_known = noted
+    torch.nn.BatchNorm2d.forward = forward
 
 
 def be_one_of_two(variables, sabotage):

@@ -1,0 +1,82 @@
+"""Starting from another checkpoint: what fits is taken, by class name in the head."""
+
+import pytest
+import torch
+
+from pylon.baselines import Baseline
+from pylon.experiment.initial import take_from_checkpoint
+from pylon.hub import Description
+from pylon.model import Pylon
+from pylon.system.errors import UserError
+
+ENCODER = ("tu-test_resnet", None)
+
+
+def saved(folder, names, model=None):
+    torch.manual_seed(5)
+    model = model or Pylon(*ENCODER, classes=len(names), decoder_channels=8)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.copy_(torch.rand(value.shape))
+    model.description = Description(tuple(names), 0.5, 0.25, 256)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_rows_of_the_head_follow_the_class_names(tmp_path):
+    other = saved(tmp_path / "other", ["Mass", "Edema", "Hernia"])
+    net = Pylon(*ENCODER, classes=2, decoder_channels=8)
+    head = net.segmentation_head[0]
+    before = (head.weight[0].clone(), head.bias[0].clone())
+    said = take_from_checkpoint(net, ("Nodule", "Edema"), tmp_path / "other")
+    count = len(net.state_dict())
+    assert said == [
+        f"{count} of {count} tensors taken from {tmp_path}/other",
+        "new classes, with random weights in the head: Nodule",
+    ]
+    for name, value in net.state_dict().items():
+        if not name.startswith("segmentation_head"):
+            assert torch.equal(value, other.state_dict()[name]), name
+    assert torch.equal(head.weight[1], other.segmentation_head[0].weight[1])
+    assert torch.equal(head.bias[1], other.segmentation_head[0].bias[1])
+    assert torch.equal(head.weight[0], before[0])
+    assert torch.equal(head.bias[0], before[1])
+
+
+def test_same_classes_in_another_order(tmp_path):
+    other = saved(tmp_path / "other", ["a", "b"])
+    net = Pylon(*ENCODER, classes=2, decoder_channels=8)
+    (said,) = take_from_checkpoint(net, ("b", "a"), tmp_path / "other")
+    assert "tensors taken" in said
+    assert torch.equal(net.segmentation_head[0].weight.flip(0), other.segmentation_head[0].weight)
+
+
+def test_another_kind_of_network_gives_its_encoder(tmp_path):
+    other = saved(tmp_path / "other", ["a"], Baseline("backbone", *ENCODER, classes=1))
+    net = Pylon(*ENCODER, classes=1, decoder_channels=8)
+    decoder = {key: value.clone() for key, value in net.decoder.state_dict().items()}
+    said = take_from_checkpoint(net, ("a",), tmp_path / "other")
+    assert said[1] == "new classes, with random weights in the head: a"
+    for name, value in net.encoder.state_dict().items():
+        assert torch.equal(value, other.encoder.state_dict()[name])
+    assert all(torch.equal(value, decoder[key]) for key, value in net.decoder.state_dict().items())
+
+
+def test_a_wider_decoder_takes_what_fits(tmp_path):
+    saved(tmp_path / "other", ["a"])
+    net = Pylon(*ENCODER, classes=1, decoder_channels=16)
+    said = take_from_checkpoint(net, ("a",), tmp_path / "other")
+    assert said[1] == "new classes, with random weights in the head: a"
+    assert net.segmentation_head[0].bias.item() != 0  # fits, and is taken
+
+
+def test_other_encoders_are_refused(tmp_path):
+    saved(tmp_path / "other", ["a"])
+    net = Pylon("resnet18", None, classes=1)
+    with pytest.raises(UserError, match=r"--init-from .* has the encoder tu-test_resnet with 1"):
+        take_from_checkpoint(net, ("a",), tmp_path / "other")
+    net = Pylon(*ENCODER, in_channels=3, classes=1)
+    with pytest.raises(UserError, match=r"not tu-test_resnet with 3; choose"):
+        take_from_checkpoint(net, ("a",), tmp_path / "other")
+    with pytest.raises(UserError, match="there is no checkpoint at"):
+        take_from_checkpoint(net, ("a",), tmp_path / "nowhere")

@@ -1,0 +1,312 @@
+"""A table of one's own through all scripts, as a user types them."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from conftest import TRAIN, rows_of, run_script, same_weights, sentence_of
+from sklearn.metrics import roc_auc_score
+from tables import write_table
+
+import pylon
+from pylon.experiment import checkpoint
+from pylon.experiment.card import read_training_json
+
+EVALUATE = ("--device", "cpu", "--num-workers", 0)
+NAMES = {"Effusion": "Effusion, left", "Mass": "Rundherd (groß)", "Nodule": "2"}
+
+
+@pytest.fixture(scope="module")
+def table(phantom, tmp_path_factory):
+    """The phantom as a table, with boxes in both forms."""
+    folder = tmp_path_factory.mktemp("table")
+    write_table(phantom, folder)
+    return folder
+
+
+def test_training_on_a_table_is_the_same_bit_for_bit(table, trained, tmp_path):
+    done = run_script("train.py", "--table", table / "my.csv", "--epochs", 2, *TRAIN, cwd=tmp_path)
+    assert f"{table}/my.csv: " in done.stdout
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+    assert rows_of(tmp_path).equals(rows_of(trained))
+
+
+@pytest.mark.parametrize("boxes", ["boxes.csv", "coco.json"])
+def test_scores_of_a_table_are_those_of_nihs_layout(table, phantom, trained, tmp_path, boxes):
+    shutil.copytree(trained / "save", tmp_path / "save")
+    tables = {"eval_auc.py": "auroc.csv", "eval_loc.py": "point_localization.csv"}
+    for script, name in tables.items():
+        run_script(script, "--data", phantom, *EVALUATE, cwd=tmp_path)
+        expected = (tmp_path / "csv/pylon" / name).read_bytes()
+        of_table = ("--table", table / "my.csv", "--name", "pylon", *EVALUATE)
+        more = ("--boxes", table / boxes) if script == "eval_loc.py" else ()
+        run_script(script, *of_table, *more, cwd=tmp_path)
+        assert (tmp_path / "csv/pylon" / name).read_bytes() == expected
+        rows = "images" if script == "eval_auc.py" else "boxes"
+        ids = pd.read_csv(tmp_path / f"csv/pylon/0_{rows}.csv")["image_id"]
+        assert ids.str.contains("images/").all()  # as in the table
+
+
+@pytest.fixture(scope="module")
+def own(phantom, tmp_path_factory):
+    """Three classes of own names, a fifth of the labels unknown, patients and boxes of its own."""
+    folder = tmp_path_factory.mktemp("own")
+    table = write_table(phantom, folder)
+    table = table[["path", "patient_id", "split", *NAMES]].rename(columns=NAMES)
+    classes = list(NAMES.values())
+    unknown = np.random.default_rng(0).random((len(table), 3)) < 0.2
+    table[classes] = table[classes].astype(float).mask(unknown)
+    table["patient_id"] = "P-" + table["patient_id"].astype(str)
+    table.assign(age=63.5).to_csv(folder / "my.csv", index=False)
+
+    # two boxes of one class in one image
+    boxes = pd.read_csv(folder / "boxes.csv").replace({"class": NAMES})
+    boxes = boxes[boxes["class"].isin(classes)]
+    second = boxes.iloc[:1].assign(x=1, y=2, w=3, h=4)
+    pd.concat([boxes, second]).to_csv(folder / "boxes.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_on_own(own, tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("trained_on_own")
+    options = ("--table", own / "my.csv", "--ignore-columns", "age", "--normalize", "data")
+    options = (*options, "--image-size", 512, "--name", "mine", "--epochs", 1, *TRAIN)
+    done = run_script("train.py", *options, cwd=cwd)
+    assert "labels in" in done.stdout
+    assert "intensities of the training images: mean " in done.stdout
+    return cwd
+
+
+def test_checkpoint_explains_itself(trained_on_own):
+    model = pylon.load_pylon(trained_on_own / "save/mine/0/best")
+    assert model.description.class_names == tuple(NAMES.values())
+    assert model.description.image_size == 512
+    assert 0.1 < model.description.mean < 0.9
+    assert model.description.mean != 0.4984
+    assert list(model.description.thresholds) == list(NAMES.values())
+    card = read_training_json(trained_on_own / "save/mine/0/best")
+    assert card["mean"] == model.description.mean
+    assert card["options"]["ignore_columns"] == ["age"]
+
+
+def test_unknown_labels_do_not_count_in_auroc(own, trained_on_own):
+    options = ("--table", own / "my.csv", "--name", "mine", *EVALUATE)
+    run_script("eval_auc.py", *options, cwd=trained_on_own)
+    folder = trained_on_own / "csv/mine"
+    written = (folder / "auroc.csv").read_bytes()
+    scores = pd.read_csv(folder / "auroc.csv", index_col="seed")
+    rows = pd.read_csv(folder / "0_images.csv")
+    assert rows["patient_id"].str.startswith("P-").all()
+    table = pd.read_csv(own / "my.csv").query("split == 'test'")
+    areas = []
+    for name in NAMES.values():
+        labels = table[name].to_numpy()
+        np.testing.assert_array_equal(rows[f"label_{name}"], labels)
+        known = ~np.isnan(labels)
+        assert not known.all()
+        areas.append(roc_auc_score(labels[known], rows[f"logit_{name}"][known]))
+        assert scores.loc["0", name] == areas[-1]
+        assert scores.loc["0 low", name] < scores.loc["0 high", name]
+    assert scores.loc["0", "macro"] == pytest.approx(np.mean(areas), abs=1e-12)
+    # again from the rows alone
+    run_script("eval_auc.py", "--from", "csv/mine", cwd=trained_on_own)
+    assert (folder / "auroc.csv").read_bytes() == written
+
+
+def test_several_boxes_of_a_class_are_one_row(own, trained_on_own):
+    options = ("--table", own / "my.csv", "--boxes", own / "boxes.csv", "--name", "mine")
+    done = run_script("eval_loc.py", *options, *EVALUATE, "--save-maps", cwd=trained_on_own)
+    folder = trained_on_own / "csv/mine"
+    written = (folder / "point_localization.csv").read_bytes()
+    boxes = pd.read_csv(own / "boxes.csv")
+    rows = pd.read_csv(folder / "0_boxes.csv", keep_default_na=False)
+    assert len(rows) == len(boxes) - 1
+    assert f"{len(rows)} findings ({len(boxes)} boxes) on " in done.stdout
+    assert rows["more_boxes"].tolist() == ["1 2 3 4"] + [""] * (len(rows) - 1)
+    assert (
+        rows.loc[0, ["bbox_x", "bbox_w"]].tolist() == boxes.loc[boxes.index[0], ["x", "w"]].tolist()
+    )
+    assert np.load(folder / "0_maps.npz")["maps"].shape == (len(rows), 128, 128)
+    run_script("eval_loc.py", "--from", "csv/mine", cwd=trained_on_own)
+    assert (folder / "point_localization.csv").read_bytes() == written
+    done = run_script("generate_heatmap.py", *options, *EVALUATE, cwd=trained_on_own)
+    assert "skipped" not in done.stdout  # nothing about the paper's images
+    assert sorted(path.name for path in (trained_on_own / "figs").iterdir()) == ["all"]
+
+
+def test_copied_checkpoint_gives_the_same_scores(own, trained_on_own, tmp_path):
+    best = trained_on_own / "save/mine/0/best"
+    pylon.load_pylon(best).save_pretrained(tmp_path / "shared/name")
+    logits = []
+    for path, cwd in ((best, trained_on_own), (tmp_path / "shared/name", tmp_path)):
+        options = ("--table", own / "my.csv", "--checkpoint", path, "--name", "copy", *EVALUATE)
+        run_script("eval_auc.py", *options, cwd=cwd)
+        (rows,) = (cwd / "csv/copy").glob("*_images.csv")
+        logits.append(rows.read_bytes())
+    assert logits[0] == logits[1]
+
+
+def test_data_without_a_class_of_the_checkpoint_is_refused(own, table, phantom, trained_on_own):
+    best = trained_on_own / "save/mine/0/best"
+    options = ("--checkpoint", best, "--name", "other", *EVALUATE)
+    done = run_script("eval_auc.py", "--table", table / "my.csv", *options, cwd=own, code=2)
+    said = f"my.csv has no column 'Effusion, left', which {best} asks for"
+    assert said in sentence_of(done)
+    done = run_script("eval_auc.py", "--data", phantom, *options, cwd=own, code=2)
+    assert f"has no class 'Effusion, left', which {best} asks for" in sentence_of(done)
+    done = run_script("eval_loc.py", "--table", own / "my.csv", *options, cwd=own, code=2)
+    assert "has no boxes; give them with --boxes FILE, csv or COCO" in sentence_of(done)
+
+
+def test_killed_run_resumes_with_its_own_normalisation(own, tmp_path):
+    options = ("--table", own / "my.csv", "--classes", "2", "--normalize", "data")
+    options = (*options, *TRAIN, "--epochs", 2)
+    for cwd, code in (("whole", 0), ("killed", -signal.SIGKILL)):
+        (tmp_path / cwd).mkdir()
+        sabotage = die_after_the_first_epoch if code else None
+        run_script("train.py", *options, cwd=tmp_path / cwd, code=code, sabotage=sabotage)
+    done = run_script("train.py", *options, cwd=tmp_path / "killed")
+    assert "resuming save/pylon/0 at epoch 2" in done.stdout
+    assert "intensities" not in done.stdout  # not measured again
+    assert same_weights(tmp_path / "whole/save/pylon/0", tmp_path / "killed/save/pylon/0")
+    assert rows_of(tmp_path / "whole").equals(rows_of(tmp_path / "killed"))
+    cards = [
+        read_training_json(tmp_path / cwd / "save/pylon/0/best") for cwd in ("whole", "killed")
+    ]
+    assert cards[0] == cards[1]
+
+
+def die_after_the_first_epoch():
+    save = checkpoint.save_last
+
+    def save_and_die(path, state):
+        save(path, state)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_last = save_and_die
+
+
+def test_starting_from_another_checkpoint_and_from_a_file(table, own, trained, tmp_path):
+    """Classes of the same name keep their rows of the head."""
+    best = trained / "save/pylon/0/best"
+    once = ("--epochs", 1, *TRAIN)
+    some = ("--table", table / "my.csv", "--classes", "Mass", "Edema")
+    done = run_script("train.py", *some, "--init-from", best, *once, cwd=tmp_path)
+    assert f"tensors taken from {best}" in done.stdout
+    assert "new classes" not in done.stdout
+    mine = ("--table", own / "my.csv", "--classes", "2", "--name", "mine")
+    done = run_script("train.py", *mine, "--init-from", best, *once, cwd=tmp_path)
+    assert "new classes, with random weights in the head: 2" in done.stdout
+
+    # a file of weights
+    weights = safetensors.torch.load_file(best / "model.safetensors")
+    torch.save(weights, tmp_path / "weights.pth")
+    options = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "weights.pth", *TRAIN[4:])
+    options = (*some, *options, "--name", "file", "--epochs", 1)
+    done = run_script("train.py", *options, cwd=tmp_path)
+    assert "tensors of the encoder taken from weights.pth" in done.stdout
+
+
+def test_wrong_starts_are_refused_before_anything_is_written(table, trained, tmp_path):
+    best = trained / "save/pylon/0/best"
+    (tmp_path / "cut.safetensors").write_bytes((best / "model.safetensors").read_bytes()[:999])
+    network = TRAIN[4:]
+    for options, sentence in (
+        (("--encoder-name", "resnet18", "--init-from", best), "has the encoder tu-test_resnet"),
+        (
+            ("--encoder-name", "tu-test_resnet", "--encoder-weights", "cut.safetensors"),
+            "is damaged",
+        ),
+        (("--encoder-name", "tu-test_resnet", "--encoder-weights", "no.pth"), "no such file"),
+        (("--encoder-name", "resnet18", "--encoder-weights", "ssl", "--init-from", best), "takes"),
+        (("--encoder-name", "resnet81", "--encoder-weights", "none"), "did you mean resnet18"),
+    ):
+        options = ("--table", table / "my.csv", *options, *network)
+        done = run_script("train.py", *options, cwd=tmp_path, code=2)
+        assert sentence in sentence_of(done)
+    assert not list(tmp_path.glob("save/*/*/best"))
+
+
+def test_faulty_tables_leave_everything_as_it_is(table, trained, tmp_path):
+    """One fault through each script; the others are in tests/data/test_table.py."""
+    data = shutil.copytree(table, tmp_path / "data")
+    text = (data / "my.csv").read_text()
+    (data / "my.csv").write_text(text.replace("train", "training"))
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    table_options = ("--table", data / "my.csv")
+    for script, options in (
+        ("train.py", TRAIN),
+        ("eval_auc.py", EVALUATE),
+        ("eval_loc.py", (*EVALUATE, "--boxes", data / "boxes.csv")),
+        ("generate_heatmap.py", (*EVALUATE, "--boxes", data / "boxes.csv")),
+        ("tools/check_data.py", ("--num-workers", 0)),
+    ):
+        done = run_script(script, *table_options, *options, cwd=trained, code=2)
+        assert "split is 'training' in row" in done.stdout + sentence_of(done)
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_check_data_counts_and_finds_faults(own, tmp_path):
+    options = ("--ignore-columns", "age", "--num-workers", 0, "--boxes", own / "boxes.csv")
+    done = run_script("tools/check_data.py", "--table", own / "my.csv", *options, cwd=own)
+    assert done.stdout.endswith("\nready\n")
+    lines = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
+    counts = {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+    table = pd.read_csv(own / "my.csv")
+    test = table[table["split"] == "test"]
+    assert counts["images"] == [str((table["split"] == s).sum()) for s in ("train", "val", "test")]
+    known = test["Rundherd (groß)"].dropna()
+    assert counts["Rundherd (groß)"][2] == f"{int(known.sum())} of {len(known)}"
+
+    # a missing image, a truncated one, a box beyond its image and one without its label
+    folder = tmp_path / "faulty"
+    table["path"] = [os.path.abspath(own / path) for path in table["path"]]
+    folder.mkdir()
+    (folder / "cut.png").write_bytes(b"\x89PNG")
+    table.loc[0, "path"] = "nowhere.png"
+    table.loc[1, "path"] = "cut.png"
+    table.to_csv(folder / "my.csv", index=False)
+    last = table[(table["split"] == "test") & (table["2"] == 0)].iloc[-1]
+    boxes = f"path,class,x,y,w,h\n{last['path']},2,100,100,60,10\n"
+    (folder / "boxes.csv").write_text(boxes)
+    options = ("--ignore-columns", "age", "--num-workers", 0, "--boxes", folder / "boxes.csv")
+    done = run_script(
+        "tools/check_data.py", "--table", folder / "my.csv", *options, cwd=own, code=2
+    )
+    for fault in (
+        "nowhere.png is missing from the paths in",
+        "cut.png cannot be read as an image",
+        "reaches beyond the image (128 x 128)",
+        "has a box of 2 but not that label",
+    ):
+        assert fault in done.stdout
+    assert "fix what is listed above (4)" in sentence_of(done)
+
+
+def test_two_tables_share_a_folder_of_caches(own, table, trained, tmp_path):
+    """Their images have the same names in different folders."""
+    other = shutil.copytree(table, tmp_path / "other")
+    images = pd.read_csv(table / "my.csv")["path"]
+    moved = [os.path.join("images", os.path.basename(path)) for path in images]
+    (other / "images").mkdir()
+    for path, new in zip(images, moved, strict=True):
+        shutil.copy(table / path, other / new)
+    text = (table / "my.csv").read_text()
+    for path, new in zip(images, moved, strict=True):
+        text = text.replace(path, new)
+    (other / "my.csv").write_text(text)
+    shutil.copytree(trained / "save", tmp_path / "save")
+    cached = ("--cache-size", 256, "--cache-dir", tmp_path / "fast", "--name", "pylon")
+    said = []
+    for folder in (table, other, table):
+        options = ("--table", folder / "my.csv", *cached, *EVALUATE)
+        said.append(run_script("eval_auc.py", *options, cwd=tmp_path).stdout)
+    assert ["decoding" in each for each in said] == [True, True, False]
+    assert len(pd.read_csv(tmp_path / "fast/256/index.csv")) == 30
+    assert not (other / "cache").exists()
