@@ -150,10 +150,15 @@ def config_of(model: Checkpointed) -> dict[str, Any]:
 
 
 def files_of(model: Checkpointed) -> dict[str, bytes]:
-    """The files of a checkpoint, by name; training.json only if the card is of these weights."""
+    """The files of a checkpoint, by name; training.json only if the card is of these weights.
+
+    Raises:
+        ValueError: the description does not fit the network.
+    """
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     sha256 = hash_of_weights(weights)
-    config = {**config_of(model), **model.description.stated(), "layout": LAYOUT}
+    described = Description.of(model.description.stated(), model.classes).stated()
+    config = {**config_of(model), **described, "layout": LAYOUT}
     files = {
         "config.json": hashed_json(dict(sorted(config.items()))),
         "model.safetensors": safetensors.torch.save(

@@ -26,6 +26,10 @@ BAD = {
         "cannot be read as an image",
     ),
     "cut jpg": (encoded(".jpg", NOISE)[:-300], "cannot be read as an image; copy it again"),
+    "dicom": (
+        b"\0" * 128 + b"DICM" + b"\2\0\0\0UL",
+        "is a DICOM file, which is not read; convert it to 8-bit PNG",
+    ),
     "16 bits": (
         encoded(".png", NOISE.astype(np.uint16) * 257),
         "has 16 bits per pixel; convert it to 8 bits",

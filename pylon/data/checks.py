@@ -17,7 +17,7 @@ from pylon.data.chestxray14 import (
     OfficialLists,
     OriginalSplit,
 )
-from pylon.data.contract import Radiographs
+from pylon.data.contract import Radiographs, are_boxes
 from pylon.data.images import width_height_of
 from pylon.system.errors import UserError
 
@@ -145,7 +145,7 @@ def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
     path = data / BOX_LIST
     unknown = ~listed["pathology"].isin(PATHOLOGIES)
     faults = [unknown_class(name, path) for name in listed["pathology"][unknown].unique()]
-    for box in listed[~chestxray14.are_boxes(listed)].itertuples():
+    for box in listed[~are_boxes(listed)].itertuples():
         numbers = ", ".join(f"{number:g}" for number in (box.x, box.y, box.w, box.h))
         faults.append(
             f"{path}: the box of {box.image_id}, {box.pathology}, is {numbers}; "

@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pylon.data.contract import BOX_COLUMNS, Radiographs, hash_of_list, hash_of_table
+from pylon.data.contract import (
+    BOX_COLUMNS,
+    Radiographs,
+    are_boxes,
+    hash_of_list,
+    hash_of_table,
+)
 from pylon.system.errors import UserError
 
 PATHOLOGIES = (
@@ -28,7 +34,6 @@ STD = 0.2483
 ORIGINAL_SPLIT = {split: f"original_split_{split}.csv" for split in ("train", "val", "test")}
 BOX_LIST = "BBox_List_2017.csv"
 VALIDATION_SHARE = 0.1  # fraction of the patients of train+val
-LARGEST_BOX = 100_000  # pixels; larger numbers cannot be pixels of an image
 
 NIH_COUNTS = {
     "images in the lists": 112_120,
@@ -269,12 +274,6 @@ def well_formed_boxes(listed: pd.DataFrame) -> pd.DataFrame:
     """The valid boxes of known classes, in integer pixels, including duplicates."""
     boxes = listed[listed["pathology"].isin(PATHOLOGIES) & are_boxes(listed)]
     return boxes.astype(dict.fromkeys("xywh", np.int64))
-
-
-def are_boxes(listed: pd.DataFrame) -> pd.Series:
-    """Whether the numbers of a row are a box: x, y >= 0, w, h >= 1, all below LARGEST_BOX."""
-    numbers = listed[["x", "y", "w", "h"]]
-    return ((numbers >= [0, 0, 1, 1]) & (numbers < LARGEST_BOX)).all(axis=1)  # NaN fails both
 
 
 def why_not_official(radiographs: Radiographs, with_boxes: bool = False) -> str | None:

@@ -18,6 +18,7 @@ import pandas as pd
 
 BOX_COLUMNS = ("image_id", "pathology", "x", "y", "w", "h")
 SPLITS = ("train", "val", "test")
+LARGEST_BOX = 100_000  # pixels; larger numbers cannot be pixels of an image
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class Radiographs:
 def no_boxes() -> pd.DataFrame:
     """An empty table of boxes."""
     return pd.DataFrame({name: [] for name in BOX_COLUMNS})
+
+
+def are_boxes(listed: pd.DataFrame) -> pd.Series:
+    """Whether the numbers of a row are a box: x, y >= 0, w, h >= 1, all below LARGEST_BOX."""
+    numbers = listed[["x", "y", "w", "h"]]
+    return ((numbers >= [0, 0, 1, 1]) & (numbers < LARGEST_BOX)).all(axis=1)  # NaN fails both
 
 
 def have_unknown(images: pd.DataFrame, class_names: tuple[str, ...]) -> bool:

@@ -46,6 +46,8 @@ def decode(path: str, data: bytes) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
     except cv2.error:  # an empty file, or impossibly large dimensions
         image = None
+    if image is None and data[128:132] == b"DICM":
+        raise UserError(f"{path} is a DICOM file, which is not read; convert it to 8-bit PNG")
     # OpenCV rejects a truncated PNG, but would fill the rest of a truncated JPEG with grey.
     cut = data.startswith(JPEG) and JPEG_END not in data.rstrip(b"\0")[-1024:]
     if image is None or cut:

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pylon.data.contract import BOX_COLUMNS, Radiographs, hash_of_list
+from pylon.data.contract import BOX_COLUMNS, Radiographs, are_boxes, hash_of_list
 from pylon.data.images import width_height_of
 from pylon.data.table import KEYS, file_of, read_cells
 from pylon.system.errors import UserError
 
-LARGEST_BOX = 100_000  # pixels; larger numbers cannot be pixels of an image
 IN_CSV = ("path", "class", "x", "y", "w", "h")
 
 
@@ -200,15 +199,14 @@ def faults_of_boxes(listed: pd.DataFrame, columns: Sequence[str], path: Path) ->
             f"{path}: {name!r} is not a class of the table, which has {', '.join(columns)}; "
             "correct it"
         )
-    numbers = np.trunc(listed[["x", "y", "w", "h"]])
-    fit = ((numbers >= [0, 0, 1, 1]) & (numbers < LARGEST_BOX)).all(axis=1)  # NaN fails both
+    fit = are_boxes(listed)
     for box in listed[~fit].itertuples():
         given = ", ".join(f"{number:g}" for number in (box.x, box.y, box.w, box.h))
         faults.append(
             f"{path}: the box of {box.name}, {box.pathology}, is {given}; x and y must be at least "
             "0, w and h at least one pixel"
         )
-    used = numbers[fit].assign(image_id=listed["image_id"], pathology=listed["pathology"])
+    used = listed[fit].astype(dict.fromkeys("xywh", np.int64))[["image_id", "pathology", *"xywh"]]
     for box in listed.loc[used.index[used.duplicated()]].itertuples():
         faults.append(f"{path}: {box.name} has the same box of {box.pathology} twice; remove one")
     return faults

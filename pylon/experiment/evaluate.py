@@ -96,7 +96,7 @@ def load_network(
         names = ", ".join(others)
         accelerator.print(
             f"note: {path} was trained with other versions of {names} than those of "
-            f"{radiographs.name}"
+            f"{radiographs.name}, perhaps on images that are now in the test split"
         )
     return model.to(accelerator.device, memory_format=torch.channels_last), card
 
