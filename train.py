@@ -170,8 +170,9 @@ def main(options: Options) -> None:
     )
     train = images[images["split"] == "train"]
     val = images[images["split"] == "val"]
+    used = pd.concat([train, val])
+    some_unknown = have_unknown(used, names)
     describe_split(images, radiographs, say)
-    some_unknown = have_unknown(images, names)
 
     # earlier run: resume it, or report that it is finished
     save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
@@ -215,7 +216,6 @@ def main(options: Options) -> None:
     batch_size = options.batch_size
     workers = options.num_workers
     pin = accelerator.device.type == "cuda"
-    used = pd.concat([train, val])
     cache = open_cache(used, cache_folder(options), options.cache_size, workers, say)
     train_batches, sampler = train_loader(
         train, names, train_transform(size), batch_size, workers, options.seed, cache, pin

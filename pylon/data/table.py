@@ -70,7 +70,7 @@ def read_table(
         boxes_from=str(path),
         if_missing="correct the paths (relative ones start at the folder of the table), or copy "
         "the images there",
-        notes=tuple(notes_on(cells, images, names, path)),
+        notes=tuple(notes_on(cells, images, names, path, chosen=not class_names)),
     )
 
 
@@ -286,10 +286,17 @@ def draw_split(images: pd.DataFrame) -> None:
 
 
 def notes_on(
-    cells: pd.DataFrame, images: pd.DataFrame, class_names: Sequence[str], path: Path
+    cells: pd.DataFrame,
+    images: pd.DataFrame,
+    class_names: Sequence[str],
+    path: Path,
+    chosen: bool,
 ) -> list[str]:
-    """What the user should know about how a table was read: sentences."""
-    notes = []
+    """What the user should know about how a table was read: sentences.
+
+    `chosen` is whether the classes were chosen here, and not by the user or a checkpoint.
+    """
+    notes = [f"{path}: the classes are {', '.join(class_names)}"] if chosen else []
     if "patient_id" not in cells:
         notes.append(f"{path} has no column patient_id: each image counts as its own patient")
     if "split" not in cells:

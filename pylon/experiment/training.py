@@ -147,11 +147,11 @@ def measure_intensities(
     counts = np.zeros(256)  # pixels of each grey level
     for batch in track(loader, "measuring intensities", "batch"):
         counts += np.bincount(batch["image"].numpy().ravel(), minlength=256)
+    if np.count_nonzero(counts) < 2:
+        raise UserError("--normalize data: all training images have the same colour; check them")
     levels = np.arange(256) / 255
     mean = np.average(levels, weights=counts)
     std = np.sqrt(np.average((levels - mean) ** 2, weights=counts))
-    if std == 0:
-        raise UserError("--normalize data: all training images have the same colour; check them")
     return float(mean), float(std)
 
 

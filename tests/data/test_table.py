@@ -47,11 +47,13 @@ def test_tables_are_read_as_written(folder):
     np.testing.assert_array_equal(images["Mass"], [0, np.nan, 0, 1])
     assert data.boxes.empty
     assert data.notes == (
+        f"{folder}/my.csv: the classes are Effusion, Mass",
         f"1 of 8 labels in {folder}/my.csv are unknown: they are left out of loss, AUROC and "
         "thresholds",
     )
     chosen = read_table(folder / "my.csv", class_names=["Mass", "Effusion"])
     assert chosen.class_names == ("Mass", "Effusion")
+    assert not any("the classes are" in note for note in chosen.notes)
     assert data.list_sha256 == chosen.list_sha256
     assert list(data.list_sha256) == ["my.csv"]
 
@@ -88,7 +90,7 @@ def test_patients_are_split_alike_every_time(tmp_path):
     counts = of_patient["first"].value_counts().to_dict()
     assert counts == {"train": 80, "val": 10, "test": 10}
     assert data.images.equals(read_table(tmp_path / "my.csv").images)
-    assert "no column split: of its patients 80 were drawn for training, 10 for" in data.notes[0]
+    assert "no column split: of its patients 80 were drawn for training, 10 for" in data.notes[1]
 
 
 def test_without_patients_each_image_is_one(tmp_path):
@@ -96,7 +98,7 @@ def test_without_patients_each_image_is_one(tmp_path):
     data = read_table(tmp_path / "my.csv")
     assert data.images["patient_id"].tolist() == [0, 1, 2]
     assert sorted(data.images["split"]) == ["test", "train", "val"]
-    assert "no column patient_id: each image counts as its own patient" in data.notes[0]
+    assert "no column patient_id: each image counts as its own patient" in data.notes[1]
 
 
 FAULTS = {  # replacement of the table, or part of it -> what the sentence says
