@@ -104,7 +104,7 @@ def main(options: Options) -> None:
     if picked:
         rows = boxes_of_images(picked, boxes)
         draw_pages(out / "picked", rows, boxed, cache, network, options, accelerator)
-    else:
+    elif wanted:
         remove_pages_from(out / "picked", 1)
 
     # pages of all images

@@ -138,7 +138,7 @@ from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import write_csv
-from pylon.system.parallel import on_main_process, seed_epoch
+from pylon.system.parallel import main_process_first, on_main_process, seed_epoch
 
 OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
 
@@ -199,11 +199,11 @@ def main(options: Options) -> None:
 
     # network
     torch.manual_seed(options.seed)
-    with accelerator.main_process_first():  # only one process downloads
-        net = build(options, len(names), pretrained=not last)
-        if not last:
-            for sentence in initial_weights(net, options, names):
-                say(sentence)
+    net, sentences = main_process_first(  # only one process downloads
+        accelerator, lambda: build(options, names, pretrained=not last)
+    )
+    for sentence in sentences:
+        say(sentence)
     freeze_unused_parameters(net)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -350,12 +350,18 @@ def as_json(options: Options) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
-    """Build the network from the options; raise a UserError if that is not possible."""
+def build(
+    options: Options, names: Sequence[str], pretrained: bool
+) -> tuple[Pylon | Baseline, list[str]]:
+    """Build the network from the options, and say which weights were taken from files.
+
+    Raises:
+        UserError: that is not possible.
+    """
     config = {
         "encoder_name": options.encoder_name,
         "encoder_weights": options.encoder_weights if pretrained else None,
-        "classes": classes,
+        "classes": len(names),
     }
     if options.encoder_weights.lower() == "none" or options.init_from is not None:
         config["encoder_weights"] = None
@@ -364,17 +370,13 @@ def build(options: Options, classes: int, pretrained: bool) -> Pylon | Baseline:
     else:
         config |= {"kind": "baseline", "model": options.model, "pool": options.pool}
     try:
-        return build_network(config)
+        net = build_network(config)
     except ArgumentError as error:
         raise UserError(f"{flag(error.argument)} {error.problem}") from error
-
-
-def initial_weights(net: Pylon | Baseline, options: Options, names: Sequence[str]) -> list[str]:
-    """Take weights from the checkpoint of --init-from, if given; say which weights were taken."""
-    if options.init_from is not None:
-        return take_from_checkpoint(net, names, options.init_from)
+    if options.init_from is not None and pretrained:
+        return net, take_from_checkpoint(net, names, options.init_from)
     taken = getattr(net.encoder, "taken", None)  # from a file of --encoder-weights
-    return [taken] if taken else []
+    return net, [taken] if taken else []
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Weights of an encoder from a file, in the names of timm, torchvision or SMP."""
 
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,7 +14,9 @@ NESTED = ("state_dict", "model")  # where training scripts keep the state dict
 
 def is_file_name(weights: str) -> bool:
     """Whether `weights` is the name of a file and not of weights that a library lists."""
-    return weights.endswith(ENDINGS) or "/" in weights or Path(weights).is_file()
+    if weights in ("imagenet", "none"):
+        return False
+    return weights.endswith(ENDINGS) or "/" in weights or Path(weights).exists()
 
 
 def take_from_file(encoder: nn.Module, path: Path) -> str:
@@ -23,7 +24,7 @@ def take_from_file(encoder: nn.Module, path: Path) -> str:
 
     Names may have a prefix, and dots or underscores between their parts; what does not belong to
     the encoder, such as a classifier, is ignored. The kernels of a first convolution with three
-    channels are summed if the encoder has one channel.
+    channels are summed if the encoder has one channel. Tensors that the file lacks stay random.
 
     Args:
         encoder: of segmentation-models-pytorch, on the CPU.
@@ -34,13 +35,20 @@ def take_from_file(encoder: nn.Module, path: Path) -> str:
     """
     given = read_state(path)
     wanted = encoder.state_dict()
-    found = matching(given, wanted)
+    found, others = matching(given, wanted)
     unlike = [name for name, value in found.items() if fitted(value, wanted[name]) is None]
     if unlike:
         name = unlike[0]
+        shape = f"{tuple(found[name].shape)}, {found[name].dtype}"
         raise UserError(
-            f"{path} belongs to another network: {name} has the shape {tuple(found[name].shape)}, "
-            f"in this encoder {tuple(wanted[name].shape)}; choose another file or --encoder-name"
+            f"{path} belongs to another network, or is damaged: {name} has the shape {shape}, in "
+            f"this encoder {tuple(wanted[name].shape)}, finite numbers; choose another file or "
+            "--encoder-name"
+        )
+    if others:
+        raise UserError(
+            f"{path} belongs to a larger network: this encoder has no {others[0]}; choose another "
+            "file or --encoder-name"
         )
     if 2 * len(found) < len(wanted):
         raise UserError(
@@ -49,7 +57,10 @@ def take_from_file(encoder: nn.Module, path: Path) -> str:
         )
     taken = {name: fitted(value, wanted[name]) for name, value in found.items()}
     encoder.load_state_dict({**wanted, **taken})
-    return f"{len(taken)} of {len(wanted)} tensors of the encoder taken from {path}"
+    lacking = [name for name in wanted if name not in taken and "num_batches" not in name]
+    random = f"; random: {lacking[0]}" if lacking else ""
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return f"{len(taken)} of {len(wanted)} tensors of the encoder taken from {path}{random}{more}"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -70,17 +81,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def matching(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file by the encoder's names, with the prefix that matches most names."""
+def matching(
+    given: dict[str, Tensor], wanted: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Find the tensors of an encoder in a file, with the prefix that matches most names.
+
+    Returns:
+        The tensors by the encoder's names; and names in parts of the encoder that it does not have,
+        such as a third block of layer1, by which a larger network of its family is known.
+    """
     # SMP puts "model." before timm's names, and timm joins some of them by underscores
     of_timm = all(name.startswith("model.") for name in wanted)
     plain = {name.removeprefix("model.") if of_timm else name: name for name in wanted}
     plain = {name.replace(".", "_"): full for name, full in plain.items()}
     prefixes = {""}
-    for name in islice(given, 50):
+    for name in given:
         parts = name.split(".")
         prefixes |= {".".join(parts[:k]) + "." for k in range(1, min(4, len(parts)))}
     best = {}
+    best_prefix = ""
     for prefix in sorted(prefixes):
         found = {
             plain[short]: value
@@ -89,11 +108,26 @@ def matching(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, T
         }
         if len(found) > len(best):
             best = found
-    return best
+            best_prefix = prefix
+    known = {name.removeprefix("model.").split(".")[0] for name in wanted}
+    shorts = [name.removeprefix(best_prefix) for name in given if name.startswith(best_prefix)]
+    others = [
+        short
+        for short in shorts
+        if short.split(".")[0] in known and short.replace(".", "_") not in plain
+    ]
+    return best, others
 
 
 def fitted(value: Tensor, wanted: Tensor) -> Tensor | None:
-    """A tensor in the shape that is wanted: kernels of three channels summed to one; else None."""
+    """A tensor in the shape that is wanted: kernels of three channels summed to one; else None.
+
+    None also if it holds other than finite numbers of the wanted kind.
+    """
+    if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
+        return None
+    if not value.isfinite().all():
+        return None
     if value.shape == wanted.shape:
         return value
     is_kernel = value.dim() == 4 and wanted.dim() == 4

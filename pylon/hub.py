@@ -75,9 +75,9 @@ class Description:
         thresholds = given["thresholds"]
         if thresholds is not None and (
             not isinstance(thresholds, dict)
-            or not all(value is None or is_finite(value) for value in thresholds.values())
+            or not all(t is None or (is_finite(t) and 0 <= t <= 1) for t in thresholds.values())
         ):
-            raise ValueError("thresholds must be numbers by class name")
+            raise ValueError("thresholds must be probabilities by class name")
         return cls(**given)
 
     def stated(self) -> dict[str, Any]:
@@ -110,7 +110,10 @@ class Checkpointed(PyTorchModelHubMixin):
     card: dict[str, Any] | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        for name, content in files_of(self).items():
+        files = files_of(self)
+        if "training.json" not in files:  # one of other weights
+            (save_directory / "training.json").unlink(missing_ok=True)
+        for name, content in files.items():
             (save_directory / name).write_bytes(content)
 
     @classmethod
@@ -118,11 +121,21 @@ class Checkpointed(PyTorchModelHubMixin):
         cls, *, model_id: str, config: dict[str, Any], strict: bool = True, **kwargs
     ) -> Self:
         """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
+        require_layout(config or {})
         arguments = {**kwargs, "encoder_weights": None}
         model = super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
         model.card = find_card(model_id, {key: kwargs.get(key) for key in DOWNLOAD})
         model.description = Description.of({**(model.card or {}), **(config or {})}, model.classes)
         return model
+
+
+def require_layout(config: dict[str, Any]) -> None:
+    """Raise a ValueError if a config.json was written by a later version than this one."""
+    layout = config.get("layout", 1)
+    if type(layout) is not int or not 1 <= layout <= LAYOUT:
+        raise ValueError(
+            f"layout is {layout!r}, but this version reads 1 to {LAYOUT}; update the code"
+        )
 
 
 def find_card(model_id: str, download: dict[str, Any]) -> dict[str, Any] | None:

@@ -216,6 +216,12 @@ CHEXPERT = {
     + f"{SMALL}/valid/patient64541/study1/view1_frontal.jpg,Male,73,Frontal,AP,0.0,1.0,0.0,1.0,0.0,"
     "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n",
 }
+SPREADSHEET = {
+    "findings.csv": (
+        "File;Case;Sex;Effusion;Mass\na.png;C1;M;yes;no\nb.png;C2;F;?;no\nc.png;C3;F;no;yes\n"
+    ),
+    "marks.csv": "File;Finding;left;top;right;bottom\nxrays/c.png;Mass;10;20;40;60\n",
+}
 RSNA = {
     "stage_2_train_labels.csv": (
         "patientId,x,y,width,height,Target\n"
@@ -225,9 +231,10 @@ RSNA = {
 
 
 @pytest.mark.parametrize(
-    ("name", "files"), [("vindr", VINDR), ("chexpert", CHEXPERT), ("rsna", RSNA)]
+    ("name", "files"),
+    [("vindr", VINDR), ("chexpert", CHEXPERT), ("rsna", RSNA), ("spreadsheet", SPREADSHEET)],
 )
-def test_public_data_sets_become_tables(tmp_path, monkeypatch, name, files):
+def test_lists_of_others_become_tables(tmp_path, monkeypatch, name, files):
     for file, content in files.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(content)
@@ -254,6 +261,11 @@ def test_public_data_sets_become_tables(tmp_path, monkeypatch, name, files):
         assert data.images["patient_id"].tolist() == patients
         assert data.images["Cardiomegaly"].tolist() == [0, 1, 0]
         assert np.isnan(data.images["Edema"]).tolist() == [False, True, False]
+    elif name == "spreadsheet":
+        labels = data.images[["Effusion", "Mass"]].to_numpy()
+        np.testing.assert_array_equal(labels, [[1, 0], [np.nan, 0], [0, 1]])
+        written = pd.read_csv("boxes.csv").to_numpy().tolist()
+        assert written == [["xrays/c.png", "Mass", 10, 20, 30, 40]]
     else:
         assert data.class_names == ("Lung Opacity",)
         assert data.images["Lung Opacity"].tolist() == [0, 1, 0, 1]

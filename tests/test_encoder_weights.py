@@ -27,6 +27,7 @@ def test_what_counts_as_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain").touch()
     assert all(map(is_file_name, ("w.safetensors", "a.pth", "folder/w", "plain")))
+    (tmp_path / "imagenet").touch()
     assert not any(map(is_file_name, ("imagenet", "none", "ssl")))
 
 
@@ -70,10 +71,30 @@ def test_own_names(tmp_path):
     torch.manual_seed(1)
     other = Pylon("tu-test_resnet", None, classes=3)
     torch.save(other.state_dict(), tmp_path / "w.pt")
-    assert states_equal(Pylon("tu-test_resnet", str(tmp_path / "w.pt")).encoder, other.encoder)
+    other.save_pretrained(tmp_path / "saved")  # whose tensors are in order of their names
+    for name in ("w.pt", "saved/model.safetensors"):
+        assert states_equal(Pylon("tu-test_resnet", str(tmp_path / name)).encoder, other.encoder)
     net = Baseline("unet", "tu-test_resnet", str(tmp_path / "w.pt"))
     assert states_equal(net.encoder, other.encoder)
     assert "tensors of the encoder taken" in net.encoder.taken
+
+
+def test_smaller_networks_are_taken_with_a_note(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    said = take_from_file(build_encoder("resnet34", None, 1), tmp_path / "w.pth")
+    assert said.startswith("120 of 216 tensors of the encoder taken from")
+    assert said.endswith("w.pth; random: layer1.2.conv1.weight and 79 more")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv3_small_050", "regnetx_002", "convnext_atto", "resnet10t", "hrnet_w18_small"],
+)
+def test_whole_classifiers_are_not_taken_for_larger_networks(tmp_path, name):
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "w.pth")
+    encoder = smp.encoders.get_encoder(f"tu-{name}", in_channels=1, weights=None)
+    count = len(encoder.state_dict())
+    assert take_from_file(encoder, tmp_path / "w.pth").startswith(f"{count} of {count} tensors")
 
 
 def test_decoder_starts_as_with_downloaded_weights(tmp_path, shared, monkeypatch):
@@ -107,9 +128,18 @@ def test_other_files_are_refused(tmp_path):
     said = refusal("nowhere.pth")
     assert "there is no such file; check its name" in said
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
-    assert " belongs to another network: layer1.0.conv1.weight has the shape" in refusal(
-        "resnet50.pth"
-    )
+    assert ": layer1.0.conv1.weight has the shape (64, 64, 1, 1), torch" in refusal("resnet50.pth")
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "resnet34.pth")
+    said = refusal("resnet34.pth")
+    assert " belongs to a larger network: this encoder has no layer1.2.conv1.weight" in said
+    whole = torchvision.models.resnet18().state_dict()
+    for value in (torch.full((64,), torch.nan), torch.zeros(64, dtype=torch.int8)):
+        torch.save({**whole, "bn1.bias": value}, tmp_path / "odd.pth")
+        assert ", or is damaged: bn1.bias has the shape (64,), torch." in refusal("odd.pth")
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbers.pth")
+    torch.save({"a": torch.zeros(2).to_sparse()}, tmp_path / "sparse.pth")
+    for name in ("numbers.pth", "sparse.pth"):
+        assert " is not a state dict, names and tensors only" in refusal(name)
     torch.save(torchvision.models.vgg11().state_dict(), tmp_path / "vgg.pth")
     assert " belongs to another network: it has 0 of the 120 tensors" in refusal("vgg.pth")
     few = dict(list(torchvision.models.resnet18().state_dict().items())[:59])

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_card_is_not_saved_with_other_weights(best, tmp_path):
     model = pylon.load_pylon(best)
     with torch.no_grad():
         model.segmentation_head[0].bias += 1
-    model.save_pretrained(tmp_path / "changed")
+    shutil.copytree(best, tmp_path / "changed")
+    model.save_pretrained(tmp_path / "changed")  # in the place of those that it belongs to
     assert read_training_json(tmp_path / "changed") is None
     assert pylon.load_pylon(tmp_path / "changed").description == DESCRIPTION
 
@@ -112,9 +114,11 @@ def test_card_is_not_saved_with_other_weights(best, tmp_path):
         ({"std": 0}, "std must be above 0, got 0"),
         ({"mean": "x"}, "mean must be a number, got 'x'"),
         ({"mean": float("nan")}, "mean must be a number, got nan"),
-        ({"thresholds": [0.5]}, "thresholds must be numbers by class name"),
-        ({"thresholds": {"Mass": "high"}}, "thresholds must be numbers by class name"),
-        ({"layout": 3}, "has the layout 3, of a later version than this one"),
+        ({"thresholds": [0.5]}, "thresholds must be probabilities by class name"),
+        ({"thresholds": {"Mass": "high"}}, "thresholds must be probabilities by class name"),
+        ({"thresholds": {"Mass": 2}}, "thresholds must be probabilities by class name"),
+        ({"layout": 3}, "config.json: layout is 3, but this version reads 1 to 2; update the code"),
+        ({"layout": True}, "config.json: layout is True"),
     ],
 )
 def test_impossible_descriptions_are_refused(best, changes, sentence):
@@ -129,6 +133,9 @@ def test_impossible_descriptions_are_refused(best, changes, sentence):
         pylon.load_pylon(best)
     assert str(caught.value).startswith(str(best))
     assert sentence in str(caught.value)
+    if "class_names" in changes or "layout" in changes:
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            checkpoint.class_names_of(best)
 
 
 def test_networks_without_names(tmp_path):
@@ -140,6 +147,13 @@ def test_networks_without_names(tmp_path):
     NETWORKS["pylon"]().save_pretrained(tmp_path / "three")
     with pytest.raises(UserError, match=r"three has 3 classes, but neither config.json nor"):
         checkpoint.read_card(tmp_path / "three", pylon.load_pylon(tmp_path / "three"))
+
+
+def test_descriptions_are_checked_before_they_are_saved(tmp_path):
+    model = NETWORKS["pylon"]()
+    model.description = pylon.Description(("a", "b"))
+    with pytest.raises(ValueError, match="class_names must be 3 different names"):
+        model.save_pretrained(tmp_path / "two")
 
 
 def fill_cache(home: Path, best: Path) -> None:

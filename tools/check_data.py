@@ -45,7 +45,10 @@ from pylon.data.images import fault_of, read_image, width_height_of
 from pylon.data.sources import read_radiographs
 from pylon.data.table import choose_classes, faults_of_cells, read_cells
 from pylon.data.table_boxes import read_listed, with_boxes
+from pylon.experiment.training import describe_split
 from pylon.system.parallel import look_at
+
+CURE = "correct the path (relative ones start at the folder of the table), or copy the image there"
 
 
 @dataclass
@@ -111,34 +114,58 @@ def check_table(options: Options) -> None:
     radiographs = read_radiographs(options, options.classes, options.ignore_columns)
 
     # the image files
-    missing = f"missing from {radiographs.images_from}; {radiographs.if_missing}"
-    of_files, readable = check_files(radiographs.images, options.num_workers, missing)
+    of_files, readable = check_files(radiographs.images, options.num_workers, "missing; " + CURE)
     faults = of_files.faults
 
     # the boxes
     if options.boxes is not None:
-        _, of_boxes = read_listed(radiographs, options.boxes, table)
+        listed, of_boxes = read_listed(radiographs, options.boxes, table)
         faults = faults + of_boxes
         if not of_boxes:
-            radiographs = with_boxes(radiographs, options.boxes, table)
-            boxes = radiographs.boxes
-            measurable = boxes[boxes["image_id"].isin(readable["image_id"])]
+            measurable = listed[listed["image_id"].isin(readable["image_id"])]
             faults += boxes_beyond_images(readable, measurable, str(options.boxes))
-            faults += boxes_without_label(boxes, radiographs.images)
-    print_splits(radiographs)
-    conclude(table, [*radiographs.notes, *of_files.notes], faults)
+            radiographs = with_boxes(radiographs, options.boxes, table)
+            faults += boxes_without_label(radiographs.boxes, radiographs.images)
+    print_splits(radiographs, options.boxes is not None)
+    notes = [*radiographs.notes, *of_files.notes, *shortcomings(radiographs, options.boxes)]
+    conclude(table, notes, faults)
 
 
-def print_splits(radiographs: Radiographs) -> None:
-    """Print how many images, patients, boxes and positive labels each split has."""
+def shortcomings(radiographs: Radiographs, boxes: Path | None) -> list[str]:
+    """What the scripts would refuse or leave blank, although the data has no fault."""
+    found = []
+    try:
+        describe_split(radiographs.images, radiographs, say=lambda _: None)
+    except UserError as error:
+        found.append(f"train.py would refuse it: {error}")
+    if boxes is not None and len(radiographs.boxes) == 0:
+        found.append(
+            f"{boxes} has no boxes of classes on test images, so eval_loc.py and "
+            "generate_heatmap.py would refuse it; give these patients the split test"
+        )
+    consequence = {
+        "train": "nothing is learnt of it",
+        "val": "no threshold",
+        "test": "no AUROC",
+    }
+    for split in SPLITS:
+        part = radiographs.of_split(split)
+        absent = [name for name in radiographs.class_names if not part[name].eq(1).any()]
+        if absent:
+            names = ", ".join(absent)
+            found.append(f"no positive image of the split {split} ({consequence[split]}): {names}")
+    return found
+
+
+def print_splits(radiographs: Radiographs, boxed: bool) -> None:
+    """Print how many images, patients, boxes (if `boxed`) and positive labels each split has."""
     parts = [radiographs.of_split(split) for split in SPLITS]
     rows = {
         "images": [len(part) for part in parts],
         "patients": [part["patient_id"].nunique() for part in parts],
     }
-    boxed = radiographs.boxes["image_id"]
-    if len(boxed):
-        rows["boxes of test images"] = [int(boxed.isin(part["image_id"]).sum()) for part in parts]
+    if boxed:
+        rows["boxes to score"] = ["", "", len(radiographs.boxes)]
     for name in radiographs.class_names:
         labels = [part[name] for part in parts]
         rows[name] = [f"{int((of.eq(1)).sum())} of {int(of.notna().sum())}" for of in labels]

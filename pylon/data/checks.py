@@ -159,17 +159,20 @@ def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
     return faults
 
 
-def require_files(images: pd.DataFrame, radiographs: Radiographs) -> None:
-    """Raise a UserError that counts and names the missing ones of some images, if any."""
+def require_files(images: pd.DataFrame, radiographs: Radiographs, split: str = "test") -> None:
+    """Raise a UserError that counts and names the missing ones of some images, if any.
+
+    Args:
+        images: of `radiographs`; there must be some.
+        split: which they are, for the error.
+    """
     missing = images["image_id"][images["path"].isna()]
     if len(images) == 0:
-        raise UserError(f"{radiographs.name} has no images of the requested split; add some")
+        raise UserError(f"{radiographs.name} has no images of the split {split}; add some")
     if len(missing):
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UserError(
-            f"{len(missing)} of {len(images)} images are missing from {radiographs.images_from}: "
-            f"{named}; {radiographs.if_missing}"
-        )
+        where, _, cure = radiographs.if_missing.partition("; ")
+        raise UserError(f"{len(missing)} of {len(images)} images {where}: {named}; {cure}")
 
 
 def select_boxed(radiographs: Radiographs) -> pd.DataFrame:
@@ -201,8 +204,8 @@ def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, boxes_from: s
         if box.x + box.w > width or box.y + box.h > height:
             faults.append(
                 f"{boxes_from}: the box of {box.image_id}, {box.pathology}, reaches beyond "
-                f"the image ({width} x {height}); boxes are in pixels of the image files, "
-                "so scale both or neither"
+                f"the image ({width} x {height}); w and h are width and height, all in pixels of "
+                "the image files, so scale both or neither"
             )
     return faults
 

@@ -105,7 +105,8 @@ def read_official_lists(data: Path) -> OfficialLists:
         problem = f"lacks {', '.join(lacking)}" if data.is_dir() else "is not a folder"
         raise UserError(
             f"{data} {problem}: download ChestX-ray14 from {WHERE} into it "
-            "(see the README), or choose another folder with --data"
+            "(see the README), choose another folder with --data, or give a table of your own "
+            "images with --table"
         )
 
     # read them

@@ -34,11 +34,12 @@ class Radiographs:
         class_names: the classes, in the order of the network's outputs.
         list_sha256: SHA-256 of each list that the tables come from, by its name.
         name: of the data set, in messages.
-        images_from, boxes_from: where missing images and faulty boxes are to be corrected, in
-            messages.
-        if_missing: what to do about missing images, in messages.
+        if_missing: completes "3 images ..", in messages: where they are missing, and what to do.
+        boxes_from: file of the boxes, in messages.
         picked: names, without extension, of images to draw on pages of their own.
         notes: sentences for the user about how the data was read.
+        drawn_from: SHA-256 of the list whose images were split at random, if they were: the split
+            is then right only for networks that were trained on this list.
     """
 
     images: pd.DataFrame
@@ -46,11 +47,11 @@ class Radiographs:
     class_names: tuple[str, ...]
     list_sha256: dict[str, str] = field(default_factory=dict)
     name: str = "the data set"
-    images_from: str = "the data set"
+    if_missing: str = "do not exist; copy them to their paths"
     boxes_from: str = "the data set"
-    if_missing: str = "copy them there"
     picked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    drawn_from: str | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a reader breaks the contract, which would give wrong results."""

@@ -81,9 +81,9 @@ def read_chestxray14(data: Path, with_boxes: bool = False) -> Radiographs:
         chestxray14.PATHOLOGIES,
         hashes,
         name=str(data),
-        images_from=str(data / "images"),
+        if_missing=f"are missing from {data / 'images'}; unpack all of NIH's image archives there "
+        f"({chestxray14.WHERE})",
         boxes_from=str(data / chestxray14.BOX_LIST),
-        if_missing=f"unpack all of NIH's image archives there ({chestxray14.WHERE})",
         picked=chestxray14.PICKED,
     )
 

@@ -9,6 +9,7 @@ table_boxes.py reads its boxes.
 
 import csv
 import difflib
+import hashlib
 import io
 import os
 import re
@@ -42,7 +43,8 @@ def read_table(
 
     The image_id is the path as written. Without a column patient_id, each image is a patient of its
     own. Without a column split, 80 % of the patients are drawn for training and 10 % each for
-    validation and testing: always the same ones, as long as the table does not change.
+    validation and testing: always the same ones, as long as the table does not change, and mostly
+    the same ones if it does.
 
     Args:
         path: the csv file, in UTF-8.
@@ -60,16 +62,17 @@ def read_table(
     if faults:
         raise UserError(faults[0])
     images = images_of(cells, names, path)
+    sha256 = hash_of_list(path.read_bytes())
     return Radiographs(
         images,
         no_boxes(),
         names,
-        {path.name: hash_of_list(path.read_bytes())},
+        {path.name: sha256},
         name=str(path),
-        images_from=f"the paths in {path}",
+        if_missing=f"of {path} do not exist; correct the paths (relative ones start at the folder "
+        "of the table), or copy the images there",
         boxes_from=str(path),
-        if_missing="correct the paths (relative ones start at the folder of the table), or copy "
-        "the images there",
+        drawn_from=None if "split" in cells else sha256,
         notes=tuple(notes_on(cells, images, names, path, chosen=not class_names)),
     )
 
@@ -128,7 +131,12 @@ def require_header(header: list[str], needed: str, path: Path) -> None:
         if len(header) == 1 and separator is not None:
             name = {";": "semicolons", "\t": "tabs"}[separator]
             raise UserError(f"{path} is separated by {name}; save it with commas")
-        raise UserError(f"{path} has no column {needed!r}; {its_columns(header)}")
+        alike = [name for name in header if name.lower() == needed]
+        hint = f"rename {alike[0]!r} to {needed!r}" if alike else its_columns(header)
+        raise UserError(f"{path} has no column {needed!r}; {hint}")
+    broken = [name for name in header if is_broken(name)]
+    if broken:
+        raise UserError(f"{path}: the column {broken[0]!r} has a line break in its name; rename it")
     if "" in header:
         raise UserError(
             f"{path}: column {header.index('') + 1} has no name; name it or remove it (in pandas, "
@@ -139,9 +147,23 @@ def require_header(header: list[str], needed: str, path: Path) -> None:
         raise UserError(f"{path} has two columns {again[0]!r}; remove one")
 
 
+def is_broken(text: str) -> bool:
+    """Whether a text does not fit into one line of a message."""
+    return "\0" in text or text.splitlines() not in ([], [text])
+
+
 def its_columns(header: Sequence[str]) -> str:
-    listed = ", ".join(header[:20]) + (", ..." if len(header) > 20 else "")
-    return f"its columns are {listed}"
+    listed = ", ".join(name[:60] for name in header[:12]) + (", ..." if len(header) > 12 else "")
+    return f"its columns are {listed[:400]}"
+
+
+def hint_on(name: str, header: Sequence[str]) -> str:
+    """What to do about a name that is not among the columns."""
+    if all(part in header for part in name.split(",")):
+        return "separate names by spaces, not commas"
+    near = difflib.get_close_matches(name.lower(), [each.lower() for each in header], n=1)
+    alike = [each for each in header if each.lower() in near]
+    return f"did you mean {alike[0]!r}?" if alike else its_columns(header)
 
 
 def choose_classes(
@@ -154,15 +176,28 @@ def choose_classes(
     """Return the columns that are classes; raise a UserError if that cannot be."""
     if class_names and ignore_columns:
         raise UserError("--classes and --ignore-columns exclude each other; leave one out")
+    keys = [name for name in ignore_columns if name in KEYS]
+    if keys:
+        raise UserError(
+            f"--ignore-columns {keys[0]}: this column is no class; remove it from {path} if it is "
+            "not to be used"
+        )
     for names, asking in ((class_names, asked_by), (ignore_columns, "--ignore-columns")):
         lacking = [name for name in names if name not in cells]
         if lacking:
-            near = difflib.get_close_matches(lacking[0], list(cells), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else its_columns(list(cells))
+            hint = hint_on(lacking[0], list(cells))
             raise UserError(f"{path} has no column {lacking[0]!r}, which {asking} asks for; {hint}")
     again = [name for k, name in enumerate(class_names) if name in class_names[:k]]
     if again:
         raise UserError(f"{asked_by} names {again[0]!r} twice; leave one out")
+    for key in KEYS[1:]:
+        plain = key.replace("_", "")
+        alike = [name for name in cells if re.sub("[ _]", "", name.lower()) == plain]
+        if alike and key not in cells and alike[0] not in (*class_names, *ignore_columns):
+            raise UserError(
+                f"{path}: rename the column {alike[0]!r} to {key!r}, or leave it out with "
+                "--ignore-columns"
+            )
     chosen = class_names or [name for name in cells if name not in (*KEYS, *ignore_columns)]
     if not chosen:
         raise UserError(f"{path} has no column of a class; add one, with 1, 0 or blank in each row")
@@ -178,26 +213,29 @@ def choose_classes(
 def faults_of_cells(cells: pd.DataFrame, class_names: Sequence[str], path: Path) -> list[str]:
     """What is wrong in the rows of a table: error sentences."""
     faults = []
-    rows_of = {}  # the file of each row, once
+    row_of = {}  # the first row of each file
     for row, name in cells["path"].items():
-        file = file_of(name, path)
-        if name == "":
-            faults.append(f"{path}: row {row} has no path; add it or remove the row")
-        elif file in rows_of:
+        if name == "" or is_broken(name):
+            what = "no path" if name == "" else "a line break in its path"
+            faults.append(f"{path}: row {row} has {what}; correct it or remove the row")
+            continue
+        file = identity_of(file_of(name, path))
+        if file in row_of:
             faults.append(
-                f"{path}: rows {rows_of[file]} and {row} have the same path, {name}; remove one"
+                f"{path}: rows {row_of[file]} and {row} have the same image, {name}; remove one"
             )
-        rows_of.setdefault(file, row)
+        row_of.setdefault(file, row)
 
     # labels
     for name in class_names:
         wrong = cells[name][~cells[name].isin(LABELS.keys())]
         if len(wrong):
             more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+            if_patients = "" if "patient_id" in cells else " (or call it patient_id, if it is that)"
             faults.append(
-                f"{path}: {name!r} is {wrong.iloc[0]!r} in row {wrong.index[0]}{more}, but a class "
-                "holds 1, 0 or blank (unknown); correct it or, if it is not a class, leave the "
-                "column out with --ignore-columns"
+                f"{path}: {name!r} is {wrong.iloc[0][:60]!r} in row {wrong.index[0]}{more}, but a "
+                "class holds 1, 0 or blank (unknown); correct it or, if it is not a class, leave "
+                f"the column out with --ignore-columns{if_patients}"
             )
         elif (cells[name] == "").all():
             faults.append(
@@ -219,7 +257,9 @@ def faults_of_cells(cells: pd.DataFrame, class_names: Sequence[str], path: Path)
             )
         if "patient_id" in cells:
             faults += patients_in_two_splits(cells, path)
-    elif len(set(patients_of(cells))) < len(SPLITS):
+    if "patient_id" in cells:
+        faults += patients_written_twice(cells, path)
+    if "split" not in cells and len(set(patients_of(cells))) < len(SPLITS):
         faults.append(
             f"{path}: {len(set(patients_of(cells)))} patients cannot be split into training, "
             "validation and test; add more, or a column split"
@@ -229,12 +269,25 @@ def faults_of_cells(cells: pd.DataFrame, class_names: Sequence[str], path: Path)
 
 def patients_in_two_splits(cells: pd.DataFrame, path: Path) -> list[str]:
     splits = cells.groupby("patient_id")["split"].unique()
+    several = splits[splits.map(len) > 1]
+    if len(several) == 0:
+        return []
+    more = f" and {len(several) - 1} more patients like it" if len(several) > 1 else ""
     return [
-        f"{path}: patient {patient} is in {' and '.join(of_patient)}; each patient must be in one "
-        "split, or scores are too good"
-        for patient, of_patient in splits.items()
-        if len(of_patient) > 1
+        f"{path}: patient {several.index[0]} is in {' and '.join(several.iloc[0])}{more}; each "
+        "patient must be in one split, or scores are too good"
     ]
+
+
+def patients_written_twice(cells: pd.DataFrame, path: Path) -> list[str]:
+    """Patients such as 7, 07 and 7.0, which a spreadsheet may have made of one."""
+    names = pd.Series(cells["patient_id"].unique())
+    numbers = pd.to_numeric(names, errors="coerce")
+    again = numbers[numbers.duplicated(keep=False) & numbers.notna()]
+    if len(again) == 0:
+        return []
+    first, second, *_ = names[numbers == again.iloc[0]]
+    return [f"{path}: the patients {first} and {second} are one number; write them alike"]
 
 
 def images_of(cells: pd.DataFrame, class_names: Sequence[str], path: Path) -> pd.DataFrame:
@@ -249,7 +302,7 @@ def images_of(cells: pd.DataFrame, class_names: Sequence[str], path: Path) -> pd
     if "split" in cells:
         images["split"] = cells["split"].to_numpy()
     else:
-        draw_split(images)
+        draw_split(images, cells.get("patient_id", cells["path"]).to_numpy())
 
     # labels: float32 only where some are unknown
     labels = {}
@@ -264,6 +317,15 @@ def file_of(name: str, path: Path) -> str:
     return os.path.normpath(os.path.join(path.parent, name))
 
 
+def identity_of(file: str) -> tuple[int, int] | str:
+    """What two names of one file have in common, also by links; the path if there is no file."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return os.path.abspath(file)
+    return status.st_dev, status.st_ino
+
+
 def patients_of(cells: pd.DataFrame) -> np.ndarray:
     """Patient ids, int64 if all are whole numbers, else text; without any, one per row."""
     if "patient_id" not in cells:
@@ -273,15 +335,21 @@ def patients_of(cells: pd.DataFrame) -> np.ndarray:
     return ids.to_numpy(np.int64 if all(plain) else object)
 
 
-def draw_split(images: pd.DataFrame) -> None:
-    """Draw validation and test patients, at least one each; the rest is for training."""
-    patients = np.unique(images["patient_id"].to_numpy())
-    order = np.random.default_rng(0).permutation(len(patients))
+def draw_split(images: pd.DataFrame, patients: np.ndarray) -> None:
+    """Draw validation and test patients, at least one each; the rest is for training.
+
+    The order in which they are drawn depends on their names alone, so that few change sides when
+    the table changes.
+
+    Args:
+        images: table of images, whose `split` is set.
+        patients: (N,) name of the patient of each image.
+    """
+    order = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
     first = 0
     for split, share in SHARES.items():
-        last = first + max(1, round(share * len(patients)))
-        drawn = patients[order[first:last]]
-        images.loc[images["patient_id"].isin(drawn), "split"] = split
+        last = first + max(1, round(share * len(order)))
+        images.loc[np.isin(patients, order[first:last]), "split"] = split
         first = last
 
 
@@ -298,13 +366,15 @@ def notes_on(
     """
     notes = [f"{path}: the classes are {', '.join(class_names)}"] if chosen else []
     if "patient_id" not in cells:
-        notes.append(f"{path} has no column patient_id: each image counts as its own patient")
+        notes.append(
+            f"{path} has no column patient_id: each image counts as its own patient; if some have "
+            "several images, scores are too good"
+        )
     if "split" not in cells:
         count = images.groupby("split")["patient_id"].nunique()
         notes.append(
             f"{path} has no column split: of its patients {count['train']} were drawn for "
-            f"training, {count['val']} for validation, {count['test']} for testing, always the "
-            "same unless the table changes"
+            f"training, {count['val']} for validation, {count['test']} for testing"
         )
     unknown = int(images[list(class_names)].isna().sum().sum())
     if unknown:

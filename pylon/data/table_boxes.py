@@ -11,6 +11,7 @@ x, y, w, h are in pixels of the image file, from its top left corner.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pylon.data.contract import BOX_COLUMNS, Radiographs, are_boxes, hash_of_list
+from pylon.data.contract import BOX_COLUMNS, LARGEST_BOX, Radiographs, are_boxes, hash_of_list
 from pylon.data.images import width_height_of
-from pylon.data.table import KEYS, file_of, read_cells
+from pylon.data.table import KEYS, file_of, hint_on, identity_of, read_cells
 from pylon.system.errors import UserError
 
 IN_CSV = ("path", "class", "x", "y", "w", "h")
@@ -53,12 +54,13 @@ def with_boxes(radiographs: Radiographs, path: Path, table: Path) -> Radiographs
     boxes = listed[is_class][list(BOX_COLUMNS)].astype(dict.fromkeys("xywh", np.int64))
     others = sorted(set(listed["pathology"][~is_class]))
     notes = radiographs.notes
+    name = path.name if path.name != table.name else f"boxes {path.name}"
     if others:
         notes += (f"{path}: boxes of {', '.join(others)} are left out, which are not classes here",)
     return replace(
         radiographs,
         boxes=boxes.reset_index(drop=True),
-        list_sha256={**radiographs.list_sha256, path.name: hash_of_list(path.read_bytes())},
+        list_sha256={**radiographs.list_sha256, name: hash_of_list(path.read_bytes())},
         boxes_from=str(path),
         notes=notes,
     )
@@ -76,14 +78,19 @@ def read_listed(
 
 
 def boxes_of_csv(path: Path) -> pd.DataFrame:
-    """Boxes as written: name of the image, pathology, x, y, w, h float64, NaN if not a number."""
+    """Boxes as written: name of the image, pathology, x, y, w, h float64, NaN if not a number.
+
+    `given` has the four numbers as text, width and height are NaN.
+    """
     cells = read_cells(path, "path")
     lacking = [name for name in IN_CSV if name not in cells]
     if lacking:
         raise UserError(
-            f"{path} has no column {lacking[0]!r}; boxes need the columns {', '.join(IN_CSV)}"
+            f"{path} has no column {lacking[0]!r}; boxes need the columns {', '.join(IN_CSV)} "
+            "(w = right - left, h = bottom - top)"
         )
     boxes = pd.DataFrame({"name": cells["path"], "pathology": cells["class"]})
+    boxes["given"] = cells[list("xywh")].agg(", ".join, axis=1)
     for key in "xywh":
         boxes[key] = pd.to_numeric(cells[key], errors="coerce").astype(float)
     return boxes.assign(width=np.nan, height=np.nan).reset_index(drop=True)
@@ -114,13 +121,15 @@ def read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def boxes_of_coco(coco: dict[str, list[dict[str, Any]]], path: Path) -> pd.DataFrame:
-    """Boxes of a COCO file, as `boxes_of_csv`; width and height as the file gives them, or NaN."""
+    """Boxes of a COCO file, as `boxes_of_csv`; width and height as the file gives them, or NaN.
+
+    Raises:
+        UserError: the file is not consistent, or has no boxes.
+    """
     images = by_id(coco["images"], "images", path)
     categories = by_id(coco["categories"], "categories", path)
     names = [str(image["file_name"]) for image in coco["images"]]
-    again = (
-        [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
-    )
+    again = [name for name, count in Counter(names).items() if count > 1]
     if again:
         raise UserError(f"{path} has the image {again[0]} twice; give each image one entry")
     rows = []
@@ -142,9 +151,11 @@ def boxes_of_coco(coco: dict[str, list[dict[str, Any]]], path: Path) -> pd.DataF
             raise UserError(f"{path}: annotation {number} has no bbox of four numbers; correct it")
         size = [image.get(side) for side in ("width", "height")]
         size = [float(side) if is_number(side) else np.nan for side in size]
-        rows.append([str(image["file_name"]), str(category["name"]), *map(float, bbox), *size])
-    columns = ["name", "pathology", "x", "y", "w", "h", "width", "height"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))
+        given = ", ".join(f"{number:g}" for number in bbox)
+        names_of = (str(image["file_name"]), str(category["name"]), given)
+        rows.append([*names_of, *map(float, bbox), *size])
+    columns = ["name", "pathology", "given", "x", "y", "w", "h", "width", "height"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:], float))
 
 
 def by_id(objects: list[dict[str, Any]], part: str, path: Path) -> dict[str, dict[str, Any]]:
@@ -170,21 +181,24 @@ def match(
     names: Iterable[str], image_ids: Sequence[str], table: Path, path: Path
 ) -> tuple[list[str], list[str]]:
     """Find the image of each name, "" if there is none, and the faults."""
-    by_file = {file_of(image_id, table): image_id for image_id in image_ids}
-    by_end = {}  # last part of the path -> files
-    for file in by_file:
-        by_end.setdefault(os.path.basename(file), []).append(file)
+    by_file = {}
+    by_end = {}  # last part of the path -> images and their files
+    for image_id in image_ids:
+        file = file_of(image_id, table)
+        by_file[identity_of(file)] = image_id
+        by_end.setdefault(os.path.basename(file), []).append((image_id, os.path.abspath(file)))
     found = {}
     faults = []
     for name in dict.fromkeys(names):
-        files = [file_of(name, table)]
-        if files[0] not in by_file:
+        file = identity_of(file_of(name, table))
+        fitting = [by_file[file]] if file in by_file else []
+        if not fitting:
             end = os.sep + os.path.normpath(name)
             of_name = by_end.get(os.path.basename(end), [])
-            files = [file for file in of_name if file.endswith(end)]
-        found[name] = by_file[files[0]] if len(files) == 1 else ""
-        if len(files) != 1:
-            what = f"{len(files)} images" if files else "none"
+            fitting = [image_id for image_id, file in of_name if file.endswith(end)]
+        found[name] = fitting[0] if len(fitting) == 1 else ""
+        if len(fitting) != 1:
+            what = f"{len(fitting)} images" if fitting else "none"
             faults.append(
                 f"{path}: the image {name!r} fits {what} of {table}; name it as in the table"
             )
@@ -195,18 +209,15 @@ def faults_of_boxes(listed: pd.DataFrame, columns: Sequence[str], path: Path) ->
     """What is wrong with boxes, without opening the images: error sentences."""
     faults = []
     for name in listed["pathology"][~listed["pathology"].isin(columns)].unique():
-        faults.append(
-            f"{path}: {name!r} is not a class of the table, which has {', '.join(columns)}; "
-            "correct it"
-        )
+        faults.append(f"{path}: {name!r} is not a class of the table; {hint_on(name, columns)}")
     fit = are_boxes(listed)
     for box in listed[~fit].itertuples():
-        given = ", ".join(f"{number:g}" for number in (box.x, box.y, box.w, box.h))
         faults.append(
-            f"{path}: the box of {box.name}, {box.pathology}, is {given}; x and y must be at least "
-            "0, w and h at least one pixel"
+            f"{path}: the box of {box.name}, {box.pathology}, is {box.given}; x and y must be at "
+            f"least 0, w and h at least 1, all below {LARGEST_BOX:,} pixels"
         )
-    used = listed[fit].astype(dict.fromkeys("xywh", np.int64))[["image_id", "pathology", *"xywh"]]
+    used = listed[fit & (listed["image_id"] != "")].astype(dict.fromkeys("xywh", np.int64))
+    used = used[["image_id", "pathology", *"xywh"]]
     for box in listed.loc[used.index[used.duplicated()]].itertuples():
         faults.append(f"{path}: {box.name} has the same box of {box.pathology} twice; remove one")
     return faults

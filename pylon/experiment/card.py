@@ -60,6 +60,8 @@ def read_training_json(folder: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} lacks {', '.join(lacking)}; copy the whole folder of the checkpoint again"
         )
+    if not isinstance(card.get("list_sha256", {}), dict):
+        raise UserError(f"{path} is damaged: list_sha256 is not a JSON object; copy it again")
     if "sha256" in card and card.pop("sha256") != hash_of_json(card):
         raise UserError(f"{path} is damaged: its hash does not match; copy it again")
     return card

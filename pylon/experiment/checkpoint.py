@@ -26,7 +26,7 @@ from pylon.baselines import Baseline, build_network
 from pylon.encoder_weights import ENDINGS
 from pylon.encoders import ArgumentError
 from pylon.experiment.card import has_ended, is_card_of, read_json, read_training_json
-from pylon.hub import LAYOUT, Description, files_of, hash_of_weights
+from pylon.hub import Description, files_of, hash_of_weights, require_layout
 from pylon.model import Pylon
 from pylon.system.errors import UserError
 from pylon.system.files import hash_of_json, write_atomically, write_together
@@ -61,9 +61,7 @@ def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon | Bas
     if path.suffix == ".safetensors":
         raise UserError(f"{path} is only part of a checkpoint; choose the folder it is in")
     if not path.exists():
-        raise UserError(
-            f"there is no checkpoint at {path}; train one, or choose another with --checkpoint"
-        )
+        raise UserError(f"there is no checkpoint at {path}; check the path, or train one")
     model = load_folder(path) if path.is_dir() else load_state_dict(path, encoder_name)
     return model.eval()
 
@@ -97,10 +95,14 @@ def class_names_of(path: Path) -> tuple[str, ...]:
     """
     if not path.is_dir() or not (path / "config.json").is_file():
         return papers_classes()  # a state dict; or load_pylon will say what is missing
-    names = read_config(path).get("class_names") or (read_training_json(path) or {}).get(
-        "class_names"
-    )
-    return tuple(names or papers_classes())
+    config = read_config(path)
+    names = config.get("class_names") or (read_training_json(path) or {}).get("class_names")
+    if names is None:
+        return papers_classes()
+    try:
+        return Description.of({"class_names": names}, config.get("classes", 14)).class_names
+    except ValueError as error:
+        raise UserError(f"{path}: {error} (in config.json or training.json); correct it") from error
 
 
 def load_folder(path: Path) -> Pylon | Baseline:
@@ -147,12 +149,10 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path / 'config.json'} is damaged: its hash does not match; copy it again, or, if "
             "you have edited it, remove the line sha256"
         )
-    layout = config.get("layout", 1)
-    if not isinstance(layout, int) or layout > LAYOUT:
-        raise UserError(
-            f"{path / 'config.json'} has the layout {layout}, of a later version than this one, "
-            f"which reads {LAYOUT} and below; update the code"
-        )
+    try:
+        require_layout(config)
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'}: {error}") from error
     return config
 
 
@@ -177,7 +177,7 @@ def load_state_dict(path: Path, encoder_name: str | None) -> Pylon:
         )
     state = {key.removeprefix("net."): value for key, value in state.items()}
     shapes = {key: value.shape for key, value in state.items()}
-    if "segmentation_head.0.weight" not in shapes:
+    if len(shapes.get("segmentation_head.0.weight", ())) != 4:
         raise UserError(f"{path} belongs to another network: it has no segmentation_head.0.weight")
 
     # arguments of the network that follow from the shapes

@@ -31,6 +31,8 @@ from pylon.scoring.rows import as_read, bboxes_of, merge_boxes
 from pylon.system.errors import UserError
 from pylon.system.progress import track
 
+LARGEST_INPUT = 4096  # pixels; no radiograph is larger
+
 
 def read_data(
     options: EvaluationOptions,
@@ -77,9 +79,9 @@ def load_network(
         )
     side = card["image_size"]
     stride = STRIDE if isinstance(model, Pylon) else STRIDES[-1]
-    if not isinstance(side, int) or side < stride or side % stride:
+    if type(side) is not int or not stride <= side <= LARGEST_INPUT or side % stride:
         raise UserError(
-            f"{path}: its image_size is {side}, not a multiple of {stride}; "
+            f"{path}: its image_size is {side}, not a multiple of {stride} up to {LARGEST_INPUT}; "
             "copy the whole folder again"
         )
     if 0 < options.cache_size < card["image_size"]:
@@ -88,8 +90,14 @@ def load_network(
             f"{path}"
         )
 
-    # lists that have changed since training
+    # lists that have changed since training; then a random split is not that of training
     trained_with = card.get("list_sha256", {})
+    if radiographs.drawn_from not in (None, *trained_with.values()):
+        raise UserError(
+            f"{radiographs.name} has no column split, and is not the table that {path} was trained "
+            "on as it was then: a random split could test images it was trained on; add the "
+            "column split, with test for images to score"
+        )
     now = radiographs.list_sha256
     others = [name for name, sha256 in trained_with.items() if now.get(name, sha256) != sha256]
     if others:

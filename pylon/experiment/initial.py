@@ -31,7 +31,8 @@ def take_from_checkpoint(
         UserError: the checkpoint is missing or damaged, or has another encoder.
     """
     other = load_pylon(path)
-    names = read_card(path, other)["class_names"]
+    card = read_card(path, other)
+    names = card["class_names"]
     ours = config_of(net)
     theirs = config_of(other)
     if theirs["encoder_name"] != ours["encoder_name"] or other.in_channels != net.in_channels:
@@ -66,10 +67,19 @@ def take_from_checkpoint(
             taken[name] = value
     net.load_state_dict({**state, **taken})
 
-    new = [name for name in class_names if name not in shared or f"{HEAD}weight" not in taken]
+    # what the user should know
     sentences = [f"{len(taken)} of {len(state)} tensors taken from {path}"]
-    if new:
-        sentences.append(f"new classes, with random weights in the head: {', '.join(new)}")
+    new = [name for name in class_names if name not in shared or f"{HEAD}weight" not in taken]
+    if part != "":
+        sentences.append("only its encoder fits: it is another kind of network")
+    elif new:
+        kept = [name for name in class_names if name not in new]
+        head = f"of the head, the rows of {', '.join(kept)} were taken" if kept else "random head"
+        sentences.append(f"new classes: {', '.join(new)}; {head}")
+    sentences.append(
+        f"it was trained with intensities of mean {card['mean']:.4f} and standard deviation "
+        f"{card['std']:.4f}"
+    )
     return sentences
 
 

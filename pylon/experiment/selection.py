@@ -31,6 +31,8 @@ def choose_checkpoints(
     require_at_least(options, num_workers=0)
     if options.cache_size != 0 and options.cache_size < STRIDE:
         raise UserError(f"--cache-size must be 0 or at least {STRIDE}, not {options.cache_size}")
+    if options.cache_dir is not None and options.cache_size == 0:
+        raise UserError("--cache-dir needs --cache-size, the side of cached images; add it")
     if options.name is not None:
         check_name(options.name)
     if options.checkpoint is None:

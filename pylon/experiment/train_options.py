@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from pylon.encoder_weights import is_file_name
 from pylon.encoders import ArgumentError, require_known
+from pylon.experiment.evaluate import LARGEST_INPUT
 from pylon.experiment.training import require_images_a_process
 from pylon.model import STRIDE
 from pylon.system.cli import check_name, require_at_least
@@ -34,10 +35,13 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
         raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
     if options.image_size < STRIDE or options.image_size % STRIDE:
         raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
-    if options.image_size > 4096:
+    if options.image_size > LARGEST_INPUT:
         raise UserError(
-            f"--image-size must be at most 4096 (no radiograph is larger), not {options.image_size}"
+            f"--image-size must be at most {LARGEST_INPUT} (no radiograph is larger), not "
+            f"{options.image_size}"
         )
+    if options.cache_dir is not None and options.cache_size == 0:
+        raise UserError("--cache-dir needs --cache-size, the side of cached images; add it")
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
     if options.compile and not has_compiler():
@@ -67,10 +71,16 @@ def check_network(options: Any, of_pylon: tuple[str, ...]) -> None:
     except ArgumentError as error:
         raise UserError(f"--encoder-name {error.problem}") from error
 
-    # where the first weights come from
+    # where the first weights come from; a run that is resumed does not need them any more
     weights = options.encoder_weights
-    if is_file_name(weights) and not Path(weights).is_file():
+    resumes = any(Path("save", options.name).glob(f"{options.seed}*/last"))
+    if is_file_name(weights) and not Path(weights).is_file() and not resumes:
         raise UserError(f"--encoder-weights {weights}: there is no such file; check its name")
+    is_name = weights.lower() in ("imagenet", "none") or is_file_name(weights)
+    if options.encoder_name.startswith("tu-") and not is_name:
+        raise UserError(
+            f"--encoder-weights {weights!r} must be imagenet, none or a file for a timm encoder"
+        )
     if options.init_from is not None and weights not in ("none", defaults.encoder_weights):
         raise UserError(
             f"--init-from takes the place of --encoder-weights {weights}; leave one of them out"

@@ -47,7 +47,7 @@ def leave_out_unreadable(
     """
     images = radiographs.images
     used = images[images["split"] != "test"]
-    require_files(used, radiographs)
+    require_files(used, radiographs, "train or val")
     faults = on_main_process(
         accelerator,
         lambda: unreadable_images(used, cache_folder, cache_size, num_workers, decode=skip),
@@ -85,7 +85,7 @@ def describe_split(
     if train < 2 or val == 0:
         raise UserError(
             f"{data} has {train} training and {val} validation images; at least 2 and 1 are "
-            "needed, so add some"
+            "needed, so put some into these splits"
         )
     say(f"{data}: {train} images to train on, {val} to validate on")
     for split in ("val", "test"):
@@ -176,6 +176,7 @@ def loss_of_known(
     """
     if known is None:
         return criterion(logits, labels)
+    # selected, not multiplied by 0, so that any criterion can be used; a GPU is waited for
     is_known = ~labels.isnan()
     here = is_known.sum()
     if here == 0:  # of this process; others have some
@@ -253,6 +254,11 @@ class LossWatch:
         totals = self.accelerator.reduce(totals, reduction="sum")
         train_loss = (totals[0] / totals[1]).item()  # waits for the GPU
         trained_on = totals[1].item()
+        if trained_on == 0:
+            raise UserError(
+                f"epoch {self.epoch}: no batch had a known label; label more images. {self.save} "
+                "is unchanged"
+            )
         require_finite(train_loss, self.losses, self.epoch, self.save)
         return train_loss, trained_on / self.seconds()
 

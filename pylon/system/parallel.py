@@ -90,6 +90,23 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> An
     return answer
 
 
+def main_process_first(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """Call a function on the main process, then on the others; an error is raised on each.
+
+    Raised inside Accelerate's own context, it would end one process while others wait.
+    """
+    answer = None
+    fault = None
+    with accelerator.main_process_first():
+        try:
+            answer = function()
+        except UserError as error:
+            fault = error
+    if fault is not None:
+        raise fault
+    return answer
+
+
 def is_first_process() -> bool:
     """Whether this is the first of torchrun's processes, or the only one, according to RANK."""
     return os.environ.get("RANK", "0") == "0"

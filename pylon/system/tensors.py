@@ -46,4 +46,8 @@ def load_safely(path: Path) -> Any:
 
 
 def is_state_dict(state: Any) -> bool:
-    return isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    """Whether an object is a dictionary of names and dense tensors."""
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        for name, value in state.items()
+    )

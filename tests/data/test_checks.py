@@ -22,7 +22,7 @@ def test_missing_images_are_counted_and_named(by_hand):
     missing = "00000001_001.png, 00000003_000.png"
     with pytest.raises(UserError, match=rf"3 of 5 images are missing .*: {missing}"):
         require_files(images, radiographs)
-    with pytest.raises(UserError, match="has no images of the requested split"):
+    with pytest.raises(UserError, match="has no images of the split test; add some"):
         require_files(images[:0], radiographs)
 
 

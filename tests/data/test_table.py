@@ -93,6 +93,25 @@ def test_patients_are_split_alike_every_time(tmp_path):
     assert "no column split: of its patients 80 were drawn for training, 10 for" in data.notes[1]
 
 
+def test_few_patients_change_sides_when_the_table_changes(tmp_path):
+    lines = [f"{k}.png,P{k},{k % 2}" for k in range(100)]
+    splits = []
+    for chosen in (lines, lines[::-1][1:]):
+        (tmp_path / "my.csv").write_text("\n".join(["path,patient_id,Mass", *chosen]))
+        data = read_table(tmp_path / "my.csv")
+        splits.append(data.images.set_index("image_id")["split"])
+        assert data.drawn_from == data.list_sha256["my.csv"]
+    before = splits[0][splits[1].index]
+    assert (before != splits[1]).sum() <= 2
+
+
+def test_links_to_one_image_are_one_image(folder):
+    (folder / "link").symlink_to(folder / "a")
+    (folder / "my.csv").write_text(TABLE + "link/1.png,9,test,1,1,0\n")
+    with pytest.raises(UserError, match=r"rows 2 and 6 have the same image, link/1.png; remove"):
+        read_table(folder / "my.csv", ignore_columns=["age"])
+
+
 def test_without_patients_each_image_is_one(tmp_path):
     (tmp_path / "my.csv").write_text("path,Mass\n1.png,1\n2.png,0\n3.png,0\n")
     data = read_table(tmp_path / "my.csv")
@@ -103,12 +122,17 @@ def test_without_patients_each_image_is_one(tmp_path):
 
 FAULTS = {  # replacement of the table, or part of it -> what the sentence says
     "no path": ("path,", "file,", "has no column 'path'; its columns are file, patient_id"),
+    "capital": ("path,", "Path,", "has no column 'path'; rename 'Path' to 'path'"),
+    "other key": ("patient_id", "PatientID", "rename the column 'PatientID' to 'patient_id', or"),
     "two": ("63,1,", "63,2,", "'Effusion' is '2' in row 2, but a class holds 1, 0 or blank"),
     "yes": (",1,0\n", ",yes,0\n", "'Effusion' is 'yes' in row 2"),
-    "duplicate path": ("a/2", "a/1", "rows 2 and 3 have the same path, a/1.png; remove one"),
-    "same file": ("a/2", "b/../a/1", "rows 2 and 3 have the same path"),
-    "blank path": ("a/3.png", "", "row 4 has no path; add it or remove the row"),
+    "duplicate path": ("a/2", "a/1", "rows 2 and 3 have the same image, a/1.png; remove one"),
+    "same file": ("a/2", "b/../a/1", "rows 2 and 3 have the same image, b/../a/1.png"),
+    "blank path": ("a/3.png", "", "row 4 has no path; correct it or remove the row"),
+    "line break in a path": ("a/3.png", '"a/3\n.png"', "row 4 has a line break in its path; corr"),
+    "line break in a name": ("Mass", '"Ma\nss"', "the column 'Ma\\nss' has a line break in its"),
     "patient in two splits": ("P2,val", "P1,val", "patient P1 is in train and val; each patient"),
+    "patient written twice": ("P2", "7", "the patients 7 and 007 are one number; write them alike"),
     "unknown split": ("train,64", "Train,64", "split is 'Train' in row 3; it must be train, val"),
     "blank split": ("val,", ",", "row 4 has no split; add it, or remove the column split"),
     "blank patient": ("P2", "", "row 4 has no patient_id; add it, or remove the column"),
@@ -148,6 +172,12 @@ def test_classes_must_be_columns_with_labels(folder):
     assert "'age' is '63' in row 2 (and 3 more like it)" in refusal(path, TABLE)
     said = refusal(path, TABLE, classes=["Mas"])
     assert "has no column 'Mas', which --classes asks for; did you mean 'Mass'?" in said
+    said = refusal(path, TABLE, ignore=["age,Mass"])
+    assert "has no column 'age,Mass', which --ignore-columns asks for; separate names by" in said
+    said = refusal(path, TABLE, ignore=["split"])
+    assert "--ignore-columns split: this column is no class; remove it from" in said
+    without = TABLE.replace("patient_id", "case")
+    assert "--ignore-columns (or call it patient_id, if it is that)" in refusal(path, without)
     said = refusal(path, TABLE, ignore=["sex"])
     assert "has no column 'sex', which --ignore-columns asks for; its columns are path," in said
     said = refusal(path, TABLE, classes=["Mass"], ignore=["age"])

@@ -78,6 +78,15 @@ def test_boxes_of_a_coco_file(folder):
     assert data.boxes_from == f"{folder}/boxes.json"
 
 
+def test_images_have_several_names(folder):
+    """Absolute, through a link, or only its end."""
+    (folder / "link").symlink_to(folder / "images")
+    names = [folder / "images/2.png", "link/2.png", "2.png"]
+    rows = [f"{name},Mass,{k},2,3,4" for k, name in enumerate(names)]
+    data = read(folder, "\n".join(["path,class,x,y,w,h", *rows]))
+    assert data.boxes["image_id"].tolist() == ["images/2.png"] * 3
+
+
 def test_boxes_of_other_classes_are_left_out_with_a_note(folder):
     data = read(folder, BOXES, ["Nodule"])
     assert data.boxes["pathology"].tolist() == ["Nodule"]
@@ -98,16 +107,25 @@ def test_boxes_outside_their_image_are_refused(folder):
 CSV_FAULTS = [
     ("images/1", "images/9", "the image 'images/9.png' fits none of"),
     ("images/1.png", "3.png", "the image '3.png' fits 2 images of"),
-    (",Mass,1,", ",Mas,1,", "'Mas' is not a class of the table, which has Mass, Nodule; correct"),
+    (",Mass,1,", ",Mas,1,", "'Mas' is not a class of the table; did you mean 'Mass'?"),
     ("1,2,3,4", "1,2,3,0", "the box of images/1.png, Mass, is 1, 2, 3, 0; x and y must be at"),
-    ("1,2,3,4", "1,2,0.9,4", "is 1, 2, 0.9, 4; x and y must be at least 0, w and h at least one"),
+    ("1,2,3,4", "1,2,0.9,4", "is 1, 2, 0.9, 4; x and y must be at least 0, w and h at least 1,"),
     ("1,2,3,4", "-1,2,3,4", "is -1, 2, 3, 4"),
-    ("1,2,3,4", "a,2,3,4", "is nan, 2, 3, 4"),
+    ("1,2,3,4", "a,2,3,4", "is a, 2, 3, 4; x and y"),
     ("1,2,3,4", "inf,2,3,4", "is inf, 2, 3, 4"),
-    ("1,2,3,4", "1,2,1e9,4", "is 1, 2, 1e+09, 4"),
+    (
+        "1,2,3,4",
+        "1,2,1e9,4",
+        "is 1, 2, 1e9, 4; x and y must be at least 0, w and h at least 1, all",
+    ),
     ("40,20,5,6", "10,20.9,30,4.1", "images/2.png has the same box of Mass twice; remove one"),
     ("class,", "label,", "has no column 'class'; boxes need the columns path, class, x, y, w, h"),
     ("path,", "image,", "has no column 'path'"),
+    (
+        ",w,h",
+        ",right,bottom",
+        "has no column 'w'; boxes need the columns path, class, x, y, w, h (w",
+    ),
 ]
 
 

@@ -1,6 +1,7 @@
 """A table of one's own through all scripts, as a user types them."""
 
 import os
+import re
 import shutil
 import signal
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import TRAIN, rows_of, run_script, same_weights, sentence_of
+from conftest import ROOT, TRAIN, rows_of, run_script, same_weights, sentence_of
 from sklearn.metrics import roc_auc_score
 from tables import write_table
 
@@ -152,6 +153,24 @@ def test_copied_checkpoint_gives_the_same_scores(own, trained_on_own, tmp_path):
     assert logits[0] == logits[1]
 
 
+def test_code_of_the_page_predicts_as_the_evaluations_do(own, trained_on_own, monkeypatch, capsys):
+    options = ("--table", own / "my.csv", "--name", "mine", *EVALUATE)
+    run_script("eval_auc.py", *options, cwd=trained_on_own)
+    row = pd.read_csv(trained_on_own / "csv/mine/0_images.csv").iloc[0]
+    (trained_on_own / "images").mkdir(exist_ok=True)
+    shutil.copy(own / row["image_id"], trained_on_own / "images/1004.png")
+    page = (ROOT / "docs/own_data.md").read_text()
+    (code,) = re.findall(r"^```python\n(import cv2, pylon.*?)^```$", page, re.M | re.S)
+    monkeypatch.chdir(trained_on_own)
+    names = {}
+    exec(code, names)
+    expected = row[[f"logit_{name}" for name in NAMES.values()]].to_numpy(float)
+    np.testing.assert_allclose(names["logits"][0], expected, atol=1e-4)
+    assert names["heatmaps"].shape == (3, 128, 128)
+    assert capsys.readouterr().out.count("present from") == 3
+    assert (trained_on_own / "copy/training.json").exists()
+
+
 def test_data_without_a_class_of_the_checkpoint_is_refused(own, table, phantom, trained_on_own):
     best = trained_on_own / "save/mine/0/best"
     options = ("--checkpoint", best, "--name", "other", *EVALUATE)
@@ -202,7 +221,7 @@ def test_starting_from_another_checkpoint_and_from_a_file(table, own, trained, t
     assert "new classes" not in done.stdout
     mine = ("--table", own / "my.csv", "--classes", "2", "--name", "mine")
     done = run_script("train.py", *mine, "--init-from", best, *once, cwd=tmp_path)
-    assert "new classes, with random weights in the head: 2" in done.stdout
+    assert "new classes: 2; random head" in done.stdout
 
     # a file of weights
     weights = safetensors.torch.load_file(best / "model.safetensors")
@@ -226,6 +245,8 @@ def test_wrong_starts_are_refused_before_anything_is_written(table, trained, tmp
         (("--encoder-name", "tu-test_resnet", "--encoder-weights", "no.pth"), "no such file"),
         (("--encoder-name", "resnet18", "--encoder-weights", "ssl", "--init-from", best), "takes"),
         (("--encoder-name", "resnet81", "--encoder-weights", "none"), "did you mean resnet18"),
+        (("--encoder-name", "tu-test_resnet", "--encoder-weights", "imagnet"), "must be imagenet"),
+        ((*TRAIN[:4], "--cache-dir", "fast"), "--cache-dir needs --cache-size"),
     ):
         options = ("--table", table / "my.csv", *options, *network)
         done = run_script("train.py", *options, cwd=tmp_path, code=2)
@@ -280,7 +301,7 @@ def test_check_data_counts_and_finds_faults(own, tmp_path):
         "tools/check_data.py", "--table", folder / "my.csv", *options, cwd=own, code=2
     )
     for fault in (
-        "nowhere.png is missing from the paths in",
+        "nowhere.png is missing; correct the path (relative ones start at",
         "cut.png cannot be read as an image",
         "reaches beyond the image (128 x 128)",
         "has a box of 2 but not that label",
@@ -310,3 +331,42 @@ def test_two_tables_share_a_folder_of_caches(own, table, trained, tmp_path):
     assert ["decoding" in each for each in said] == [True, True, False]
     assert len(pd.read_csv(tmp_path / "fast/256/index.csv")) == 30
     assert not (other / "cache").exists()
+
+
+def test_drawn_split_holds_for_the_table_of_training_alone(phantom, tmp_path):
+    table = write_table(phantom, tmp_path / "mine").drop(columns="split")
+    path = tmp_path / "mine/my.csv"
+    table.to_csv(path, index=False)
+    done = run_script("train.py", "--table", path, "--epochs", 1, *TRAIN, cwd=tmp_path)
+    assert "my.csv has no column split: of its patients" in done.stdout
+    options = ("--table", path, "--name", "pylon", *EVALUATE)
+    assert "note: " in run_script("eval_auc.py", *options, cwd=tmp_path).stdout
+    table[1:].to_csv(path, index=False)
+    done = run_script("eval_auc.py", *options, cwd=tmp_path, code=2)
+    assert "has no column split, and is not the table that save/pylon/0/best was" in sentence_of(
+        done
+    )
+    table.assign(split="test").to_csv(path, index=False)
+    assert "90 test images" in run_script("eval_auc.py", *options, cwd=tmp_path).stdout
+
+
+def test_check_data_says_what_would_be_refused_or_blank(own, tmp_path):
+    table = pd.read_csv(own / "my.csv").drop(columns="age")
+    table["path"] = [os.path.abspath(own / path) for path in table["path"]]
+    table.loc[table["split"] == "val", "2"] = 0
+    table = table[table["split"] != "test"]
+    table.to_csv(tmp_path / "my.csv", index=False)
+    options = ("--num-workers", 0, "--boxes", tmp_path / "boxes.csv")
+    boxes = f"path,class,x,y,w,h\n{table['path'].iloc[0]},2,1,1,6,10\n"
+    (tmp_path / "boxes.csv").write_text(boxes)
+    done = run_script("tools/check_data.py", "--table", "my.csv", *options, cwd=tmp_path)
+    for note in (
+        "boxes.csv has no boxes of classes on test images, so eval_loc.py and",
+        "note: no positive image of the split val (no threshold): 2",
+        "note: no positive image of the split test (no AUROC): Effusion, left, Rundherd (groß), 2",
+    ):
+        assert note in done.stdout
+    done = run_script("eval_auc.py", "--table", "my.csv", *EVALUATE, cwd=tmp_path, code=2)
+    table[table["split"] == "train"].to_csv(tmp_path / "my.csv", index=False)
+    done = run_script("tools/check_data.py", "--table", "my.csv", *options, cwd=tmp_path)
+    assert "note: train.py would refuse it: my.csv has 66 training and 0 validation" in done.stdout
