@@ -241,7 +241,9 @@ TEXT = st.text(
     min_size=1,
     max_size=8,
 ).filter(lambda text: text == text.strip() and "\0" not in text)
-NAMES = TEXT.filter(lambda name: name not in (*KEYS, *TAKEN))
+NAMES = TEXT.filter(
+    lambda name: name.splitlines() == [name] and name.lower() not in (*KEYS, *TAKEN)
+)
 PATHS = st.text(string.ascii_letters + "é ,", min_size=1, max_size=6).filter(
     lambda name: name == name.strip()
 )
@@ -252,7 +254,9 @@ def tables(draw):
     names = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
     count = draw(st.integers(3, 8))
     paths = draw(st.lists(PATHS, min_size=count, max_size=count, unique=True))
-    patients = draw(st.lists(TEXT, min_size=count, max_size=count, unique=True))
+    kinds = (st.integers(0, 10**20).map(str), TEXT.map("P{}".format))
+    ids = draw(st.sampled_from(kinds))
+    patients = draw(st.lists(ids, min_size=count, max_size=count, unique=True))
     splits = draw(
         st.lists(st.sampled_from(("train", "val", "test")), min_size=count, max_size=count)
     )
