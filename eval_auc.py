@@ -74,8 +74,8 @@ def predict_rows(
     unchanged.
     """
     first = next(iter(experiments))
-    checkpoint = next(iter(experiments[first].values()))
-    radiographs = read_data(options, checkpoint, accelerator.print)
+    paths = [path for checkpoints in experiments.values() for path in checkpoints.values()]
+    radiographs = read_data(options, paths, accelerator.print)
     test = radiographs.of_split("test")
     require_files(test, radiographs)
     not_official = why_not_official(radiographs)

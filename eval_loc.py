@@ -94,8 +94,8 @@ def localize(
     """
     # the boxed test images
     first = next(iter(experiments))
-    checkpoint = next(iter(experiments[first].values()))
-    radiographs = read_data(options, checkpoint, accelerator.print, options.boxes, with_boxes=True)
+    paths = [path for checkpoints in experiments.values() for path in checkpoints.values()]
+    radiographs = read_data(options, paths, accelerator.print, options.boxes, with_boxes=True)
     boxed = select_boxed(radiographs)
     boxes = boxes_with_images(boxed, radiographs.boxes)
 

@@ -77,7 +77,7 @@ def main(options: Options) -> None:
     path = next(iter(checkpoints.values()))
 
     # the boxed test images, and their boxes sorted by class
-    radiographs = read_data(options, path, say, options.boxes, with_boxes=True)
+    radiographs = read_data(options, [path], say, options.boxes, with_boxes=True)
     boxed = select_boxed(radiographs)
     boxed = boxed.set_index("image_id", drop=False)
     order = list(radiographs.class_names).index

@@ -13,7 +13,6 @@ Writes csv/NAME/SEED.csv, one row per epoch; save/NAME/SEED/best, the network wi
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +110,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pylon.baselines import Baseline, build_network
 from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import MEAN, STD
-from pylon.data.contract import have_unknown, split_hash
+from pylon.data.contract import Radiographs, have_unknown, split_hash
 from pylon.data.dataset import eval_loader, train_loader
 from pylon.data.options import cache_folder
 from pylon.data.sources import read_radiographs
@@ -200,7 +199,7 @@ def main(options: Options) -> None:
     # network
     torch.manual_seed(options.seed)
     net, sentences = main_process_first(  # only one process downloads
-        accelerator, lambda: build(options, names, pretrained=not last)
+        accelerator, lambda: build(options, radiographs, pretrained=not last)
     )
     for sentence in sentences:
         say(sentence)
@@ -351,7 +350,7 @@ def as_json(options: Options) -> dict[str, Any]:
 
 
 def build(
-    options: Options, names: Sequence[str], pretrained: bool
+    options: Options, radiographs: Radiographs, pretrained: bool
 ) -> tuple[Pylon | Baseline, list[str]]:
     """Build the network from the options, and say which weights were taken from files.
 
@@ -361,7 +360,7 @@ def build(
     config = {
         "encoder_name": options.encoder_name,
         "encoder_weights": options.encoder_weights if pretrained else None,
-        "classes": len(names),
+        "classes": len(radiographs.class_names),
     }
     if options.encoder_weights.lower() == "none" or options.init_from is not None:
         config["encoder_weights"] = None
@@ -374,7 +373,8 @@ def build(
     except ArgumentError as error:
         raise UserError(f"{flag(error.argument)} {error.problem}") from error
     if options.init_from is not None and pretrained:
-        return net, take_from_checkpoint(net, names, options.init_from)
+        names = radiographs.class_names
+        return net, take_from_checkpoint(net, names, options.init_from, radiographs.drawn_from)
     taken = getattr(net.encoder, "taken", None)  # from a file of --encoder-weights
     return net, [taken] if taken else []
 

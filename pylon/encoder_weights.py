@@ -1,5 +1,6 @@
 """Weights of an encoder from a file, in the names of timm, torchvision or SMP."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ NESTED = ("state_dict", "model")  # where training scripts keep the state dict
 
 def is_file_name(weights: str) -> bool:
     """Whether `weights` is the name of a file and not of weights that a library lists."""
-    if weights in ("imagenet", "none"):
+    if weights.lower() in ("imagenet", "none"):
         return False
     return weights.endswith(ENDINGS) or "/" in weights or Path(weights).exists()
 
@@ -33,7 +34,7 @@ def take_from_file(encoder: nn.Module, path: Path) -> str:
     Raises:
         UserError: the file is missing or damaged, contains code, or belongs to another network.
     """
-    given = read_state(path)
+    given = {in_smps_names(name): value for name, value in read_state(path).items()}
     wanted = encoder.state_dict()
     found, others = matching(given, wanted)
     unlike = [name for name, value in found.items() if fitted(value, wanted[name]) is None]
@@ -79,6 +80,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not is_state_dict(state):
         raise UserError(f"{path} is not a state dict, names and tensors only; choose another file")
     return state
+
+
+def in_smps_names(name: str) -> str:
+    """`denselayer1.norm1` of `denselayer1.norm.1`, as torchvision's files of DenseNet have it."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)
 
 
 def matching(

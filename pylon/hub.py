@@ -101,8 +101,10 @@ class Checkpointed(PyTorchModelHubMixin):
 
     Attributes:
         description: what inputs and outputs mean; set it before saving a network of your own.
-        card: how it was trained (training.json), or None; saved again as long as the weights are
-            those that it belongs to.
+        card: how it was trained (training.json), or None. It and the thresholds are saved again as
+            long as the weights are those that it belongs to.
+
+    config.json is always written from these; a `config` given to `save_pretrained` is not used.
     """
 
     kind: str
@@ -118,13 +120,16 @@ class Checkpointed(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, config: dict[str, Any], strict: bool = True, **kwargs
+        cls, *, model_id: str, config: dict[str, Any] | None = None, strict: bool = True, **kwargs
     ) -> Self:
         """Load from a folder or the hub; all weights come from the file, so skip ImageNet's."""
         require_layout(config or {})
         arguments = {**kwargs, "encoder_weights": None}
         model = super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
-        model.card = find_card(model_id, {key: kwargs.get(key) for key in DOWNLOAD})
+        card = find_card(model_id, {key: kwargs.get(key) for key in DOWNLOAD})
+        sha256 = hash_of_weights(model.state_dict())
+        if card is not None and card.get("weights_sha256", sha256) == sha256:
+            model.card = {**card, "weights_sha256": sha256}
         model.description = Description.of({**(model.card or {}), **(config or {})}, model.classes)
         return model
 
@@ -170,7 +175,11 @@ def files_of(model: Checkpointed) -> dict[str, bytes]:
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     sha256 = hash_of_weights(weights)
+    card = model.card
+    is_of_others = card is not None and card.get("weights_sha256", sha256) != sha256
     described = Description.of(model.description.stated(), model.classes).stated()
+    if is_of_others:
+        described.pop("thresholds", None)  # chosen for those weights
     config = {**config_of(model), **described, "layout": LAYOUT}
     files = {
         "config.json": hashed_json(dict(sorted(config.items()))),
@@ -178,8 +187,7 @@ def files_of(model: Checkpointed) -> dict[str, bytes]:
             weights, metadata={"format": "pt", "sha256": sha256}
         ),
     }
-    card = model.card
-    if card is not None and card.get("weights_sha256", sha256) == sha256:
+    if card is not None and not is_of_others:
         files = {"training.json": hashed_json({**card, "weights_sha256": sha256}), **files}
     return files
 

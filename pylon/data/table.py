@@ -186,14 +186,20 @@ def choose_classes(
         lacking = [name for name in names if name not in cells]
         if lacking:
             hint = hint_on(lacking[0], list(cells))
+            if not asking.startswith("--"):  # a checkpoint, which cannot leave it out
+                hint = f"add it, blank where unknown; {hint}"
             raise UserError(f"{path} has no column {lacking[0]!r}, which {asking} asks for; {hint}")
     again = [name for k, name in enumerate(class_names) if name in class_names[:k]]
     if again:
         raise UserError(f"{asked_by} names {again[0]!r} twice; leave one out")
     for key in KEYS[1:]:
         plain = key.replace("_", "")
-        alike = [name for name in cells if re.sub("[ _]", "", name.lower()) == plain]
-        if alike and key not in cells and alike[0] not in (*class_names, *ignore_columns):
+        alike = [
+            name
+            for name in cells
+            if re.sub("[ _]", "", name.lower()) == plain and name not in ignore_columns
+        ]
+        if alike and key not in cells and not class_names:
             raise UserError(
                 f"{path}: rename the column {alike[0]!r} to {key!r}, or leave it out with "
                 "--ignore-columns"
@@ -236,11 +242,6 @@ def faults_of_cells(cells: pd.DataFrame, class_names: Sequence[str], path: Path)
                 f"{path}: {name!r} is {wrong.iloc[0][:60]!r} in row {wrong.index[0]}{more}, but a "
                 "class holds 1, 0 or blank (unknown); correct it or, if it is not a class, leave "
                 f"the column out with --ignore-columns{if_patients}"
-            )
-        elif (cells[name] == "").all():
-            faults.append(
-                f"{path}: {name!r} is blank in every row; label some images, or leave the column "
-                "out with --ignore-columns"
             )
 
     # patients and splits

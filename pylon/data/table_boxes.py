@@ -216,8 +216,7 @@ def faults_of_boxes(listed: pd.DataFrame, columns: Sequence[str], path: Path) ->
             f"{path}: the box of {box.name}, {box.pathology}, is {box.given}; x and y must be at "
             f"least 0, w and h at least 1, all below {LARGEST_BOX:,} pixels"
         )
-    used = listed[fit & (listed["image_id"] != "")].astype(dict.fromkeys("xywh", np.int64))
-    used = used[["image_id", "pathology", *"xywh"]]
+    used = listed.loc[fit & (listed["image_id"] != ""), ["image_id", "pathology", *"xywh"]]
     for box in listed.loc[used.index[used.duplicated()]].itertuples():
         faults.append(f"{path}: {box.name} has the same box of {box.pathology} twice; remove one")
     return faults

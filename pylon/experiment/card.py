@@ -67,6 +67,23 @@ def read_training_json(folder: Path) -> dict[str, Any] | None:
     return card
 
 
+def require_own_split(path: Path, card: dict[str, Any] | None, drawn_from: str | None) -> None:
+    """Raise a UserError if a random split could test images that a network was trained on.
+
+    Args:
+        path: of the checkpoint.
+        card: its card, if it has one.
+        drawn_from: hash of the list whose images were split at random, if they were.
+    """
+    if drawn_from is None or drawn_from in (card or {}).get("list_sha256", {}).values():
+        return
+    raise UserError(
+        f"the table has no column split, and {path} was not trained on it as it is now: a random "
+        "split could test images that the network was trained on; add the column split (test for "
+        "images to score)"
+    )
+
+
 def is_card_of(card: dict[str, Any], sha256: str) -> bool:
     """Whether a card belongs to the weights with that hash; not so after a kill while writing."""
     return card.get("weights_sha256", sha256) == sha256  # none in cards of earlier versions

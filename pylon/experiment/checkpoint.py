@@ -66,17 +66,19 @@ def load_pylon(path: str | Path, encoder_name: str | None = None) -> Pylon | Bas
     return model.eval()
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, must_exist: bool = False) -> Path:
     """Return where a checkpoint is on this machine; "user/name" is downloaded from the hub.
 
     Without a connection, a copy in the hub's cache is used.
 
     Raises:
-        UserError: it is neither here nor on the hub.
+        UserError: it is not on the hub; or, if it `must_exist`, not at the path.
     """
     path = Path(path)
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()) and path.suffix not in ENDINGS
     if path.exists() or not is_id or path.parent.exists():
+        if must_exist and not path.exists():
+            raise UserError(f"there is no checkpoint at {path}; check the path, or train one")
         return path
     try:
         return Path(snapshot_download(path.as_posix(), allow_patterns=list(FILES)))
@@ -133,7 +135,7 @@ def load_folder(path: Path) -> Pylon | Baseline:
     with suppress(UserError):  # `read_card` reports a damaged one
         card = read_training_json(path)
         if card is not None and is_card_of(card, sha256):
-            model.card = card
+            model.card = {**card, "weights_sha256": sha256}
     try:
         model.description = Description.of({**(model.card or {}), **config}, model.classes)
     except ValueError as error:

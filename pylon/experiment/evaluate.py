@@ -1,6 +1,6 @@
 """Run networks on images: checkpoints in, rows out. Scores are computed in pylon/scoring."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pylon.data.options import cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize
 from pylon.encoders import STRIDES
+from pylon.experiment.card import read_training_json, require_own_split
 from pylon.experiment.checkpoint import class_names_of, load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
 from pylon.heatmaps import heatmaps_of
@@ -36,22 +37,25 @@ LARGEST_INPUT = 4096  # pixels; no radiograph is larger
 
 def read_data(
     options: EvaluationOptions,
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     say: Callable[[str], None],
     boxes: Path | None = None,
     with_boxes: bool = False,
 ) -> Radiographs:
-    """Read the data with the classes of a checkpoint, and print how it was read.
+    """Read the data with the classes of the checkpoints, and print how it was read.
 
     Args:
-        checkpoint: the first of those to evaluate.
+        checkpoints: all that are evaluated; the first names the classes.
         say: prints a note.
         boxes, with_boxes: as for `read_radiographs`.
     """
-    names = class_names_of(checkpoint)
+    first = checkpoints[0]
+    asked_by = str(options.checkpoint or first)
     radiographs = read_radiographs(
-        options, names, boxes=boxes, with_boxes=with_boxes, asked_by=str(checkpoint)
+        options, class_names_of(first), boxes=boxes, with_boxes=with_boxes, asked_by=asked_by
     )
+    for path in checkpoints:
+        require_own_split(path, read_training_json(path), radiographs.drawn_from)
     for note in radiographs.notes:
         say(f"note: {note}")
     return radiographs
@@ -90,14 +94,8 @@ def load_network(
             f"{path}"
         )
 
-    # lists that have changed since training; then a random split is not that of training
+    # lists that have changed since training
     trained_with = card.get("list_sha256", {})
-    if radiographs.drawn_from not in (None, *trained_with.values()):
-        raise UserError(
-            f"{radiographs.name} has no column split, and is not the table that {path} was trained "
-            "on as it was then: a random split could test images it was trained on; add the "
-            "column split, with test for images to score"
-        )
     now = radiographs.list_sha256
     others = [name for name, sha256 in trained_with.items() if now.get(name, sha256) != sha256]
     if others:

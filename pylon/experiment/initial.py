@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from pylon.baselines import Baseline
-from pylon.experiment.checkpoint import load_pylon, read_card
+from pylon.experiment.card import require_own_split
+from pylon.experiment.checkpoint import find_checkpoint, load_pylon, read_card
 from pylon.hub import config_of
 from pylon.model import Pylon
 from pylon.system.errors import UserError
@@ -15,7 +16,7 @@ HEAD = "segmentation_head.0."
 
 
 def take_from_checkpoint(
-    net: Pylon | Baseline, class_names: Sequence[str], path: Path
+    net: Pylon | Baseline, class_names: Sequence[str], path: Path, drawn_from: str | None = None
 ) -> list[str]:
     """Load all weights of a checkpoint that fit; return sentences about what was taken.
 
@@ -26,12 +27,16 @@ def take_from_checkpoint(
         net: the network to train, on the CPU.
         class_names: of its outputs.
         path: the checkpoint.
+        drawn_from: of the data to train on (see contract.py).
 
     Raises:
-        UserError: the checkpoint is missing or damaged, or has another encoder.
+        UserError: the checkpoint is missing or damaged, or has another encoder; or a random split
+            could test images that it was trained on.
     """
-    other = load_pylon(path)
-    card = read_card(path, other)
+    place = find_checkpoint(path)
+    other = load_pylon(place)
+    card = read_card(place, other)
+    require_own_split(path, card, drawn_from)
     names = card["class_names"]
     ours = config_of(net)
     theirs = config_of(other)
@@ -42,7 +47,7 @@ def take_from_checkpoint(
             f"--encoder-name {theirs['encoder_name']}, or another checkpoint"
         )
 
-    # weights of one name mean the same only in networks of one kind; their encoders always do
+    # weights of one name mean the same only in networks of one kind; encoder weights always do
     same_kind = [(each["kind"], each.get("model")) for each in (ours, theirs)]
     part = "" if same_kind[0] == same_kind[1] else "encoder."
     state = net.state_dict()

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from pylon.encoder_weights import is_file_name
 from pylon.encoders import ArgumentError, require_known
+from pylon.experiment.checkpoint import find_checkpoint
 from pylon.experiment.evaluate import LARGEST_INPUT
 from pylon.experiment.training import require_images_a_process
 from pylon.model import STRIDE
@@ -72,19 +73,28 @@ def check_network(options: Any, of_pylon: tuple[str, ...]) -> None:
         raise UserError(f"--encoder-name {error.problem}") from error
 
     # where the first weights come from; a run that is resumed does not need them any more
+    run = f"{options.seed}.new" if options.overwrite else str(options.seed)
+    if not Path("save", options.name, run, "last").exists():
+        check_first_weights(options)
+
+
+def check_first_weights(options: Any) -> None:
+    """Raise a UserError if the options on initial weights cannot be followed."""
     weights = options.encoder_weights
-    resumes = any(Path("save", options.name).glob(f"{options.seed}*/last"))
-    if is_file_name(weights) and not Path(weights).is_file() and not resumes:
+    is_listed = weights.lower() in ("none", "imagenet")
+    if is_file_name(weights) and not Path(weights).is_file():
         raise UserError(f"--encoder-weights {weights}: there is no such file; check its name")
-    is_name = weights.lower() in ("imagenet", "none") or is_file_name(weights)
-    if options.encoder_name.startswith("tu-") and not is_name:
+    if options.encoder_name.startswith("tu-") and not is_listed and not is_file_name(weights):
         raise UserError(
             f"--encoder-weights {weights!r} must be imagenet, none or a file for a timm encoder"
         )
-    if options.init_from is not None and weights not in ("none", defaults.encoder_weights):
+    if options.init_from is None:
+        return
+    if not is_listed:
         raise UserError(
             f"--init-from takes the place of --encoder-weights {weights}; leave one of them out"
         )
+    find_checkpoint(options.init_from, must_exist=True)
 
 
 def has_compiler() -> bool:

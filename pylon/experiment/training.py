@@ -176,7 +176,7 @@ def loss_of_known(
     """
     if known is None:
         return criterion(logits, labels)
-    # selected, not multiplied by 0, so that any criterion can be used; a GPU is waited for
+    # selected, not multiplied by 0, so that any criterion can be used; this waits for a GPU
     is_known = ~labels.isnan()
     here = is_known.sum()
     if here == 0:  # of this process; others have some

@@ -118,7 +118,7 @@ CSV_FAULTS = [
         "1,2,1e9,4",
         "is 1, 2, 1e9, 4; x and y must be at least 0, w and h at least 1, all",
     ),
-    ("40,20,5,6", "10,20.9,30,4.1", "images/2.png has the same box of Mass twice; remove one"),
+    ("40,20,5,6", "10.9,20,30.5,4", "images/2.png has the same box of Mass twice; remove one"),
     ("class,", "label,", "has no column 'class'; boxes need the columns path, class, x, y, w, h"),
     ("path,", "image,", "has no column 'path'"),
     (

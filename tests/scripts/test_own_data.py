@@ -244,6 +244,7 @@ def test_wrong_starts_are_refused_before_anything_is_written(table, trained, tmp
             "is damaged",
         ),
         (("--encoder-name", "tu-test_resnet", "--encoder-weights", "no.pth"), "no such file"),
+        ((*TRAIN[:4], "--init-from", "save/no/0/best"), "there is no checkpoint at save/no/0/best"),
         (("--encoder-name", "resnet18", "--encoder-weights", "ssl", "--init-from", best), "takes"),
         (("--encoder-name", "resnet81", "--encoder-weights", "none"), "did you mean resnet18"),
         (("--encoder-name", "tu-test_resnet", "--encoder-weights", "imagnet"), "must be imagenet"),
@@ -344,9 +345,11 @@ def test_drawn_split_holds_for_the_table_of_training_alone(phantom, tmp_path):
     assert "note: " in run_script("eval_auc.py", *options, cwd=tmp_path).stdout
     table[1:].to_csv(path, index=False)
     done = run_script("eval_auc.py", *options, cwd=tmp_path, code=2)
-    assert "has no column split, and is not the table that save/pylon/0/best was" in sentence_of(
-        done
-    )
+    said = "the table has no column split, and save/pylon/0/best was not trained on it as it is"
+    assert said in sentence_of(done)
+    start = ("--table", path, "--init-from", "save/pylon/0/best", "--name", "next")
+    done = run_script("train.py", *start, *TRAIN, cwd=tmp_path, code=2)
+    assert said in sentence_of(done)
     table.assign(split="test").to_csv(path, index=False)
     assert "90 test images" in run_script("eval_auc.py", *options, cwd=tmp_path).stdout
 
