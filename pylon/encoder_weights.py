@@ -37,7 +37,8 @@ def take_from_file(encoder: nn.Module, path: Path) -> str:
     given = {in_smps_names(name): value for name, value in read_state(path).items()}
     wanted = encoder.state_dict()
     found, others = matching(given, wanted)
-    unlike = [name for name, value in found.items() if fitted(value, wanted[name]) is None]
+    taken = {name: fitted(value, wanted[name]) for name, value in found.items()}
+    unlike = [name for name, value in taken.items() if value is None]
     if unlike:
         name = unlike[0]
         shape = f"{tuple(found[name].shape)}, {found[name].dtype}"
@@ -56,7 +57,6 @@ def take_from_file(encoder: nn.Module, path: Path) -> str:
             f"{path} belongs to another network: it has {len(found)} of the {len(wanted)} tensors "
             "of this encoder; choose another file or --encoder-name"
         )
-    taken = {name: fitted(value, wanted[name]) for name, value in found.items()}
     encoder.load_state_dict({**wanted, **taken})
     lacking = [name for name in wanted if name not in taken and "num_batches" not in name]
     random = f"; random: {lacking[0]}" if lacking else ""

@@ -128,7 +128,7 @@ class Checkpointed(PyTorchModelHubMixin):
         model = super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
         card = find_card(model_id, {key: kwargs.get(key) for key in DOWNLOAD})
         sha256 = hash_of_weights(model.state_dict())
-        if card is not None and card.get("weights_sha256", sha256) == sha256:
+        if card is not None and is_card_of(card, sha256):
             model.card = {**card, "weights_sha256": sha256}
         model.description = Description.of({**(model.card or {}), **(config or {})}, model.classes)
         return model
@@ -157,6 +157,11 @@ def find_card(model_id: str, download: dict[str, Any]) -> dict[str, Any] | None:
     return card if written in (None, hash_of_json(card)) else None
 
 
+def is_card_of(card: dict[str, Any], sha256: str) -> bool:
+    """Whether a card belongs to the weights with that hash; not so after a kill while writing."""
+    return card.get("weights_sha256", sha256) == sha256  # none in cards of earlier versions
+
+
 def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network in its config.json."""
     return {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -176,7 +181,7 @@ def files_of(model: Checkpointed) -> dict[str, bytes]:
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     sha256 = hash_of_weights(weights)
     card = model.card
-    is_of_others = card is not None and card.get("weights_sha256", sha256) != sha256
+    is_of_others = card is not None and not is_card_of(card, sha256)
     described = Description.of(model.description.stated(), model.classes).stated()
     if is_of_others:
         described.pop("thresholds", None)  # chosen for those weights

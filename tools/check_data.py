@@ -41,10 +41,11 @@ from pylon.data.checks import (
 )
 from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES, WHERE
 from pylon.data.contract import SPLITS, Radiographs, no_boxes, shared_patients, split_hash
+from pylon.data.csv_cells import read_cells
 from pylon.data.images import fault_of, read_image, width_height_of
 from pylon.data.sources import read_radiographs
-from pylon.data.table import choose_classes, faults_of_cells, read_cells
-from pylon.data.table_boxes import read_listed, with_boxes
+from pylon.data.table import choose_classes, faults_of_cells
+from pylon.data.table_boxes import add_boxes, read_listed
 from pylon.experiment.training import describe_split
 from pylon.system.parallel import look_at
 
@@ -124,7 +125,7 @@ def check_table(options: Options) -> None:
         if not of_boxes:
             measurable = listed[listed["image_id"].isin(readable["image_id"])]
             faults += boxes_beyond_images(readable, measurable, str(options.boxes))
-            radiographs = with_boxes(radiographs, options.boxes, table)
+            radiographs = add_boxes(radiographs, options.boxes, table)
             faults += boxes_without_label(radiographs.boxes, radiographs.images)
     print_splits(radiographs, options.boxes is not None)
     notes = [*radiographs.notes, *of_files.notes, *shortcomings(radiographs, options.boxes)]

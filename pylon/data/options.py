@@ -1,7 +1,9 @@
-"""Options that select the data: the command line, and no more. sources.py carries them out."""
+"""Options that select the data, on the command line; sources.py carries them out."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from pylon.system.errors import UserError
 
 
 @dataclass
@@ -34,6 +36,12 @@ class BoxOptions:
     boxes: Path | None = None
     """Boxes of the table's images: a csv file with the columns path, class, x, y, w, h in pixels,
     or a COCO file (.json)."""
+
+
+def require_cache_size(options: CacheOptions, cache_size: int) -> None:
+    """Raise a UserError if a folder of caches is named but none is used."""
+    if options.cache_dir is not None and cache_size == 0:
+        raise UserError("--cache-dir needs --cache-size, the side of cached images; add it")
 
 
 def cache_folder(options: CacheOptions) -> Path:

@@ -12,7 +12,7 @@ from pylon.data.checks import faults_of_boxes, faults_of_lists, raise_first
 from pylon.data.contract import Radiographs, no_boxes
 from pylon.data.options import DataOptions
 from pylon.data.table import read_table
-from pylon.data.table_boxes import with_boxes as with_boxes_of
+from pylon.data.table_boxes import add_boxes
 from pylon.system.errors import UserError
 
 
@@ -58,7 +58,7 @@ def read_radiographs(
         raise UserError(
             f"--table {options.table} has no boxes; give them with --boxes FILE, csv or COCO"
         )
-    return with_boxes_of(radiographs, boxes, options.table)
+    return add_boxes(radiographs, boxes, options.table)
 
 
 def read_chestxray14(data: Path, with_boxes: bool = False) -> Radiographs:

@@ -7,10 +7,7 @@
 table_boxes.py reads its boxes.
 """
 
-import csv
-import difflib
 import hashlib
-import io
 import os
 import re
 from collections.abc import Sequence
@@ -19,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pylon.data.checks import raise_first
 from pylon.data.contract import SPLITS, Radiographs, hash_of_list, no_boxes
+from pylon.data.csv_cells import hint_on, is_broken, read_cells
 from pylon.system.errors import UserError
+from pylon.system.files import whole_numbers
 
 KEYS = ("path", "patient_id", "split")  # the columns that are not classes
 # other names that a class cannot have: columns of the tables that the scripts write
@@ -29,7 +29,6 @@ TAKEN = (
     "micro", "images_per_second", "seconds",
 )  # fmt: skip
 LABELS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": np.nan}  # pandas writes 1.0 next to blanks
-MOST_COLUMNS = 2_000
 SHARES = {"val": 0.1, "test": 0.1}  # of the patients, where the table has no split
 
 
@@ -58,9 +57,7 @@ def read_table(
     """
     cells = read_cells(path, "path")
     names = choose_classes(cells, class_names, ignore_columns, asked_by, path)
-    faults = faults_of_cells(cells, names, path)
-    if faults:
-        raise UserError(faults[0])
+    raise_first(faults_of_cells(cells, names, path))
     images = images_of(cells, names, path)
     sha256 = hash_of_list(path.read_bytes())
     return Radiographs(
@@ -75,95 +72,6 @@ def read_table(
         drawn_from=None if "split" in cells else sha256,
         notes=tuple(notes_on(cells, images, names, path, chosen=not class_names)),
     )
-
-
-def read_cells(path: Path, needed: str) -> pd.DataFrame:
-    """Read a csv file as text, without spaces around cells; it must have the column `needed`.
-
-    Raises:
-        UserError: the file is missing, is not a table in UTF-8, has rows that are too short or too
-            long, columns without a name or of one name, or no rows.
-    """
-    # the text
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; save it as a csv file in UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its name") from error
-
-    # its rows
-    try:
-        rows = [
-            (number, row)
-            for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), 1)
-            if any(cell.strip() for cell in row)
-        ]
-    except csv.Error as error:
-        raise UserError(
-            f"{path} is not a table of comma-separated values ({error}); save it as csv"
-        ) from error
-    if not rows:
-        raise UserError(f"{path} is empty; it must start with the names of its columns")
-    header = [name.strip() for name in rows[0][1]]
-    require_header(header, needed, path)
-    if len(rows) == 1:
-        raise UserError(f"{path} has no rows below its header; add some")
-    for number, row in rows[1:]:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}: row {number} has {len(row)} cells, but the header has {len(header)}; "
-                "correct it (a cell with a comma must be in quotes)"
-            )
-    cells = [[cell.strip() for cell in row] for _, row in rows[1:]]
-    return pd.DataFrame(cells, index=[number for number, _ in rows[1:]], columns=header, dtype=str)
-
-
-def require_header(header: list[str], needed: str, path: Path) -> None:
-    """Raise a UserError if the names of the columns cannot be used."""
-    if len(header) > MOST_COLUMNS:
-        raise UserError(
-            f"{path} has {len(header):,} columns, more than {MOST_COLUMNS:,}; keep path, the "
-            "classes, patient_id and split"
-        )
-    if needed not in header:
-        separator = next((sign for sign in ";\t" if sign in header[0]), None)
-        if len(header) == 1 and separator is not None:
-            name = {";": "semicolons", "\t": "tabs"}[separator]
-            raise UserError(f"{path} is separated by {name}; save it with commas")
-        alike = [name for name in header if name.lower() == needed]
-        hint = f"rename {alike[0]!r} to {needed!r}" if alike else its_columns(header)
-        raise UserError(f"{path} has no column {needed!r}; {hint}")
-    broken = [name for name in header if is_broken(name)]
-    if broken:
-        raise UserError(f"{path}: the column {broken[0]!r} has a line break in its name; rename it")
-    if "" in header:
-        raise UserError(
-            f"{path}: column {header.index('') + 1} has no name; name it or remove it (in pandas, "
-            "to_csv(index=False) writes none)"
-        )
-    again = [name for k, name in enumerate(header) if name in header[:k]]
-    if again:
-        raise UserError(f"{path} has two columns {again[0]!r}; remove one")
-
-
-def is_broken(text: str) -> bool:
-    """Whether a text does not fit into one line of a message."""
-    return "\0" in text or text.splitlines() not in ([], [text])
-
-
-def its_columns(header: Sequence[str]) -> str:
-    listed = ", ".join(name[:60] for name in header[:12]) + (", ..." if len(header) > 12 else "")
-    return f"its columns are {listed[:400]}"
-
-
-def hint_on(name: str, header: Sequence[str]) -> str:
-    """What to do about a name that is not among the columns."""
-    if all(part in header for part in name.split(",")):
-        return "separate names by spaces, not commas"
-    near = difflib.get_close_matches(name.lower(), [each.lower() for each in header], n=1)
-    alike = [each for each in header if each.lower() in near]
-    return f"did you mean {alike[0]!r}?" if alike else its_columns(header)
 
 
 def choose_classes(
@@ -192,18 +100,8 @@ def choose_classes(
     again = [name for k, name in enumerate(class_names) if name in class_names[:k]]
     if again:
         raise UserError(f"{asked_by} names {again[0]!r} twice; leave one out")
-    for key in KEYS[1:]:
-        plain = key.replace("_", "")
-        alike = [
-            name
-            for name in cells
-            if re.sub("[ _]", "", name.lower()) == plain and name not in ignore_columns
-        ]
-        if alike and key not in cells and not class_names:
-            raise UserError(
-                f"{path}: rename the column {alike[0]!r} to {key!r}, or leave it out with "
-                "--ignore-columns"
-            )
+    if not class_names:
+        require_keys_by_name(cells, ignore_columns, path)
     chosen = class_names or [name for name in cells if name not in (*KEYS, *ignore_columns)]
     if not chosen:
         raise UserError(f"{path} has no column of a class; add one, with 1, 0 or blank in each row")
@@ -214,6 +112,22 @@ def choose_classes(
             "that are written; rename it"
         )
     return tuple(chosen)
+
+
+def require_keys_by_name(cells: pd.DataFrame, ignore_columns: Sequence[str], path: Path) -> None:
+    """Raise a UserError if a column is called nearly patient_id or split; it is no class."""
+    for key in KEYS[1:]:
+        plain = key.replace("_", "")
+        alike = [
+            name
+            for name in cells
+            if re.sub("[ _]", "", name.lower()) == plain and name not in ignore_columns
+        ]
+        if alike and key not in cells:
+            raise UserError(
+                f"{path}: rename the column {alike[0]!r} to {key!r}, or leave it out with "
+                "--ignore-columns"
+            )
 
 
 def faults_of_cells(cells: pd.DataFrame, class_names: Sequence[str], path: Path) -> list[str]:
@@ -331,9 +245,7 @@ def patients_of(cells: pd.DataFrame) -> np.ndarray:
     """Patient ids, int64 if all are whole numbers, else text; without any, one per row."""
     if "patient_id" not in cells:
         return np.arange(len(cells))
-    ids = cells["patient_id"]
-    plain = [re.fullmatch(r"0|[1-9][0-9]{0,17}", name) is not None for name in ids]
-    return ids.to_numpy(np.int64 if all(plain) else object)
+    return whole_numbers(cells["patient_id"].to_numpy(object))
 
 
 def draw_split(images: pd.DataFrame, patients: np.ndarray) -> None:

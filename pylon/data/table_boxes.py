@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pylon.data.checks import raise_first
 from pylon.data.contract import BOX_COLUMNS, LARGEST_BOX, Radiographs, are_boxes, hash_of_list
+from pylon.data.csv_cells import columns_of, hint_on, read_cells
 from pylon.data.images import width_height_of
-from pylon.data.table import KEYS, file_of, hint_on, identity_of, read_cells
+from pylon.data.table import KEYS, file_of, identity_of
 from pylon.system.errors import UserError
 
 IN_CSV = ("path", "class", "x", "y", "w", "h")
 
 
-def with_boxes(radiographs: Radiographs, path: Path, table: Path) -> Radiographs:
+def add_boxes(radiographs: Radiographs, path: Path, table: Path) -> Radiographs:
     """Add the boxes of the test images to a table's `Radiographs`.
 
     Numbers are truncated to whole pixels, as NIH's are. Images are found by their path as in the
@@ -43,8 +45,7 @@ def with_boxes(radiographs: Radiographs, path: Path, table: Path) -> Radiographs
         UserError: a file cannot be read, or its contents are faulty (the first fault).
     """
     listed, faults = read_listed(radiographs, path, table)
-    if faults:
-        raise UserError(faults[0])
+    raise_first(faults)
 
     # the boxes that are used
     tested = radiographs.of_split("test")
@@ -72,7 +73,7 @@ def read_listed(
     """Read the boxes of all images, with their image_id, and list what is wrong with them."""
     is_coco = path.suffix.lower() == ".json"
     listed = boxes_of_coco(read_coco(path), path) if is_coco else boxes_of_csv(path)
-    columns = [name for name in read_cells(table, "path") if name not in KEYS]
+    columns = [name for name in columns_of(table) if name not in KEYS]
     listed["image_id"], faults = match(listed["name"], radiographs.images["image_id"], table, path)
     return listed, faults + faults_of_boxes(listed, columns, path)
 

@@ -84,11 +84,6 @@ def require_own_split(path: Path, card: dict[str, Any] | None, drawn_from: str |
     )
 
 
-def is_card_of(card: dict[str, Any], sha256: str) -> bool:
-    """Whether a card belongs to the weights with that hash; not so after a kill while writing."""
-    return card.get("weights_sha256", sha256) == sha256  # none in cards of earlier versions
-
-
 def mark_finished(folder: Path, finished: bool) -> None:
     """Record in the card of a checkpoint, if it has one, whether its training has finished."""
     card = read_training_json(folder)

@@ -25,8 +25,8 @@ from torch import Tensor
 from pylon.baselines import Baseline, build_network
 from pylon.encoder_weights import ENDINGS
 from pylon.encoders import ArgumentError
-from pylon.experiment.card import has_ended, is_card_of, read_json, read_training_json
-from pylon.hub import Description, files_of, hash_of_weights, require_layout
+from pylon.experiment.card import has_ended, read_json, read_training_json
+from pylon.hub import Description, files_of, hash_of_weights, is_card_of, require_layout
 from pylon.model import Pylon
 from pylon.system.errors import UserError
 from pylon.system.files import hash_of_json, write_atomically, write_together
@@ -101,8 +101,13 @@ def class_names_of(path: Path) -> tuple[str, ...]:
     names = config.get("class_names") or (read_training_json(path) or {}).get("class_names")
     if names is None:
         return papers_classes()
+    return description_of(path, {"class_names": names}, config.get("classes", 14)).class_names
+
+
+def description_of(path: Path, values: dict[str, Any], classes: int) -> Description:
+    """The description in a checkpoint's files; a UserError names the checkpoint if it is wrong."""
     try:
-        return Description.of({"class_names": names}, config.get("classes", 14)).class_names
+        return Description.of(values, classes)
     except ValueError as error:
         raise UserError(f"{path}: {error} (in config.json or training.json); correct it") from error
 
@@ -136,10 +141,8 @@ def load_folder(path: Path) -> Pylon | Baseline:
         card = read_training_json(path)
         if card is not None and is_card_of(card, sha256):
             model.card = {**card, "weights_sha256": sha256}
-    try:
-        model.description = Description.of({**(model.card or {}), **config}, model.classes)
-    except ValueError as error:
-        raise UserError(f"{path}: {error} (in config.json or training.json); correct it") from error
+    values = {**(model.card or {}), **config}
+    model.description = description_of(path, values, model.classes)
     return model
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pylon.baselines import kind_of
+from pylon.data.options import require_cache_size
 from pylon.experiment.card import read_json, read_training_json
 from pylon.experiment.checkpoint import find_checkpoint, is_finished
 from pylon.experiment.options import EvaluationOptions, Method, ScoreOptions
@@ -31,8 +32,7 @@ def choose_checkpoints(
     require_at_least(options, num_workers=0)
     if options.cache_size != 0 and options.cache_size < STRIDE:
         raise UserError(f"--cache-size must be 0 or at least {STRIDE}, not {options.cache_size}")
-    if options.cache_dir is not None and options.cache_size == 0:
-        raise UserError("--cache-dir needs --cache-size, the side of cached images; add it")
+    require_cache_size(options, options.cache_size)
     if options.name is not None:
         check_name(options.name)
     if options.checkpoint is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pylon.data.options import require_cache_size
 from pylon.encoder_weights import is_file_name
 from pylon.encoders import ArgumentError, require_known
 from pylon.experiment.checkpoint import find_checkpoint
@@ -41,8 +42,7 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
             f"--image-size must be at most {LARGEST_INPUT} (no radiograph is larger), not "
             f"{options.image_size}"
         )
-    if options.cache_dir is not None and options.cache_size == 0:
-        raise UserError("--cache-dir needs --cache-size, the side of cached images; add it")
+    require_cache_size(options, options.cache_size)
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
     if options.compile and not has_compiler():

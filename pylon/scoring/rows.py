@@ -18,7 +18,6 @@ With a METHOD other than map: SEED_boxes_METHOD.csv and so on. Numbers are read 
 import hashlib
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from pylon.system.errors import UserError
-from pylon.system.files import csv_file, hash_of_json, write_together
+from pylon.system.files import csv_file, hash_of_json, whole_numbers, write_together
 
 BOX_ROW_COLUMNS = (
     "image_id", "patient_id", "pathology", "probability", "row", "column", "hit", "bbox_x",
@@ -38,7 +37,7 @@ BOX_ROW_COLUMNS = (
 SIZES = ("bbox_x", "bbox_y", "bbox_w", "bbox_h", "image_height", "image_width")
 BBOX = list(SIZES[:4])
 TEXTS = ("image_id", "pathology", "more_boxes")
-# and the logits; labels and patient ids as `whole_numbers` gives them, the rest is int64
+# and the logits; labels as `as_labels` gives them, patient ids as `whole_numbers`, the rest int64
 FLOATS = ("probability", "hit", "threshold", "called")
 
 
@@ -108,12 +107,7 @@ def image_rows(
 
 def as_read(patient_ids: pd.Series) -> pd.Series:
     """Patient ids in the type in which they are read back: int64 if all are, else str."""
-    return pd.Series(patients_of(patient_ids.astype(str).to_numpy(object)), patient_ids.index)
-
-
-def patients_of(cells: np.ndarray) -> np.ndarray:
-    whole = all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", cell) for cell in cells)
-    return cells.astype(np.int64) if whole else cells
+    return pd.Series(whole_numbers(patient_ids.astype(str).to_numpy(object)), patient_ids.index)
 
 
 def as_labels(labels: pd.Series) -> pd.Series:
@@ -260,7 +254,7 @@ def parse_rows(content: bytes) -> pd.DataFrame:
         elif name in TEXTS:
             columns[name] = column
         elif name == "patient_id":
-            columns[name] = patients_of(column)
+            columns[name] = whole_numbers(column)
         elif name.startswith("label_"):
             columns[name] = as_labels(pd.Series(np.where(column == "", None, column), dtype=object))
         else:

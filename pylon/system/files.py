@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ except ImportError:  # Windows has no locks; the user must avoid concurrent runs
     fcntl = None
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
@@ -92,6 +94,12 @@ def flush_folder(folder: Path) -> None:
 def is_number(name: str) -> bool:
     """Whether a file name is a whole number in ASCII digits; `isdigit` alone would accept ²."""
     return name.isascii() and name.isdigit()
+
+
+def whole_numbers(texts: "np.ndarray") -> "np.ndarray":
+    """Texts, (N,) object: int64 if all are whole numbers without leading zeros, else unchanged."""
+    plain = all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", text) for text in texts)
+    return texts.astype("int64") if plain else texts
 
 
 def require_writable(*folders: Path) -> None:

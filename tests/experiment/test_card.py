@@ -8,12 +8,12 @@ from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.experiment import checkpoint
 from pylon.experiment.card import (
     has_ended,
-    is_card_of,
     make_card,
     mark_finished,
     read_json,
     read_training_json,
 )
+from pylon.hub import is_card_of
 from pylon.model import Pylon
 from pylon.system.errors import UserError
 from pylon.system.files import hash_of_json, hashed_json

@@ -1,0 +1,110 @@
+"""Read csv files that people write, strictly: as text, cell by cell."""
+
+import csv
+import difflib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pylon.system.errors import UserError
+
+MOST_COLUMNS = 2_000
+
+
+def read_cells(path: Path, needed: str) -> pd.DataFrame:
+    """Read a csv file as text, without spaces around cells; it must have the column `needed`.
+
+    Raises:
+        UserError: the file is missing, is not a table in UTF-8, has rows that are too short or too
+            long, columns without a name or of one name, or no rows.
+    """
+    # the text
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; save it as a csv file in UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its name") from error
+
+    # its rows
+    try:
+        rows = [
+            (number, row)
+            for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), 1)
+            if any(cell.strip() for cell in row)
+        ]
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is not a table of comma-separated values ({error}); save it as csv"
+        ) from error
+    if not rows:
+        raise UserError(f"{path} is empty; it must start with the names of its columns")
+    header = [name.strip() for name in rows[0][1]]
+    require_header(header, needed, path)
+    if len(rows) == 1:
+        raise UserError(f"{path} has no rows below its header; add some")
+    for number, row in rows[1:]:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}: row {number} has {len(row)} cells, but the header has {len(header)}; "
+                "correct it (a cell with a comma must be in quotes)"
+            )
+    cells = [[cell.strip() for cell in row] for _, row in rows[1:]]
+    return pd.DataFrame(cells, index=[number for number, _ in rows[1:]], columns=header, dtype=str)
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of the columns of a csv file that `read_cells` has accepted."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        header = next(row for row in rows if any(cell.strip() for cell in row))
+    return [name.strip() for name in header]
+
+
+def require_header(header: list[str], needed: str, path: Path) -> None:
+    """Raise a UserError if the names of the columns cannot be used."""
+    if len(header) > MOST_COLUMNS:
+        raise UserError(
+            f"{path} has {len(header):,} columns, more than {MOST_COLUMNS:,}; keep path, the "
+            "classes, patient_id and split"
+        )
+    if needed not in header:
+        separator = next((sign for sign in ";\t" if sign in header[0]), None)
+        if len(header) == 1 and separator is not None:
+            name = {";": "semicolons", "\t": "tabs"}[separator]
+            raise UserError(f"{path} is separated by {name}; save it with commas")
+        alike = [name for name in header if name.lower() == needed]
+        hint = f"rename {alike[0]!r} to {needed!r}" if alike else its_columns(header)
+        raise UserError(f"{path} has no column {needed!r}; {hint}")
+    broken = [name for name in header if is_broken(name)]
+    if broken:
+        raise UserError(f"{path}: the column {broken[0]!r} has a line break in its name; rename it")
+    if "" in header:
+        raise UserError(
+            f"{path}: column {header.index('') + 1} has no name; name it or remove it (in pandas, "
+            "to_csv(index=False) writes none)"
+        )
+    again = [name for k, name in enumerate(header) if name in header[:k]]
+    if again:
+        raise UserError(f"{path} has two columns {again[0]!r}; remove one")
+
+
+def is_broken(text: str) -> bool:
+    """Whether a text does not fit into one line of a message."""
+    return "\0" in text or text.splitlines() not in ([], [text])
+
+
+def its_columns(header: Sequence[str]) -> str:
+    listed = ", ".join(name[:60] for name in header[:12]) + (", ..." if len(header) > 12 else "")
+    return f"its columns are {listed[:400]}"
+
+
+def hint_on(name: str, header: Sequence[str]) -> str:
+    """What to do about a name that is not among the columns."""
+    if all(part in header for part in name.split(",")):
+        return "separate names by spaces, not commas"
+    near = difflib.get_close_matches(name.lower(), [each.lower() for each in header], n=1)
+    alike = [each for each in header if each.lower() in near]
+    return f"did you mean {alike[0]!r}?" if alike else its_columns(header)
