@@ -43,6 +43,17 @@ def start(
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
+        try_to_run(main, options)
+    except (KeyboardInterrupt, RuntimeError) as error:
+        code = code_of_signal(error)
+        if code is None:
+            raise
+        stop(code, after_stop)
+
+
+def try_to_run(main: Callable[[Options], None], options: Options) -> None:
+    """Run `main` on the options; errors that a user can mend exit with code 2."""
+    try:
         main(options)
     except UserError as error:
         # An error raised in a loader's worker is preceded by the worker's traceback.
@@ -60,21 +71,27 @@ def start(
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported here
             fail("the GPU is out of memory; lower --batch-size")
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker" not in str(error) or code_of_signal(error) is not None:
             raise
-        # SIGTERM was sent to all processes, as by `timeout`, and a worker ended first
-        if str(error).endswith("Terminated. "):
-            stop(143, after_stop)
         fail(
             "a process that reads images was killed, perhaps for lack of (shared) memory; "
             "lower --num-workers"
         )
-    except KeyboardInterrupt as error:
-        stop(143 if isinstance(error, Terminated) else 130, after_stop)
+
+
+def code_of_signal(error: BaseException) -> int | None:
+    """The exit code for an error that a signal raised; None for other errors."""
+    # SIGTERM was sent to all processes, as by `timeout`, and a worker ended first
+    ended_worker = "DataLoader worker" in str(error) and str(error).endswith("Terminated. ")
+    if isinstance(error, Terminated) or ended_worker:
+        return 143
+    return 130 if isinstance(error, KeyboardInterrupt) else None
 
 
 def stop(code: int, after_stop: str) -> NoReturn:
     """Print how to continue and exit at once; no cleanup, since no file is ever half written."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, ignore)
     print(f"\nstopped; {after_stop}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     for worker in multiprocessing.active_children():
@@ -83,7 +100,13 @@ def stop(code: int, after_stop: str) -> NoReturn:
 
 
 def terminate(_number: int, _frame: Any) -> None:
+    # workers end at the same moment, for which torch's handler would raise another error
+    signal.signal(signal.SIGCHLD, ignore)
     raise Terminated
+
+
+def ignore(_number: int, _frame: Any) -> None:
+    """Handle a signal by doing nothing; SIG_IGN would print a warning if one has just arrived."""
 
 
 def require_at_least(options: Any, **lows: int) -> None:

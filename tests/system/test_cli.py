@@ -102,6 +102,30 @@ start(main, None, after_stop="the same command resumes")
     assert done.stderr.endswith("stopped; the same command resumes\n")
 
 
+def test_a_worker_that_ends_while_a_script_stops():
+    script = """
+import os, signal
+from pylon.system.cli import start
+
+def worker_ended(*_):
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+def main(_):
+    signal.signal(signal.SIGCHLD, worker_ended)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGCHLD])
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGCHLD])  # both at once
+    signal.pause()
+
+start(main, None)
+"""
+    done = run(script)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr.endswith("stopped; the same command starts over\n")
+    assert "Traceback" not in done.stderr
+
+
 def test_output_closed_by_its_reader_is_not_an_error():
     script = """
 from pylon.system.cli import start
