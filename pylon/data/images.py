@@ -1,10 +1,17 @@
-"""Read radiographs from disk, or report why a file cannot be read."""
+"""Read radiographs from disk, or report why a file cannot be read.
 
+PNG, JPEG or TIFF of 8 or 16 bits per pixel, grey or colour, becomes (H, W) uint8, grey. 8 bits are
+taken as they are; 16 bits are stretched between two percentiles of the image, or between the limits
+of a given window. OpenCV decodes; Pillow reads the header before.
+"""
+
+import io
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,24 +19,49 @@ from PIL import Image
 
 from pylon.system.errors import UserError
 
-READING = "grey-8-bit"  # how pixels are read, for caches: change it if `decode` changes
+READING = "grey-8-bit"  # for caches: change it if `decode` reads a file otherwise than before
 SMALLEST_SIDE = 16  # pixels; anything narrower is not a radiograph
+MOST_PIXELS = 80_000_000  # the largest radiographs have a quarter of it
+PERCENTILES = (0.5, 99.5)  # of the pixels of a 16-bit image, which become black and white
 # Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored.
 AS_STORED = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+MIN_IS_WHITE = 0  # a TIFF file's photometric interpretation
+PHOTOMETRIC = 262  # and its tag
 # first and last bytes of files
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
 
 
+Window = tuple[int, int]  # values of a 16-bit image that become 0 and 255
+
+
+class Pixels(NamedTuple):
+    """An image and how its pixels were read."""
+
+    image: np.ndarray  # (H, W) uint8
+    bits: int = 8  # per pixel and channel of the source: 8 or 16
+    colour: bool = False  # whether the source has colours, of which the grey values were taken
+    window: Window | None = None  # None: no stretch; 8 bits, or 16 bits that only hold 8
+
+
 def read_image(path: str) -> np.ndarray:
-    """Read an 8-bit PNG or JPEG as grey, (H, W) uint8.
+    """Read a PNG, JPEG or TIFF as grey, (H, W) uint8; see `read_pixels`."""
+    return read_pixels(path).image
+
+
+def read_pixels(path: str, window: Window | None = None) -> Pixels:
+    """Read a PNG, JPEG or TIFF.
+
+    Args:
+        path: of the file.
+        window: for 16 bits, the values that become 0 and 255; by default those of `PERCENTILES`.
 
     Raises:
-        UserError: the file is missing, truncated, not an image, narrower than 16 pixels, or has
-            more than 8 bits per pixel.
+        UserError: the file is missing, truncated, not an image, narrower than 16 pixels, of more
+            than `MOST_PIXELS`, of other than 8 or 16 bits, or has several pages.
     """
-    return decode(path, read_file(path))
+    return decode(path, read_file(path), window)
 
 
 def read_file(path: str) -> bytes:
@@ -41,31 +73,90 @@ def read_file(path: str) -> bytes:
         ) from error
 
 
-def decode(path: str, data: bytes) -> np.ndarray:
+def decode(path: str, data: bytes, window: Window | None = None) -> Pixels:
+    """Decode the contents of a file; see `read_pixels`."""
+    if data[128:132] == b"DICM":
+        raise UserError(f"{path} is a DICOM file, which is not read; convert it to PNG")
+    header = read_header(path, io.BytesIO(data))
+    require_fit(path, header.height, header.width)
+    if header.pages > 1:
+        raise UserError(
+            f"{path} has {header.pages} pages; save the radiograph in a file of its own"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
-    except cv2.error:  # an empty file, or impossibly large dimensions
+    except cv2.error:
         image = None
-    if image is None and data[128:132] == b"DICM":
-        raise UserError(f"{path} is a DICOM file, which is not read; convert it to 8-bit PNG")
     # OpenCV rejects a truncated PNG, but would fill the rest of a truncated JPEG with grey.
     cut = data.startswith(JPEG) and JPEG_END not in data.rstrip(b"\0")[-1024:]
     if image is None or cut:
         raise UserError(unreadable(path))
-    require_fit(path, *image.shape, bits=8 * image.itemsize)
-    return image
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path} has pixels of type {image.dtype}; convert it to 8 or 16 bits")
+    if header.min_is_white and image.dtype == np.uint16:  # with 8 bits, OpenCV does it
+        image = 65535 - image
+    return pixels_of(image, header.colour, window)
+
+
+def pixels_of(image: np.ndarray, colour: bool = False, window: Window | None = None) -> Pixels:
+    """Bring a grey image (H, W) uint8 or uint16 to 8 bits; see `read_pixels`."""
+    if image.dtype == np.uint8:
+        return Pixels(image, 8, colour)
+
+    # an 8-bit image saved with 16 bits: each value times 257
+    counts = np.bincount(image.ravel(), minlength=65536)
+    if window is None and not (np.flatnonzero(counts) % 257).any():
+        return Pixels((image // 257).astype(np.uint8), 16, colour)
+
+    # stretched
+    if window is None:
+        shares = np.array(PERCENTILES) / 100
+        low, high = np.searchsorted(counts.cumsum(), shares * image.size).tolist()
+        window = (low, high)
+    low, high = window
+    levels = (np.arange(65536) - low) * (255 / max(1, high - low))
+    return Pixels(levels.round().clip(0, 255).astype(np.uint8)[image], 16, colour, window)
+
+
+class Header(NamedTuple):
+    """What is known of an image file before its pixels are decoded."""
+
+    width: int  # pixels as stored
+    height: int
+    colour: bool
+    pages: int
+    min_is_white: bool  # of a TIFF file
+
+
+def read_header(path: str, file: str | io.BytesIO) -> Header:
+    """Read the header of an image file.
+
+    Args:
+        path: of the file, in messages.
+        file: its path or its contents.
+    """
+    try:
+        with warnings.catch_warnings():  # about the number of pixels, or odd metadata
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                return Header(
+                    *image.size,
+                    colour=image.mode not in ("1", "L", "LA", "F", "I") and image.mode[:2] != "I;",
+                    pages=getattr(image, "n_frames", 1) if image.format == "TIFF" else 1,
+                    min_is_white=getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == MIN_IS_WHITE,
+                )
+    except Image.DecompressionBombError as error:
+        raise UserError(too_large(path)) from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file may raise almost any exception
+        raise UserError(unreadable(path)) from error
 
 
 @cache
 def width_height_of(path: str) -> tuple[int, int]:
     """Width and height, from the header of the file."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged file may raise almost any exception
-        raise UserError(unreadable(path)) from error
+    return read_header(path, path)[:2]
 
 
 def require_readable(path: str) -> None:
@@ -92,20 +183,24 @@ def require_readable(path: str) -> None:
         raise UserError(unreadable(path))
     width = int.from_bytes(view[16:20], "big")
     height = int.from_bytes(view[20:24], "big")
-    require_fit(path, height, width, bits=view[24])
+    require_fit(path, height, width)
 
 
-def require_fit(path: str, height: int, width: int, bits: int) -> None:
+def require_fit(path: str, height: int, width: int) -> None:
     if min(height, width) < SMALLEST_SIDE:
         raise UserError(
             f"{path} is {width} x {height} pixels, too small for a radiograph; "
             "replace it with the right image"
         )
-    if bits > 8:
-        raise UserError(
-            f"{path} has {bits} bits per pixel; "
-            "convert it to 8 bits with the intensity window of your choice"
-        )
+    if height * width > MOST_PIXELS:
+        raise UserError(too_large(path, f"{width} x {height} pixels, "))
+
+
+def too_large(path: str, size: str = "") -> str:
+    return (
+        f"{path} has {size}more than {MOST_PIXELS / 1e6:.0f} million; no radiograph is as large: "
+        "shrink it, or replace it with the right image"
+    )
 
 
 def unreadable(path: str) -> str:

@@ -1,4 +1,6 @@
 import os
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -7,7 +9,14 @@ import pytest
 from bad_images import BAD, NOISE, SIZE, encoded, png
 from PIL import Image
 
-from pylon.data.images import fault_of, read_image, require_readable, width_height_of
+from pylon.data.images import (
+    MOST_PIXELS,
+    fault_of,
+    read_image,
+    read_pixels,
+    require_readable,
+    width_height_of,
+)
 from pylon.system.errors import UserError
 
 
@@ -72,3 +81,76 @@ def test_file_name_that_is_not_utf8(tmp_path):
 def test_padded_jpeg_is_readable(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(".jpg", NOISE) + bytes(4096))
     assert fault_of(str(tmp_path / "a.jpg")) == ""
+
+
+def deep(path: Path, values: np.ndarray) -> Path:
+    cv2.imwrite(str(path), values.astype(np.uint16))
+    return path
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_16_bits_that_hold_8_are_read_as_the_8(tmp_path, rng, ending):
+    grey = rng.integers(0, 256, SIZE, dtype=np.uint8)
+    path = deep(tmp_path / f"a{ending}", grey.astype(np.uint16) * 257)
+    assert fault_of(str(path)) == ""
+    pixels = read_pixels(str(path))
+    np.testing.assert_array_equal(pixels.image, grey)
+    assert pixels[1:] == (16, False, None)
+    assert read_pixels(str(path), window=(0, 65535)).window == (0, 65535)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_16_bits_are_stretched_between_percentiles(tmp_path, ending):
+    # of 1,000 pixels, in random order: 4 of 0, 2 of 1000, 988 of 2000, 2 of 3000, 4 of 60000;
+    # half a percent, 5 pixels, is reached with 1000 from below, with 3000 from above
+    values = np.repeat([0, 1000, 2000, 3000, 60000], [4, 2, 988, 2, 4])
+    values = np.random.default_rng(0).permutation(values).reshape(25, 40)
+    pixels = read_pixels(str(deep(tmp_path / f"a{ending}", values)))
+    assert pixels.window == (1000, 3000)
+    for value, level in {0: 0, 1000: 0, 2000: 128, 3000: 255, 60000: 255}.items():
+        assert (pixels.image[values == value] == level).all()
+    pixels = read_pixels(str(tmp_path / f"a{ending}"), window=(0, 10_000))
+    assert pixels.window == (0, 10_000)
+    assert (pixels.image[values == 2000] == 51).all()
+
+
+def test_constant_16_bits(tmp_path):
+    assert (read_image(str(deep(tmp_path / "a.png", np.full((20, 30), 1234)))) == 0).all()
+
+
+def test_colour_of_16_bits_is_noted(tmp_path):
+    values = np.arange(20 * 30 * 3).reshape(20, 30, 3) * 36
+    pixels = read_pixels(str(deep(tmp_path / "a.png", values)))
+    assert pixels.bits == 16
+    assert pixels.colour
+    assert pixels.image.shape == (20, 30)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_is_zero_in_some_tiff_files(tmp_path, rng, dtype):
+    values = rng.integers(0, 256, SIZE).astype(dtype)
+    path = tmp_path / "a.tif"
+    Image.fromarray(values).save(path)
+    file = bytearray(path.read_bytes())
+    # the entry of the photometric interpretation: tag, type, count, value
+    at = file.index((262).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    before = read_image(str(path)).astype(int)
+    file[at + 8] = 0
+    path.write_bytes(file)
+    after = read_image(str(path)).astype(int)
+    assert np.abs(before + after - 255).max() <= 1
+
+
+def test_size_is_checked_before_memory_is_taken(tmp_path):
+    one_row = zlib.compress(bytes(30_001))
+    header = (30_000).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    (tmp_path / "a.png").write_bytes(png((b"IHDR", header), (b"IDAT", one_row), (b"IEND", b"")))
+    tracemalloc.start()
+    for read in (read_image, require_readable, width_height_of):
+        assert "more than 80 million" in fault_of(str(tmp_path / "a.png"), read)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    side = int(MOST_PIXELS**0.5) + 1
+    header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    (tmp_path / "b.png").write_bytes(png((b"IHDR", header), (b"IDAT", one_row), (b"IEND", b"")))
+    assert f"has {side} x {side} pixels, more than 80" in fault_of(str(tmp_path / "b.png"))

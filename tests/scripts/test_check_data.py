@@ -44,7 +44,7 @@ def test_all_faults_are_listed_at_once(phantom, tmp_path):
     cut.write_bytes(cut.read_bytes()[:500])
     cv2.imwrite(str(data / "images" / train[3]), np.zeros((128, 128, 3), np.uint8))
     cv2.imwrite(str(data / "images" / train[4]), np.zeros((64, 128), np.uint8))
-    cv2.imwrite(str(data / "images" / train[5]), np.zeros((128, 128), np.uint16))
+    cv2.imwrite(str(data / "images" / train[5]), np.zeros((15, 128), np.uint8))
     (data / "images_001/images").mkdir(parents=True)
     shutil.copy(data / "images" / train[6], data / "images_001/images")
     (data / "test_list.txt").write_text("\n".join([*test, test[0], train[7], "00009999_000.png"]))
@@ -66,7 +66,7 @@ def test_all_faults_are_listed_at_once(phantom, tmp_path):
         f"{train[0]} is missing",
         f"{train[1]} cannot be read as an image",
         f"{train[2]} cannot be read as an image",
-        f"{train[5]} has 16 bits per pixel",
+        f"{train[5]} is 128 x 15 pixels, too small",
         f"note: {train[3]} is not greyscale",
         f"note: {train[4]} is not 128 x 128, the most common size",
         f"{train[6]} is in more than one folder",
