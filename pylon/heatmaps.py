@@ -52,6 +52,11 @@ def heatmaps_of(
     return explained(model, images, image_of, class_of, method)
 
 
+def are_probabilities(model: nn.Module, method: str = "map") -> bool:
+    """Whether heatmaps are probabilities per pixel, or only scaled to [0, 1]."""
+    return method == "map" and model.pool == "max"
+
+
 @torch.inference_mode()
 def own_maps(
     model: nn.Module, images: Tensor, image_of: Sequence[int], class_of: Sequence[int]
@@ -59,7 +64,7 @@ def own_maps(
     output = model(images)
     maps = output.maps[image_of, class_of]  # (N, h, w)
     probabilities = probability(output.logits[image_of, class_of])  # (N,)
-    if model.pool == "max":
+    if are_probabilities(model):
         return maps.sigmoid(), probabilities
     low = maps.amin(dim=(1, 2), keepdim=True)
     high = maps.amax(dim=(1, 2), keepdim=True)
@@ -87,8 +92,11 @@ def explained(
 
 
 def probability(logits: Tensor) -> Tensor:
-    """Return the sigmoid, with NaN for infinite logits, which mean a broken network."""
-    return logits.sigmoid().where(logits.isfinite(), torch.nan)
+    """Return the sigmoid, on the CPU, with NaN for infinite logits, which mean a broken network."""
+    # In float32 the last bit would depend on the number of logits: torch computes most of them with
+    # vector instructions, and the last few without.
+    logits = logits.cpu()
+    return logits.double().sigmoid().float().where(logits.isfinite(), torch.nan)
 
 
 class LogitsAlone(nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pylon.baselines import Baseline
-from pylon.heatmaps import METHODS, heatmaps_of
+from pylon.heatmaps import METHODS, heatmaps_of, probability
 from pylon.model import Pylon
 
 ENCODER = "tu-test_resnet"
@@ -23,7 +23,15 @@ def test_method_map_returns_the_networks_own_maps(images):
         output = model(images)
     assert torch.equal(heatmaps[0], output.maps[1, 2].sigmoid())
     assert torch.equal(heatmaps[2], output.maps[1, 0].sigmoid())
-    assert torch.equal(probabilities, output.logits[[1, 0, 1], [2, 0, 0]].sigmoid())
+    logits = output.logits[[1, 0, 1], [2, 0, 0]]
+    assert torch.equal(probabilities, logits.double().sigmoid().float())
+
+
+def test_a_probability_does_not_depend_on_the_number_of_logits():
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 5
+    alone = torch.cat([probability(logits[k : k + 1]) for k in range(len(logits))])
+    assert torch.equal(probability(logits), alone)
+    assert probability(torch.tensor([torch.inf, torch.nan])).isnan().all()
 
 
 def test_map_of_average_pooling_is_min_max_scaled(images):
