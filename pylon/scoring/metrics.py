@@ -1,5 +1,7 @@
 """Metrics: arrays in, numbers out, no model."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 import torch
@@ -99,13 +101,10 @@ def point_localization(
     """
     # Deviation: the authors drew each box as a mask, resized it (nearest neighbour) and looked up
     # the maximum in it. Comparing coordinates gives the same result for every pixel.
-    if heatmaps.dtype != torch.float32:
-        raise ValueError(f"heatmaps must be float32, not {heatmaps.dtype}: rounding causes ties")
 
     # (map, i, j) of every pixel that equals the maximum of its map
     maxima = []
-    for first, chunk in enumerate(heatmaps[:, None].split(MAPS_AT_A_TIME)):
-        large = F.interpolate(chunk, size=input_size, mode="bilinear", align_corners=False)[:, 0]
+    for first, large in enumerate(enlarge(heatmaps, input_size)):
         n, i, j = maxima_of(large)
         maxima.append(torch.stack([n + first * MAPS_AT_A_TIME, i, j]).cpu().numpy())
     n, i, j = np.concatenate(maxima, axis=1)  # (maxima,) each
@@ -119,6 +118,18 @@ def point_localization(
     hit = np.bincount(n, inside) / np.bincount(n)  # (N,)
     _, first_of_map = np.unique(n, return_index=True)
     return hit, row[first_of_map], column[first_of_map]
+
+
+def enlarge(heatmaps: Tensor, input_size: tuple[int, int]) -> Iterator[Tensor]:
+    """Upsample heatmaps (N, h, w) to the size of the network's input, `MAPS_AT_A_TIME`.
+
+    Raises:
+        ValueError: they are not float32.
+    """
+    if heatmaps.dtype != torch.float32:
+        raise ValueError(f"heatmaps must be float32, not {heatmaps.dtype}: rounding causes ties")
+    for chunk in heatmaps[:, None].split(MAPS_AT_A_TIME):
+        yield F.interpolate(chunk, size=input_size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def maxima_of(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pylon.scoring.metrics import point_localization
+from pylon.scoring.regions import locate
+
+
+def located(heatmap, image_size, share=0.5):
+    """Point and box of one heatmap, at its own size."""
+    heatmaps = torch.tensor(heatmap, dtype=torch.float32)[None]
+    size = np.array([image_size])
+    points, boxes = locate(heatmaps, size, tuple(heatmaps.shape[1:]), share)
+    return points[0].tolist(), boxes[0].tolist()
+
+
+HEATMAP = [
+    [0.0, 0.0, 0.0, 0.0, 0.9],
+    [0.0, 0.4, 0.6, 0.0, 0.0],
+    [0.0, 0.5, 1.0, 0.0, 0.0],
+    [0.0, 0.0, 0.0, 0.7, 0.0],
+]
+
+
+def test_hand_worked_region():
+    # the .9 is not connected, the .7 is, by a corner; the .4 is below half
+    assert located(HEATMAP, (4, 5)) == ([2, 2], [1, 1, 3, 3])
+    assert located(HEATMAP, (4, 5), share=0.6) == ([2, 2], [2, 1, 2, 3])
+    assert located(HEATMAP, (4, 5), share=0.95) == ([2, 2], [2, 2, 1, 1])
+
+
+def test_box_is_in_pixels_of_the_file():
+    # 10 x 25 pixels: a row is 2.5 of them, a column 5; halves are rounded outward
+    assert located(HEATMAP, (10, 25)) == ([5, 10], [5, 2, 15, 8])
+    # a file smaller than the input: each box has at least one pixel
+    assert located(HEATMAP, (2, 2), share=1) == ([1, 0], [0, 1, 2, 1])
+
+
+def test_first_of_several_maxima():
+    assert located([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]], (3, 2)) == ([0, 1], [1, 0, 1, 1])
+
+
+def test_constant_heatmap_is_one_region():
+    assert located(np.zeros((4, 4)), (40, 40)) == ([0, 0], [0, 0, 40, 40])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    height=st.integers(16, 5000),
+    width=st.integers(16, 5000),
+    share=st.floats(0.01, 1),
+)
+def test_point_is_that_of_point_localization_and_in_the_box(seed, height, width, share):
+    heatmaps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) ** 4
+    size = np.array([[height, width]] * 3)
+    points, boxes = locate(heatmaps, size, (32, 32), share)
+    hit, row, column = point_localization(heatmaps, boxes, size, (32, 32))
+    assert hit.tolist() == [1, 1, 1]
+    assert points.tolist() == np.stack([row, column], axis=1).tolist()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= [width, height]).all()
+
+
+def test_other_types_are_refused():
+    with pytest.raises(ValueError, match="must be float32"):
+        locate(torch.zeros(1, 4, 4, dtype=torch.bfloat16), np.array([[4, 4]]), (4, 4))
