@@ -2,6 +2,7 @@
 
     python generate_heatmap.py                           # seed 0 of save/pylon/
     python generate_heatmap.py --checkpoint model.pkl    # the authors' weights, or any other
+    python generate_heatmap.py --scale absolute          # colours stand for probabilities
 
 Reads  one checkpoint and DATA, with BBox_List_2017.csv, or --table and --boxes of your own.
 Writes figs/picked/PAGE.jpg, the images of the paper's figure, and figs/all/PAGE.jpg, all images:
@@ -10,6 +11,7 @@ Writes figs/picked/PAGE.jpg, the images of the paper's figure, and figs/all/PAGE
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pylon.data.options import BoxOptions
 from pylon.experiment.options import EvaluationOptions, Method
@@ -28,6 +30,9 @@ class Options(BoxOptions, EvaluationOptions):
     method: Method = "map"
     """Heatmaps to draw: map, the network's own maps; or a method of the grad-cam library, applied
     to the encoder's deepest feature."""
+    scale: Literal["minmax", "absolute"] = "minmax"
+    """minmax: each map from its own minimum to its own maximum, as in the published figures.
+    absolute: colours stand for probabilities from 0 to 1, with a contour at the threshold."""
 
 
 if __name__ == "__main__":
@@ -45,12 +50,13 @@ from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
 from pylon.data.options import cache_folder
 from pylon.data.transforms import eval_transform, normalize
-from pylon.drawing import Row, draw_page
+from pylon.drawing import Row, draw_page, title_of
 from pylon.experiment.evaluate import load_network, read_data, require_numbers
 from pylon.experiment.selection import check_method, choose_checkpoints, leave_out_unfinished
-from pylon.heatmaps import heatmaps_of
+from pylon.heatmaps import are_probabilities, heatmaps_of
 from pylon.scoring.rows import bboxes_of, merge_boxes
 from pylon.system.device import make_accelerator
+from pylon.system.errors import UserError
 from pylon.system.files import is_number, write_atomically
 from pylon.system.progress import track
 
@@ -87,6 +93,8 @@ def main(options: Options) -> None:
     # the network
     model, card = load_network(options, radiographs, path, accelerator)
     network = Network(path, model, card)
+    if options.scale == "absolute" and not are_probabilities(model, options.method):
+        raise UserError("--scale absolute needs maps that are probabilities; leave it out")
     workers = options.num_workers
     cache = open_cache(boxed, cache_folder(options), options.cache_size, workers, say)
     count = len(radiographs.boxes)
@@ -167,9 +175,13 @@ def draw_pages(
         values = (heatmaps.cpu().numpy(), probabilities.tolist(), bboxes_of(of_page))
         for row, heatmap, probability, bboxes in zip(of_page.itertuples(), *values, strict=True):
             image = read_image(boxed.at[row.image_id, "path"])
-            title = f"{row.pathology}: {probability:.3f}"
-            panels.append(Row(row.image_id, image, heatmap, title, bboxes))
-        write_atomically(folder / f"{page + 1}.jpg", draw_page(panels))
+            threshold = None
+            if options.scale == "absolute":
+                threshold = network.card.get("thresholds", {}).get(row.pathology)
+            present = None if threshold is None else probability >= threshold
+            title = title_of(row.pathology, probability, present)
+            panels.append(Row(row.image_id, image, heatmap, title, bboxes, threshold))
+        write_atomically(folder / f"{page + 1}.jpg", draw_page(panels, options.scale))
     remove_pages_from(folder, len(loader) + 1)
 
 

@@ -42,11 +42,13 @@ def make_card(
         "options": options,
         "split_sha256": split_sha256,
         "list_sha256": list_sha256,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that scores may depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def read_training_json(folder: Path) -> dict[str, Any] | None:
