@@ -3,6 +3,8 @@
     pylon.Pylon, pylon.PylonOutput    the network and what it returns (pylon/model.py)
     pylon.Description                 what its inputs and outputs mean (pylon/hub.py)
     pylon.load_pylon                  a network from a checkpoint (pylon/experiment/checkpoint.py)
+    pylon.Predictor, pylon.Prediction any radiograph -> findings, heatmaps and boxes
+                                      (pylon/experiment/predictor.py)
 
 They are imported when first used: `python train.py --help` needs neither torch nor SMP.
 """
@@ -13,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pylon.experiment.checkpoint import load_pylon
+    from pylon.experiment.predictor import Prediction, Predictor
     from pylon.hub import Description
     from pylon.model import Pylon, PylonOutput
 
 # otherwise albumentations checks for updates online whenever it is imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-__all__ = ["Description", "Pylon", "PylonOutput", "load_pylon"]
+__all__ = ["Description", "Prediction", "Predictor", "Pylon", "PylonOutput", "load_pylon"]
 
 _MODULES = {
     "Description": "pylon.hub",
+    "Prediction": "pylon.experiment.predictor",
+    "Predictor": "pylon.experiment.predictor",
     "Pylon": "pylon.model",
     "PylonOutput": "pylon.model",
     "load_pylon": "pylon.experiment.checkpoint",

@@ -5,9 +5,10 @@ import gc
 import eval_auc
 import eval_loc
 import generate_heatmap
+import predict
 import train
 
-__all__ = ["eval_auc", "eval_loc", "generate_heatmap", "train"]
+__all__ = ["eval_auc", "eval_loc", "generate_heatmap", "predict", "train"]
 
 gc.collect()
 gc.freeze()  # otherwise garbage collection in each fork would scan, and so copy, all of this

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write to a temporary name in the same folder, flush to the disk, rename into place.
 
     Raises:
@@ -31,8 +31,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     write_together({path: data})
 
 
-def write_together(files: dict[Path, bytes]) -> None:
+def write_together(files: dict[Path, bytes | Iterable[bytes]]) -> None:
     """Write the files of one folder, all under temporary names before the first is renamed.
+
+    Args:
+        files: contents of each file, or their parts.
 
     Raises:
         UserError: a file cannot be written, as on a full disk; the old ones are unchanged.
@@ -42,7 +45,8 @@ def write_together(files: dict[Path, bytes]) -> None:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary[path], "wb") as file:
-                file.write(data)
+                for part in [data] if isinstance(data, bytes) else data:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
         for path in files:
@@ -89,6 +93,17 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def as_text(name: str) -> str:
+    """A file name as text; bytes that are not UTF-8 are written as in Python."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def one_line(sentence: str) -> str:
+    """A sentence for the terminal; line breaks and the like, in file names, are written out."""
+    letters = [each if each.isprintable() else repr(each)[1:-1] for each in as_text(sentence)]
+    return "".join(letters)
 
 
 def is_number(name: str) -> bool:

@@ -18,6 +18,7 @@ def track(
     total: int | None = None,
     shown: bool = True,
     leave: bool = False,
+    with_rate: bool = False,
 ) -> "tqdm | Lines":
     """Iterate with a progress bar on stderr, or plain lines (`Lines`) if it is not a terminal.
 
@@ -27,20 +28,29 @@ def track(
         total: number of items, if the iterable has no length.
         shown: False on all processes but one.
         leave: whether the bar stays when it is complete.
+        with_rate: whether plain lines show units per second, as bars do.
     """
     if sys.stderr.isatty() or not shown:
         return tqdm(iterable, desc=title, unit=unit, total=total, leave=leave, disable=not shown)
-    return Lines(iterable, title, unit, total)
+    return Lines(iterable, title, unit, total, with_rate)
 
 
 class Lines:
     """Print a line every 30 seconds, however long a step takes, and one at the end."""
 
-    def __init__(self, iterable: Iterable, title: str, unit: str, total: int | None = None):
+    def __init__(
+        self,
+        iterable: Iterable,
+        title: str,
+        unit: str,
+        total: int | None = None,
+        with_rate: bool = False,
+    ):
         self.iterable = iterable
         self.title = title
         self.unit = unit
         self.total = total if total is not None else len(iterable)
+        self.with_rate = with_rate
         self.done = 0
         self.figures = {}
         self.start = time.monotonic()
@@ -69,8 +79,11 @@ class Lines:
             self.write()
 
     def write(self) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        elapsed = time.monotonic() - self.start
+        minutes, seconds = divmod(int(elapsed), 60)
         figures = "".join(f", {name} {value}" for name, value in self.figures.items())
         units = self.unit + ("es" if self.unit.endswith("ch") else "s")
+        if self.with_rate and self.done:
+            figures = f", {self.done / elapsed:.1f} {units}/s{figures}"
         line = f"{self.title}: {self.done} of {self.total} {units}, {minutes}:{seconds:02}{figures}"
         print(line, file=sys.stderr, flush=True)

@@ -168,7 +168,32 @@ def start_two(*arguments, cwd, out, sabotage=None):
     return processes
 
 
-def run_as_two(*arguments, cwd, out, sabotage=None):
+def test_two_processes_predict_as_one(phantom, trained_once, tmp_path):
+    """20 images in three batches, two of them bad."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((phantom / "images").glob("*.png"))[:20]:
+        shutil.copy(path, images)
+    for path in list(images.iterdir())[::10]:
+        path.write_bytes(b"")
+    checkpoint = trained_once / "save/pylon/0/best"
+    options = (images, "--checkpoint", checkpoint, "--device", "cpu", "--save-maps", "--save-coco")
+    run_script("predict.py", *options, "--out", "one", cwd=tmp_path, code=1)
+    said = run_as_two("predict.py", *options, "--out", "two", cwd=tmp_path, out=tmp_path, code=1)
+    assert said.count("18 images predicted") == 1
+    files = [sorted((tmp_path / name).rglob("*.*")) for name in ("one", "two")]
+    for one, other in zip(*([path for path in of if path.name[0] != "."] for of in files),
+                          strict=True):  # fmt: skip
+        assert one.relative_to(tmp_path / "one") == other.relative_to(tmp_path / "two")
+        assert one.read_bytes() == other.read_bytes(), one
+    # each process has done its part, and one alone goes on from there
+    parts = [(tmp_path / f"two/.progress-{rank}.jsonl").stat().st_size for rank in (0, 1)]
+    assert min(parts) > 1000
+    done = run_script("predict.py", *options, "--out", "two", cwd=tmp_path, code=1)
+    assert "20 images, 2 to predict" in done.stdout
+
+
+def run_as_two(*arguments, cwd, out, sabotage=None, code=0):
     """Run a script to its end in two processes; return what both print."""
     processes = start_two(*arguments, cwd=cwd, out=out, sabotage=sabotage)
     for process in processes:
@@ -177,5 +202,5 @@ def run_as_two(*arguments, cwd, out, sabotage=None):
     for process in processes:
         process.kill()  # one may still wait for the other, which has failed
     stderr = "".join((out / rank / "stderr").read_text() for rank in "01")
-    assert codes == [0, 0], stderr
+    assert codes == [code, code], stderr
     return "".join((out / rank / "stdout").read_text() for rank in "01")

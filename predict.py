@@ -1,0 +1,351 @@
+"""Findings, heatmaps and boxes of any radiograph.
+
+    python predict.py chest.png --checkpoint save/pylon/0/best
+    python predict.py images/ more/ --checkpoint user/name --out predictions/new --save-maps
+
+Reads  PNG, JPEG and TIFF files of 8 or 16 bits, and folders of them; one checkpoint.
+Writes OUT/predictions.csv: one row per image and class: score (probability), present (whether it
+       reaches the checkpoint's threshold), point (maximum of the map), box (the region around it);
+       OUT/overlays/IMAGE.png: the radiograph and the maps of the findings called present;
+       OUT/manifest.json: what the results come from, and the files that could not be read;
+       with --save-maps OUT/maps/IMAGE.npz; with --save-coco OUT/coco.json, coco_results.json.
+A file that cannot be read does not stop the others: exit code 1. The same command resumes.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pylon.experiment.options import Method
+from pylon.system.cli import Device, parse, start
+
+
+@dataclass
+class Options:
+    """Findings, heatmaps and boxes of any radiograph."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Images, and folders to search for images."""
+    checkpoint: Path
+    """A folder such as save/pylon/0/best, user/name on the Hugging Face hub, or the authors'
+    model.pkl."""
+    out: Path = Path("predictions")
+    """Folder for the results."""
+    classes: tuple[str, ...] = ()
+    """Draw the maps of these classes; if none are given, those of the findings called present."""
+    top: int | None = None
+    """Draw the maps of the K most probable findings instead; 1 if the checkpoint has no
+    thresholds."""
+    overlays: bool = True
+    """Draw overlays."""
+    scale: Literal["absolute", "minmax"] = "absolute"
+    """absolute: colours stand for probabilities from 0 to 1. minmax: each map from its own minimum
+    to its own maximum, as in the published figures."""
+    save_maps: bool = False
+    """Save the maps of all classes: maps, (C, h, w) float32; class_names; affine, from column and
+    row of a map to x and y of the image."""
+    save_coco: bool = False
+    """Save images and boxes in the format of COCO."""
+    region_threshold: float = 0.5
+    """The box encloses the connected region around the maximum in which the map is at least this
+    share of it."""
+    window: tuple[int, int] | None = None
+    """For images of 16 bits: values that become black and white; if not given, the 0.5th and 99.5th
+    percentiles of each image."""
+    method: Method = "map"
+    """Heatmaps: map, the network's own maps; or a method of the grad-cam library."""
+    device: Device = "auto"
+    """auto: CUDA, then Apple's MPS, then the CPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: faster where the hardware supports it; scores and places change a little."""
+    num_workers: int = min(os.cpu_count() or 1, 8)
+    """Processes that read images, and threads that draw."""
+
+
+if __name__ == "__main__":
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from pylon.drawing import SHEET_PANEL, Scale
+from pylon.experiment.card import versions
+from pylon.experiment.inputs import Read, find_images, read_in_batches
+from pylon.experiment.predictor import Prediction, Predictor, sheet_of
+from pylon.experiment.results import (
+    Entry,
+    Progress,
+    Recorder,
+    file_of,
+    maps_file,
+    open_results,
+    write_results,
+)
+from pylon.experiment.selection import check_method
+from pylon.system.cli import require_at_least
+from pylon.system.device import make_accelerator
+from pylon.system.errors import UserError
+from pylon.system.files import as_text, hold_lock, one_line, write_atomically
+from pylon.system.parallel import on_main_process
+from pylon.system.progress import track
+
+FAULTS_SHOWN = 10
+
+
+def main(options: Options) -> None:
+    # the options, and the images
+    check(options)
+    found = find_images(options.images, options.out)
+    accelerator = make_accelerator(options.device, options.precision)
+    say = accelerator.print
+    if not found.images:
+        raise UserError(one_line(next(iter(found.faults.values()))))
+
+    # the network
+    predictor = Predictor(
+        options.checkpoint,
+        accelerator.device,
+        precision=options.precision,
+        method=options.method,
+        region_threshold=options.region_threshold,
+        window=options.window,
+    )
+    require_classes(options, predictor)
+    scale = options.scale
+    if scale == "absolute" and not predictor.are_probabilities:
+        say("note: these maps are not probabilities: each is drawn from its minimum to its maximum")
+        scale = "minmax"
+
+    # what is done, and what is to do: new images first, so that batches are as in a run that was
+    # not interrupted, then those that could not be read before
+    about = origin_of_results(options, found.folder, predictor)
+    on_main_process(accelerator, lambda: claim(options.out, about))
+    progress = Progress(options.out)
+    kinds = ["overlays"] * options.overlays + ["maps"] * options.save_maps
+    left = progress.left(found, kinds)
+    accelerator.wait_for_everyone()  # until all have read the progress
+    size = predictor.batch_size
+    turn = accelerator.process_index
+    mine = [image for k, image in enumerate(left) if k // size % accelerator.num_processes == turn]
+    say(f"{images(len(found.images))}, {len(left)} to predict; results go to {options.out}")
+
+    # predict, draw, record
+    started = time.monotonic()
+    recorder = Recorder(options.out, accelerator.process_index, progress.run + 1)
+    faults = {}
+    steps = predict_all(mine, found.folder, predictor, scale, options, recorder, faults)
+    shown = accelerator.is_main_process
+    for _ in track(steps, "predicting", "image", len(mine), shown, leave=True, with_rate=True):
+        pass
+
+    # the tables
+    faults = dict(gather_object(list(faults.items()))) | found.faults
+    names = predictor.class_names
+    on_main_process(
+        accelerator, lambda: write_results(options.out, about, names, faults, options.save_coco)
+    )
+    seconds = time.monotonic() - started
+    done = len(left) - len(faults.keys() & set(left))
+    rate = f" in {seconds:.1f} s, {done / seconds:.1f} images/s" if done else ""
+    say(f"{images(done)} predicted{rate}; see {options.out / 'predictions.csv'}")
+    accelerator.end_training()
+    report(faults, len(found.images) + len(found.faults), options.out, accelerator)
+
+
+def check(options: Options) -> None:
+    """Raise a UserError if an option is out of range."""
+    require_at_least(options, num_workers=0, top=1)
+    if not 0 < options.region_threshold <= 1:
+        raise UserError(
+            f"--region-threshold must be above 0 and at most 1, not {options.region_threshold}"
+        )
+    if options.window is not None and not 0 <= options.window[0] < options.window[1] <= 65535:
+        low, high = options.window
+        raise UserError(f"--window must be two increasing values up to 65535, not {low} {high}")
+    if options.classes and options.top is not None:
+        raise UserError("--classes and --top both choose the maps to draw; leave one out")
+    if not options.overlays and (options.classes or options.top is not None):
+        raise UserError("--classes and --top choose the maps to draw; leave out --no-overlays")
+    check_method(options.method, options)
+
+
+def require_classes(options: Options, predictor: Predictor) -> None:
+    """Raise a UserError if the network does not have the classes to draw."""
+    for name in options.classes:
+        if name not in predictor.class_names:
+            near = get_close_matches(name, predictor.class_names, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(near)}?" if near else "choose among "
+            hint += "" if near else ", ".join(predictor.class_names)
+            raise UserError(f"--classes {name} is not a class of {options.checkpoint}; {hint}")
+
+
+def origin_of_results(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
+    """Where results come from, for the manifest."""
+    choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "region_threshold",
+               "window", "method", "precision")  # fmt: skip
+    side = predictor.image_size
+    return {
+        "folder": as_text(folder),
+        "checkpoint": str(options.checkpoint),
+        "weights_sha256": predictor.card["weights_sha256"],
+        "options": {name: getattr(options, name) for name in choices},
+        "device": predictor.device.type,
+        "network": {
+            "class_names": predictor.class_names,
+            "thresholds": predictor.thresholds,
+            "mean": predictor.card["mean"],
+            "std": predictor.card["std"],
+            "image_size": side,
+        },
+        "pixels": {
+            "8 bits": "as stored",
+            "16 bits": "stretched to 0 to 255 between the values in windows: those of --window, or "
+            "else the 0.5th and 99.5th percentiles of the image; 8-bit values times 257 are "
+            "divided by 257",
+            "colour": "read as grey (OpenCV)",
+            "orientation": "as stored; EXIF orientation is ignored",
+            "size": f"resized to {side} x {side}, bicubic, without antialiasing (OpenCV)",
+        },
+        "versions": versions(),
+    }
+
+
+def images(count: int) -> str:
+    return f"{count} image" + ("" if count == 1 else "s")
+
+
+def claim(out: Path, about: dict[str, Any]) -> None:
+    """Open the folder of results for this process and those that were started with it."""
+    open_results(out, about)
+    hold_lock(out / ".lock", f"another process is writing to {out}; wait, or choose another --out")
+
+
+def predict_all(
+    images: list[str],
+    folder: str,
+    predictor: Predictor,
+    scale: Scale,
+    options: Options,
+    recorder: Recorder,
+    faults: dict[str, str],
+) -> Iterator[None]:
+    """Predict images and write their results, batch by batch; yield once per image.
+
+    Args:
+        images: paths relative to `folder`.
+        faults: filled with why images cannot be read.
+    """
+    batches = read_in_batches(
+        images,
+        folder,
+        predictor.batch_size,
+        options.num_workers,
+        image_size=predictor.image_size,
+        window=options.window,
+        side=SHEET_PANEL if options.overlays else 0,
+    )
+    save = partial(save_files, scale=scale, options=options)
+    with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
+        before = None
+        for batch in batches:
+            good = [each for each in batch if each.fault == ""]
+            bad = {each.image: each.fault for each in batch if each.fault}
+            faults.update(bad)
+            predictions = predictor.predict([each.prepared for each in good]) if good else []
+
+            # pictures are drawn while the next batch is predicted; an entry is recorded once its
+            # files are there
+            saved = [pool.submit(save, *pair) for pair in zip(good, predictions, strict=True)]
+            entries = [entry_of(*pair) for pair in zip(good, predictions, strict=True)]
+            if before is not None:
+                yield from record(recorder, *before)
+            before = (saved, entries, list(bad))
+        if before is not None:
+            yield from record(recorder, *before)
+
+
+def record(
+    recorder: Recorder, saved: list[Future], entries: list[Entry], bad: list[str]
+) -> Iterator[None]:
+    for each in saved:
+        each.result()
+        yield
+    recorder.add(entries, bad)
+    yield from (None for _ in bad)
+
+
+def entry_of(read: Read, prediction: Prediction) -> Entry:
+    """The results of an image, to be recorded."""
+    prepared = read.prepared
+    pixels = prepared.pixels
+    findings = []
+    for label in prediction.class_names:
+        finding = prediction.finding(label)
+        places = (*finding["point"], *finding["box"])
+        findings.append([finding["score"], finding["present"], *places])
+    size = (prepared.height, prepared.width)
+    return Entry(
+        read.image, *read.fingerprint, *size, pixels.bits, pixels.colour, pixels.window, findings
+    )
+
+
+def save_files(read: Read, prediction: Prediction, scale: Scale, options: Options) -> None:
+    """Write the picture and the maps of an image, if they are wanted."""
+    if options.overlays:
+        labels = labels_to_draw(prediction, options)
+        sheet = sheet_of(prediction, labels, as_text(os.path.basename(read.image)), scale)
+        write_atomically(file_of(options.out, "overlays", read.image), sheet)
+    if options.save_maps:
+        maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
+        write_atomically(file_of(options.out, "maps", read.image), maps)
+
+
+def labels_to_draw(prediction: Prediction, options: Options) -> list[str]:
+    """The classes whose maps are drawn."""
+    if options.classes:
+        return list(options.classes)
+    no_thresholds = all(value is None for value in prediction.thresholds.values())
+    top = options.top or (1 if no_thresholds else None)
+    if top is not None:
+        return [finding["label"] for finding in prediction.findings[:top]]
+    return [finding["label"] for finding in prediction.findings if finding["present"]]
+
+
+def report(faults: dict[str, str], given: int, out: Path, accelerator: Accelerator) -> None:
+    """Print what could not be read, and exit with 1 if there is any; with 2 if nothing could.
+
+    Args:
+        faults: by image.
+        given: number of images, and of inputs that have none.
+    """
+    if not faults:
+        return
+    reasons = [one_line(reason) for _, reason in sorted(faults.items())]
+    if len(faults) == given:
+        more = f" ({given - 1} more in {out / 'manifest.json'})" if given > 1 else ""
+        raise UserError(f"nothing could be read: {reasons[0]}{more}")
+    for reason in reasons[:FAULTS_SHOWN]:
+        accelerator.print(f"not read: {reason}", file=sys.stderr)
+    if len(faults) > FAULTS_SHOWN:
+        accelerator.print(f"and {len(faults) - FAULTS_SHOWN} more", file=sys.stderr)
+    accelerator.print(
+        f"error: {len(faults)} of {given} images could not be read; the others are done. Names and "
+        f"reasons are in {out / 'manifest.json'}",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    start(main, OPTIONS, "the same command goes on with the images that are left")

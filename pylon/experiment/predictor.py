@@ -1,0 +1,329 @@
+"""A checkpoint -> findings, heatmaps and boxes of any radiograph.
+
+predictor = pylon.Predictor("save/pylon/0/best")
+prediction = predictor("chest.png")
+prediction.findings[0]  # {"label": "Effusion", "score": 0.83, "present": True, ..}
+picture = prediction.overlay("Effusion")  # (H, W, 3) uint8
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pylon.data.images import Pixels, Window, pixels_of, read_pixels, require_fit
+from pylon.data.transforms import normalize, resize
+from pylon.drawing import Panel, Scale, draw_sheet, overlay, title_of
+from pylon.experiment.checkpoint import find_checkpoint
+from pylon.experiment.evaluate import images_of_a_batch, open_checkpoint, require_numbers
+from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
+from pylon.scoring.regions import locate
+from pylon.system.device import choose_device
+
+# what a Predictor takes: paths, arrays (H, W) uint8 or uint16, PIL images
+ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+Images = list[ImageLike] | tuple[ImageLike, ...]
+
+
+class Prepared(NamedTuple):
+    """A radiograph on its way to the network."""
+
+    pixels: Pixels  # the image may be smaller than the file, for drawing
+    height: int  # of the file, pixels
+    width: int
+    input: np.ndarray  # (S, S) uint8, the network's input before it is normalised
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network finds in one radiograph. Coordinates are pixels of the image given.
+
+    Attributes:
+        findings: one dict per class, the highest score first:
+            label: name of the class;
+            score: probability of the finding, 0 to 1, the maximum of its map;
+            present: whether the score reaches the checkpoint's threshold, None if it has none;
+            point: (row, column) of the maximum of the map;
+            box: (x, y, w, h) of the connected region around it in which the map is at least half
+                its maximum.
+        maps: (C, h, w) float32 in [0, 1], in the order of `class_names`: probability per pixel of
+            the map, or heatmaps on a scale of their own (see `are_probabilities`).
+        class_names: the C classes.
+        thresholds: probability from which each class is called present; None if there is none.
+        are_probabilities: False for methods such as Grad-CAM, and for networks whose logits are
+            means of their maps: then each map is scaled to [0, 1].
+        image: (H, W) uint8, the radiograph as it was read.
+        affine: (2, 3) float64: (x, y) in pixels of the image = affine @ (column, row, 1) of a map,
+            where whole numbers are the centres of pixels.
+    """
+
+    findings: list[dict[str, Any]]
+    maps: np.ndarray
+    class_names: tuple[str, ...]
+    thresholds: dict[str, float | None]
+    are_probabilities: bool
+    image: np.ndarray
+    affine: np.ndarray
+
+    def finding(self, label: str) -> dict[str, Any]:
+        """The finding of a class; a ValueError if there is no such class."""
+        for finding in self.findings:
+            if finding["label"] == label:
+                return finding
+        raise ValueError(f"label must be one of {', '.join(self.class_names)}, got {label!r}")
+
+    def overlay(self, label: str, scale: Scale | None = None) -> np.ndarray:
+        """Draw the map of a class on the radiograph: (H, W, 3) uint8, RGB.
+
+        Args:
+            label: name of the class.
+            scale: "absolute", with a contour at the threshold, or "minmax" (see pylon/drawing.py);
+                by default absolute where maps are probabilities.
+        """
+        self.finding(label)
+        scale = scale or ("absolute" if self.are_probabilities else "minmax")
+        heatmap = self.maps[self.class_names.index(label)]
+        threshold = self.thresholds.get(label) if self.are_probabilities else None
+        return overlay(self.image, heatmap, scale, threshold)
+
+
+class Predictor:
+    """Finds and localizes findings in radiographs, as the evaluations do.
+
+    Args:
+        checkpoint: as for `load_pylon`.
+        device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "mps", or one as "cuda:1".
+        precision: "fp32" or "bf16", faster where the hardware supports it, less precise maps.
+        method: "map", the network's own maps, or a method of pylon/heatmaps.py.
+        region_threshold: share of its maximum that a map reaches within the box, in (0, 1].
+        window: values of 16-bit images that become black and white; by default the 0.5th and
+            99.5th percentiles of each image.
+
+    Raises:
+        UserError: the checkpoint or the device cannot be used.
+        ValueError: another argument is impossible.
+
+    Attributes:
+        class_names, thresholds, are_probabilities: as in `Prediction`.
+        model: the network, in eval mode, on `device`.
+        card: how it was trained, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        method: str = "map",
+        region_threshold: float = 0.5,
+        window: Window | None = None,
+    ):
+        if not 0 < region_threshold <= 1:
+            raise ValueError(f"region_threshold must be in (0, 1], got {region_threshold}")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be fp32 or bf16, got {precision}")
+        if method not in ("map", *METHODS):
+            raise ValueError(f"method must be map or one of {', '.join(METHODS)}, got {method}")
+        if method != "map" and precision != "fp32":
+            raise ValueError(f"method {method} needs precision fp32")
+        if window is not None and not 0 <= window[0] < window[1] <= 65535:
+            raise ValueError(f"window must be two increasing values up to 65535, got {window}")
+        self.path = find_checkpoint(checkpoint)
+        self.model, self.card = open_checkpoint(self.path)
+        self.device = device_of(device)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.precision = precision
+        self.method = method
+        self.region_threshold = region_threshold
+        self.window = window
+        self.class_names = tuple(self.card["class_names"])
+        given = self.card.get("thresholds") or {}
+        self.thresholds = {name: given.get(name) for name in self.class_names}
+        self.are_probabilities = are_probabilities(self.model, method)
+        self.image_size = self.card["image_size"]
+        self.batch_size = images_of_a_batch(self.device.type, self.image_size)
+
+    @overload
+    def __call__(self, image: ImageLike) -> Prediction: ...
+
+    @overload
+    def __call__(self, image: Images) -> list[Prediction]: ...
+
+    def __call__(self, image: ImageLike | Images) -> Prediction | list[Prediction]:
+        """Predict one radiograph, or a list of them.
+
+        Args:
+            image: path of a PNG, JPEG or TIFF file, array (H, W) uint8 or uint16, or PIL image; or
+                a list or tuple of these.
+
+        Raises:
+            UserError: a file cannot be read.
+            ValueError: an image is of another type.
+        """
+        if not isinstance(image, list | tuple):
+            return self.predict([self.prepare(image)])[0]
+        predictions = []
+        for first in range(0, len(image), self.batch_size):
+            batch = image[first : first + self.batch_size]
+            predictions += self.predict([self.prepare(one) for one in batch])
+        return predictions
+
+    def prepare(self, image: ImageLike) -> Prepared:
+        return prepare(image, self.image_size, self.window)
+
+    def predict(self, batch: Sequence[Prepared]) -> list[Prediction]:
+        """Predict radiographs in one batch."""
+        # A network rounds otherwise for a lone image, whose work its threads divide differently.
+        inputs = np.stack([each.input for each in batch])  # (B, S, S)
+        if len(batch) == 1:
+            inputs = np.repeat(inputs, 2, axis=0)
+        heatmaps, scores = self.run(inputs)  # (B, C, h, w), (B, C)
+
+        # points and boxes
+        count = len(self.class_names)
+        sizes = np.array([(each.height, each.width) for each in batch])
+        places = locate(
+            heatmaps[: len(batch)].flatten(0, 1),
+            sizes.repeat(count, axis=0),
+            (self.image_size, self.image_size),
+            self.region_threshold,
+        )
+        points, boxes = (of.reshape(len(batch), count, -1).tolist() for of in places)
+        maps = heatmaps.cpu().numpy()
+        return [
+            self.prediction_of(*of_image)
+            for of_image in zip(batch, scores.tolist(), points, boxes, maps, strict=False)
+        ]
+
+    def run(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Run the network: inputs (B, S, S) uint8 -> heatmaps (B, C, h, w), scores (B, C)."""
+        batch = len(inputs)
+        count = len(self.class_names)
+        images = torch.from_numpy(inputs)[:, None].to(self.device)
+        images = normalize(images, self.card["mean"], self.card["std"])  # (B, 1, S, S)
+        image_of = np.arange(batch).repeat(count).tolist()
+        class_of = list(range(count)) * batch
+
+        # scores must not depend on the hardware: no TF32 in fp32
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision != "fp32")
+        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with exact, lower:
+            heatmaps, scores = heatmaps_of(self.model, images, image_of, class_of, self.method)
+        require_numbers(scores.cpu().numpy(), self.path)
+        return heatmaps.unflatten(0, (batch, count)), scores.unflatten(0, (batch, count))
+
+    def prediction_of(
+        self,
+        prepared: Prepared,
+        scores: list[float],
+        points: list[list[int]],
+        boxes: list[list[int]],
+        maps: np.ndarray,
+    ) -> Prediction:
+        findings = []
+        for label, score, point, box in zip(self.class_names, scores, points, boxes, strict=True):
+            threshold = self.thresholds[label]
+            present = None if threshold is None else score >= threshold
+            finding = {"label": label, "score": score, "present": present}
+            findings.append({**finding, "point": tuple(point), "box": tuple(box)})
+        return Prediction(
+            sorted(findings, key=lambda finding: -finding["score"]),
+            maps,
+            self.class_names,
+            self.thresholds,
+            self.are_probabilities,
+            prepared.pixels.image,
+            affine_of(maps.shape[1:], (prepared.height, prepared.width)),
+        )
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device of a name; errors as for `Predictor`."""
+    if device == "auto":
+        return torch.device(choose_device("auto"))
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError("device must be auto, cpu, cuda or mps, or one such as cuda:1")
+    choose_device(device.type)  # or a UserError
+    return device
+
+
+def prepare(image: ImageLike, image_size: int, window: Window | None = None) -> Prepared:
+    """Read and resize a radiograph; errors as for `Predictor`."""
+    pixels = pixels_of_any(image, window)
+    resized = resize(pixels.image, image_size)["image"][0].numpy()
+    return Prepared(pixels, *pixels.image.shape, resized)
+
+
+def pixels_of_any(image: ImageLike, window: Window | None) -> Pixels:
+    if isinstance(image, str | os.PathLike):
+        return read_pixels(os.fspath(image), window)
+    colour = False
+    if isinstance(image, Image.Image):
+        require_fit("the image", image.height, image.width)
+        image, colour = grey_of(image)
+    is_grey = isinstance(image, np.ndarray) and image.ndim == 2
+    if not is_grey or image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            "an image must be a path, an array (H, W) uint8 or uint16, or a PIL image, got "
+            + (f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image))
+        )
+    require_fit("the image", *image.shape)
+    return pixels_of(np.ascontiguousarray(image), colour, window)
+
+
+def grey_of(image: Image.Image) -> tuple[np.ndarray, bool]:
+    """The pixels of a PIL image, grey, and whether it was in colour."""
+    if image.mode in ("1", "L", "LA"):
+        return np.array(image.convert("L")), False
+    if image.mode == "I":  # 16 bits in older versions of Pillow
+        values = np.array(image)
+        return values.astype(
+            np.uint16
+        ) if 0 <= values.min() <= values.max() < 65536 else values, False
+    if image.mode.startswith("I;16"):
+        return np.array(image).astype(np.uint16), False
+    if image.mode == "F":
+        return np.array(image), False
+    return cv2.cvtColor(np.array(image.convert("RGB")), cv2.COLOR_RGB2GRAY), True
+
+
+def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale) -> bytes:
+    """Draw the radiograph and the maps of some classes, with titles; a PNG file.
+
+    Args:
+        labels: the classes.
+        name: title of the radiograph.
+        scale: of the maps (see `Prediction.overlay`).
+    """
+    grey = np.repeat(prediction.image[..., None], 3, axis=2)
+    panels = [Panel(grey, name, "" if labels else "no finding is called present")]
+    for label in labels:
+        finding = prediction.finding(label)
+        threshold = prediction.thresholds[label]
+        about = "no threshold" if threshold is None else f"contour: threshold {threshold:.3f}"
+        if scale == "minmax":
+            about = "scaled from its minimum to its maximum"
+        title = title_of(label, finding["score"], finding["present"])
+        panels.append(Panel(prediction.overlay(label, scale), title, about))
+    return draw_sheet(panels, with_bar=scale == "absolute" and labels != [])
+
+
+def affine_of(map_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """The affine of `Prediction`, from height and width of map and image."""
+    h, w = map_size
+    height, width = image_size
+    across = width / w
+    down = height / h
+    return np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2]])

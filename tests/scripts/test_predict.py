@@ -1,0 +1,355 @@
+"""predict.py: any radiograph in, findings, pictures, maps and boxes out."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from bad_images import BAD
+from conftest import run_script, sentence_of, start_script
+from PIL import Image
+
+from pylon.experiment.results import COLUMNS
+
+BEST = "save/pylon/0/best"
+KILLS = int(os.environ.get("PYLON_KILLS", "4"))
+ALL = ("--save-maps", "--save-coco", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained_once) -> Path:
+    return trained_once / BEST
+
+
+@pytest.fixture(scope="module")
+def images(phantom, tmp_path_factory) -> Path:
+    """Images of several kinds in two folders, 20 good and all kinds of bad ones."""
+    folder = tmp_path_factory.mktemp("radiographs")
+    files = sorted((phantom / "images").glob("*.png"))[:20]
+    rng = np.random.default_rng(0)
+    for k, path in enumerate(files):
+        place = folder / ("a" if k % 2 else "b")
+        place.mkdir(exist_ok=True)
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if k % 5 == 0:
+            cv2.imwrite(str(place / f"{k}.tif"), image.astype(np.uint16) * 100 + 7)
+        elif k % 5 == 1:
+            cv2.imwrite(str(place / f"{k}.jpg"), image[:, : 40 + k])
+        elif k % 5 == 2:
+            cv2.imwrite(str(place / f"{k}.PNG"), rng.integers(0, 255, (30, 90, 3), np.uint8))
+        else:
+            cv2.imwrite(str(place / "x$ 'é\n\".png" if k == 3 else place / f"{k}.png"), image)
+    for k, (content, _) in enumerate(BAD.values()):
+        (folder / "ab"[k % 2] / f"bad {k}.png").write_bytes(content)
+    return folder
+
+
+def predict(checkpoint, *arguments, cwd, code=0, **options):
+    return run_script("predict.py", *arguments, "--checkpoint", checkpoint, cwd=cwd, code=code,
+                      **options)  # fmt: skip
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The files of a folder of results, without those that only resumption needs."""
+    paths = [path for path in out.rglob("*") if path.is_file()]
+    return {str(p.relative_to(out)): p.read_bytes() for p in paths if p.parts[-1][0] != "."}
+
+
+@pytest.fixture(scope="module")
+def predicted(checkpoint, images, tmp_path_factory) -> Path:
+    """Results of all images, with one worker."""
+    cwd = tmp_path_factory.mktemp("predicted")
+    done = predict(checkpoint, images, "--out", "out", *ALL, "--num-workers", 1, cwd=cwd, code=1)
+    assert f"error: {len(BAD)} of {20 + len(BAD)} images could not be read" in sentence_of(done)
+    assert f"{20 + len(BAD)} images, {20 + len(BAD)} to predict" in done.stdout
+    assert "images/s" in done.stderr
+    return cwd / "out"
+
+
+def test_one_image_and_a_checkpoint_are_enough(checkpoint, phantom, tmp_path):
+    image = sorted((phantom / "images").glob("*.png"))[0]
+    done = predict(checkpoint, image, cwd=tmp_path)
+    assert "1 image predicted" in done.stdout
+    rows = pd.read_csv(tmp_path / "predictions/predictions.csv")
+    assert tuple(rows) == COLUMNS
+    assert len(rows) == 14
+    assert set(rows["image"]) == {image.name}
+    assert set(rows["present"].dropna()) == {0, 1}
+    sheet = cv2.imread(str(tmp_path / f"predictions/overlays/{image.name}.png"))
+    assert sheet.shape[1] > 2 * 512
+    before = contents(tmp_path / "predictions")
+    again = predict(checkpoint, image, cwd=tmp_path)
+    assert "1 image, 0 to predict" in again.stdout
+    assert contents(tmp_path / "predictions") == before
+
+
+def test_good_images_are_done_and_bad_ones_named(predicted, images):
+    rows = pd.read_csv(predicted / "predictions.csv")
+    assert len(rows) == 14 * 20
+    assert sorted(rows["image"].unique()) == list(rows["image"].unique())
+    assert "b/x$ 'é\n\".png" not in set(rows["image"])  # it is in a
+    assert "a/x$ 'é\n\".png" in set(rows["image"])
+    manifest = json.loads((predicted / "manifest.json").read_text())
+    assert manifest["finished"]
+    assert manifest["images"] == 20
+    named = {each["image"]: each["reason"] for each in manifest["unreadable"]}
+    assert len(named) == len(BAD)
+    for k, (_, sentence) in enumerate(BAD.values()):
+        image = f"{'ab'[k % 2]}/bad {k}.png"
+        assert f"{images / image} {sentence}" in named[image]
+    assert manifest["pixels"]["counts"] == {
+        "8 bits": 16, "16 bits": 4, "in colour, read as grey": 4
+    }  # fmt: skip
+    assert set(manifest["pixels"]["windows"]) == {"b/0.tif", "a/5.tif", "b/10.tif", "a/15.tif"}
+
+
+def test_every_image_has_a_picture_and_maps(predicted, images):
+    rows = pd.read_csv(predicted / "predictions.csv")
+    for image, of_image in rows.groupby("image"):
+        sheet = cv2.imread(str(predicted / "overlays" / f"{image}.png"))
+        assert sheet.shape[0] > 100
+        with np.load(predicted / "maps" / f"{image}.npz") as file:
+            maps = file["maps"]
+            affine = file["affine"]
+            assert list(of_image["label"]) == file["class_names"].tolist()
+        assert maps.dtype == np.float32
+        np.testing.assert_allclose(maps.max(axis=(1, 2)), of_image["score"], atol=1e-6)
+        # the inverse of the affine leads from the point to where the map is nearly highest
+        for single, row in zip(maps, of_image.itertuples(), strict=True):
+            place = (row.point_column - affine[0, 2], row.point_row - affine[1, 2])
+            j, i = np.round(place / np.diag(affine)).astype(int)
+            near = single[max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
+            assert near.max() >= 0.95 * single.max()
+        with Image.open(images / image) as picture:
+            assert (of_image["box_x"] + of_image["box_w"]).max() <= picture.width
+            assert (of_image["box_y"] + of_image["box_h"]).max() <= picture.height
+    assert len(list((predicted / "overlays").rglob("*.png"))) == 20
+
+
+def test_list_equals_folder_whatever_the_workers(checkpoint, predicted, images, tmp_path):
+    files = [path for path in images.rglob("*") if path.is_file()]
+    for number, given in ((4, files), (0, [images])):
+        out = tmp_path / str(number)
+        options = ("--out", out, *ALL, "--num-workers", number)
+        predict(checkpoint, *given, *options, cwd=tmp_path, code=1)
+        assert contents(out) == contents(predicted)
+
+
+def test_scores_and_points_are_those_of_eval_loc(checkpoint, phantom, tmp_path):
+    options = ("--data", phantom, "--checkpoint", checkpoint, "--device", "cpu")
+    run_script("eval_loc.py", *options, "--name", "same", cwd=tmp_path)
+    boxes = pd.read_csv(next((tmp_path / "csv/same").glob("*_boxes.csv")))
+    # in the same batches of eight
+    files = [phantom / "images" / name for name in boxes["image_id"].unique()]
+    predict(checkpoint, *files, "--out", "out", "--no-overlays", cwd=tmp_path)
+    rows = pd.read_csv(tmp_path / "out/predictions.csv")
+    both = boxes.merge(rows, left_on=["image_id", "pathology"], right_on=["image", "label"])
+    assert len(both) == len(boxes) > 10
+    assert (both["score"] == both["probability"]).all()
+    assert (both["point_row"] == both["row"]).all()
+    assert (both["point_column"] == both["column"]).all()
+    assert both["present"].equals(both["called"].round().astype(both["present"].dtype))
+    assert not (tmp_path / "out/overlays").exists()
+
+
+def die_in_rename(number: int) -> None:
+    """Kill the process before the given rename of a file."""
+    replace = os.replace
+    left = [number]
+
+    def replace_or_die(source, target):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die
+
+
+def die_in_record(number: int) -> None:
+    """Kill the process halfway through the line of the given batch."""
+    from pylon.experiment import results
+
+    dump = json.dumps
+    left = [number]
+
+    def dump_or_die(values, **options):
+        line = dump(values, **options)
+        if "entries" in values:
+            left[0] -= 1
+            if left[0] == 0:
+                with open(next(Path("out").glob(".progress-*")), "ab") as file:
+                    file.write(line.encode()[: len(line) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+        return line
+
+    results.json = type("Json", (), {"dumps": staticmethod(dump_or_die), "loads": json.loads})
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_run_resumes_to_the_same_files(checkpoint, predicted, images, tmp_path, number):
+    numbers = random.Random(number)
+    die, most = ((die_in_rename, 40), (die_in_record, 4))[number % 2]
+    sabotage = partial(die, numbers.randint(2, most))
+    options = (images, "--out", "out", *ALL, "--num-workers", 1)
+    predict(checkpoint, *options, cwd=tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["finished"] is False
+    predict(checkpoint, *options, cwd=tmp_path, code=1)
+    assert contents(tmp_path / "out") == contents(predicted)
+
+
+def test_stopped_run_says_how_to_go_on(checkpoint, images, predicted, tmp_path):
+    options = (images, "--out", "out", *ALL, "--num-workers", 1)
+    arguments = ("predict.py", *options, "--checkpoint", checkpoint)
+    process = start_script(*arguments, cwd=tmp_path, out=tmp_path, sabotage=slow_down)
+    while not list((tmp_path / "out").glob("overlays/*/*.png")):
+        assert process.is_alive()
+        process.join(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    said = (tmp_path / "stderr").read_text()
+    assert said.endswith("stopped; the same command goes on with the images that are left\n")
+    assert "Traceback" not in said
+    predict(checkpoint, *options, cwd=tmp_path, code=1)
+    assert contents(tmp_path / "out") == contents(predicted)
+
+
+def slow_down() -> None:
+    import time
+
+    from pylon.experiment import predictor
+
+    locate = predictor.locate
+
+    def locate_slowly(*arguments):
+        time.sleep(0.5)
+        return locate(*arguments)
+
+    predictor.locate = locate_slowly
+
+
+def test_only_what_is_missing_is_done(checkpoint, predicted, images, tmp_path):
+    out = shutil.copytree(predicted, tmp_path / "out")
+    (out / "overlays/b/4.png.png").unlink()
+    (out / "predictions.csv").unlink()
+    done = predict(checkpoint, images, "--out", out, *ALL, cwd=tmp_path, code=1)
+    assert f"{1 + len(BAD)} to predict" in done.stdout
+    assert contents(out).keys() == contents(predicted).keys()
+    assert (out / "predictions.csv").read_text() == (predicted / "predictions.csv").read_text()
+
+
+def test_other_options_than_before_are_refused(checkpoint, predicted, images, tmp_path):
+    before = contents(predicted)
+    for option, sentence in (
+        (("--region-threshold", 0.4), "--region-threshold 0.5, not 0.4"),
+        (("--classes", "Mass"), "--classes none, not Mass"),
+        (("--no-overlays",), "--overlays True, not False"),
+    ):
+        options = ("--out", predicted, *ALL, *option)
+        done = predict(checkpoint, images, *options, cwd=tmp_path, code=2)
+        assert f"holds results with {sentence}; repeat that, or choose" in sentence_of(done)
+    done = predict(checkpoint, images / "a", "--out", predicted, *ALL, cwd=tmp_path, code=2)
+    assert f"holds results of images in {images}, not {images}/a" in sentence_of(done)
+    assert contents(predicted) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "name the images or folders to predict"),
+        (("nowhere.png",), "nowhere.png cannot be read (No such file or directory)"),
+        (("none",), "none has no images"),
+        (("x.png",), "x.png has no images"),  # a folder
+        (("text.png",), "text.png cannot be read as an image; copy it again"),
+        (("tiny.png",), "tiny.png is 10 x 10 pixels, too small for a radiograph"),
+        (("text.png", "tiny.png", "none"), "nothing could be read"),
+        (("a.png", "--classes", "Mas", "Hernia"), "--classes Mas is not a class of"),
+        (("a.png", "--classes", "Mas"), "did you mean Mass"),
+        (("a.png", "--classes", "Mass", "--top", 1), "--classes and --top both choose"),
+        (("a.png", "--no-overlays", "--top", 1), "leave out --no-overlays"),
+        (("a.png", "--top", 0), "--top must be at least 1, not 0"),
+        (("a.png", "--num-workers", -1), "--num-workers must be at least 0"),
+        (("a.png", "--region-threshold", 0), "--region-threshold must be above 0 and at most 1"),
+        (("a.png", "--region-threshold", "nan"), "--region-threshold must be above 0"),
+        (("a.png", "--window", 9, 9), "--window must be two increasing values"),
+        (("a.png", "--window", 0, 65536), "--window must be two increasing values"),
+        (("a.png", "--method", "gradcam", "--precision", "bf16"), "--method gradcam needs"),
+        (("none", "--out", "none"), "--out none is in the folder none"),
+        (("none", "--out", "none/out"), "--out none/out is in the folder none"),
+        (("a.png", "--out", "a.png"), "a.png"),
+        (("a.png", "--out", "a.png/out"), "cannot be written (Not a directory)"),
+        (("a.png", "--out", "mine"), "--out mine has predictions.csv, but no manifest.json"),
+    ],
+)
+def test_bad_input_is_one_sentence(checkpoint, tmp_path, arguments, sentence):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "x.png").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/predictions.csv").write_text("mine")
+    (tmp_path / "text.png").write_text("a letter")
+    cv2.imwrite(str(tmp_path / "tiny.png"), np.zeros((10, 10), np.uint8))
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, 100), np.uint8))
+    done = predict(checkpoint, *arguments, cwd=tmp_path, code=2)
+    assert sentence in sentence_of(done)
+    assert (tmp_path / "mine/predictions.csv").read_text() == "mine"
+
+
+def test_missing_checkpoint(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, 100), np.uint8))
+    done = predict("save/none", "a.png", cwd=tmp_path, code=2)
+    assert "there is no checkpoint save/none" in sentence_of(done)
+
+
+def fill_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_full_disk(checkpoint, predicted, images, tmp_path):
+    options = (images, "--out", "out", *ALL)
+    done = predict(checkpoint, *options, cwd=tmp_path, code=2, sabotage=fill_disk)
+    assert "cannot be written (File too large)" in sentence_of(done)
+    predict(checkpoint, *options, cwd=tmp_path, code=1)
+    assert contents(tmp_path / "out") == contents(predicted)
+
+
+@pytest.fixture(scope="module")
+def without_thresholds(checkpoint, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("without") / "best"
+    folder.mkdir()
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["sha256"], config["thresholds"]
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(checkpoint / "model.safetensors", folder)
+    return folder
+
+
+def panels_of(sheet: Path) -> int:
+    """Number of panels in one row of a sheet of square images: 524 pixels each."""
+    return (cv2.imread(str(sheet)).shape[1] - 12) // 524
+
+
+def test_what_is_drawn(checkpoint, without_thresholds, images, tmp_path):
+    image = images / "b/4.png"
+    for number, (network, options, panels) in enumerate((
+        (without_thresholds, (), 2),
+        (without_thresholds, ("--top", 3), 4),
+        (checkpoint, ("--top", 2), 3),
+        (checkpoint, ("--classes", "Mass", "Hernia"), 3),
+        (checkpoint, ("--top", 1, "--scale", "minmax"), 2),
+        (checkpoint, ("--top", 1, "--method", "gradcam"), 2),
+    )):  # fmt: skip
+        done = predict(network, image, "--out", str(number), *options, cwd=tmp_path)
+        assert panels_of(tmp_path / str(number) / "overlays/4.png.png") == panels
+        rows = pd.read_csv(tmp_path / str(number) / "predictions.csv")
+        assert rows["present"].isna().all() == (network == without_thresholds)
+        assert ("note: these maps are not probabilities" in done.stdout) == ("gradcam" in options)
