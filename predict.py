@@ -68,6 +68,7 @@ class Options:
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
+import errno
 import sys
 import time
 from collections.abc import Iterator
@@ -82,11 +83,12 @@ from accelerate.utils import gather_object
 from pylon.drawing import SHEET_PANEL, Scale
 from pylon.experiment.card import versions
 from pylon.experiment.inputs import Read, find_images, read_in_batches
-from pylon.experiment.predictor import Prediction, Predictor, sheet_of
+from pylon.experiment.predictor import Prediction, Predictor, is_window, sheet_of
 from pylon.experiment.results import (
     Entry,
     Progress,
     Recorder,
+    entry_of,
     file_of,
     maps_file,
     open_results,
@@ -96,11 +98,13 @@ from pylon.experiment.selection import check_method
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
-from pylon.system.files import as_text, hold_lock, one_line, write_atomically
+from pylon.system.files import as_text, one_line, write_atomically
 from pylon.system.parallel import on_main_process
 from pylon.system.progress import track
 
 FAULTS_SHOWN = 10
+# of an image next to a folder that has the name of its picture, or of one in very deep folders
+ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def main(options: Options) -> None:
@@ -130,7 +134,7 @@ def main(options: Options) -> None:
     # what is done, and what is to do: new images first, so that batches are as in a run that was
     # not interrupted, then those that could not be read before
     about = origin_of_results(options, found.folder, predictor)
-    on_main_process(accelerator, lambda: claim(options.out, about))
+    on_main_process(accelerator, lambda: open_results(options.out, about))
     progress = Progress(options.out)
     kinds = ["overlays"] * options.overlays + ["maps"] * options.save_maps
     left = progress.left(found, kinds)
@@ -170,7 +174,7 @@ def check(options: Options) -> None:
         raise UserError(
             f"--region-threshold must be above 0 and at most 1, not {options.region_threshold}"
         )
-    if options.window is not None and not 0 <= options.window[0] < options.window[1] <= 65535:
+    if options.window is not None and not is_window(options.window):
         low, high = options.window
         raise UserError(f"--window must be two increasing values up to 65535, not {low} {high}")
     if options.classes and options.top is not None:
@@ -225,12 +229,6 @@ def images(count: int) -> str:
     return f"{count} image" + ("" if count == 1 else "s")
 
 
-def claim(out: Path, about: dict[str, Any]) -> None:
-    """Open the folder of results for this process and those that were started with it."""
-    open_results(out, about)
-    hold_lock(out / ".lock", f"another process is writing to {out}; wait, or choose another --out")
-
-
 def predict_all(
     images: list[str],
     folder: str,
@@ -244,7 +242,7 @@ def predict_all(
 
     Args:
         images: paths relative to `folder`.
-        faults: filled with why images cannot be read.
+        faults: filled with why images have no results.
     """
     batches = read_in_batches(
         images,
@@ -261,47 +259,38 @@ def predict_all(
         for batch in batches:
             good = [each for each in batch if each.fault == ""]
             bad = {each.image: each.fault for each in batch if each.fault}
-            faults.update(bad)
             predictions = predictor.predict([each.prepared for each in good]) if good else []
 
-            # pictures are drawn while the next batch is predicted; an entry is recorded once its
-            # files are there
-            saved = [pool.submit(save, *pair) for pair in zip(good, predictions, strict=True)]
-            entries = [entry_of(*pair) for pair in zip(good, predictions, strict=True)]
+            # files are written while the next batch is predicted
+            pairs = zip(good, predictions, strict=True)
+            saved = {pair[0].image: pool.submit(save, *pair) for pair in pairs}
             if before is not None:
-                yield from record(recorder, *before)
-            before = (saved, entries, list(bad))
+                yield from record(recorder, *before, faults)
+            before = (saved, bad)
         if before is not None:
-            yield from record(recorder, *before)
+            yield from record(recorder, *before, faults)
 
 
 def record(
-    recorder: Recorder, saved: list[Future], entries: list[Entry], bad: list[str]
+    recorder: Recorder, saved: dict[str, Future], bad: dict[str, str], faults: dict[str, str]
 ) -> Iterator[None]:
-    for each in saved:
-        each.result()
+    """Wait for the files of a batch, then record its results; yield once per image."""
+    entries = []
+    for image, task in saved.items():
+        try:
+            entries.append(task.result())
+        except UserError as error:
+            if getattr(error.__cause__, "errno", None) not in ERRORS_OF_NAMES:
+                raise
+            bad[image] = f"{image} has a name under which no results can be written: {error}"
         yield
-    recorder.add(entries, bad)
-    yield from (None for _ in bad)
+    recorder.add(entries, list(bad))
+    faults.update(bad)
+    yield from (None for image in bad if image not in saved)
 
 
-def entry_of(read: Read, prediction: Prediction) -> Entry:
-    """The results of an image, to be recorded."""
-    prepared = read.prepared
-    pixels = prepared.pixels
-    findings = []
-    for label in prediction.class_names:
-        finding = prediction.finding(label)
-        places = (*finding["point"], *finding["box"])
-        findings.append([finding["score"], finding["present"], *places])
-    size = (prepared.height, prepared.width)
-    return Entry(
-        read.image, *read.fingerprint, *size, pixels.bits, pixels.colour, pixels.window, findings
-    )
-
-
-def save_files(read: Read, prediction: Prediction, scale: Scale, options: Options) -> None:
-    """Write the picture and the maps of an image, if they are wanted."""
+def save_files(read: Read, prediction: Prediction, scale: Scale, options: Options) -> Entry:
+    """Write the picture and the maps of an image, if they are wanted; return what to record."""
     if options.overlays:
         labels = labels_to_draw(prediction, options)
         sheet = sheet_of(prediction, labels, as_text(os.path.basename(read.image)), scale)
@@ -309,6 +298,7 @@ def save_files(read: Read, prediction: Prediction, scale: Scale, options: Option
     if options.save_maps:
         maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
         write_atomically(file_of(options.out, "maps", read.image), maps)
+    return entry_of(read, prediction)
 
 
 def labels_to_draw(prediction: Prediction, options: Options) -> list[str]:

@@ -90,8 +90,8 @@ def overlay(
     size = image.shape[::-1]
     if scale == "absolute":
         large = cv2.resize(heatmap, size, interpolation=cv2.INTER_LINEAR)  # (H, W)
-        levels = np.round(large * 255).astype(np.uint8)
-        picture = BLENDED[levels, image]
+        levels = np.round(large * 255).astype(np.intp)
+        picture = BLENDED.reshape(-1, 3).take(256 * levels + image, axis=0)  # 4 times as fast as []
         if threshold is not None and heatmap.max() >= threshold:
             draw_contour(picture, large, threshold)
         return picture
@@ -200,25 +200,24 @@ def draw_sheet(panels: list[Panel], with_bar: bool) -> bytes:
     size = (rows * row + GAP, columns * column + GAP + with_bar * BAR, 3)
     sheet = np.full(size, 255, np.uint8)
 
-    # the pictures
-    corners = []
     for k, panel in enumerate(panels):
         top = k // SHEET_COLUMNS * row + GAP
         left = k % SHEET_COLUMNS * column + GAP
-        corners.append((left, top))
+        place(sheet, top, left, title_strip(panel, column - GAP))
         place(sheet, top + SHEET_TITLE, left, panel.picture)
     if with_bar:
         place(sheet, GAP + SHEET_TITLE, columns * column + GAP, colour_bar(height))
+    return cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes()
 
-    # the titles
-    page = Image.fromarray(sheet)
-    draw = ImageDraw.Draw(page)
-    for corner, panel in zip(corners, panels, strict=True):
-        for line, text in enumerate((panel.title, panel.subtitle)):
-            left, top = corner
-            position = (left, top + line * (FONT + 6))
-            draw.text(position, shortened(text, column - GAP), fill=(0, 0, 0), font=font())
-    return cv2.imencode(".png", np.asarray(page)[..., ::-1])[1].tobytes()
+
+def title_strip(panel: Panel, width: int) -> np.ndarray:
+    """The title of a panel and the line below it, (SHEET_TITLE, width, 3) uint8."""
+    strip = Image.new("RGB", (width, SHEET_TITLE), (255, 255, 255))
+    draw = ImageDraw.Draw(strip)
+    for line, text in enumerate((panel.title, panel.subtitle)):
+        position = (0, line * (FONT + 6))
+        draw.text(position, shortened(text, width), fill=(0, 0, 0), font=font())
+    return np.asarray(strip)
 
 
 @cache

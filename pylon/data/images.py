@@ -6,6 +6,8 @@ of a given window. OpenCV decodes; Pillow reads the header before.
 """
 
 import io
+import os
+import stat
 import warnings
 import zlib
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from pylon.system.errors import UserError
 READING = "grey-8-bit"  # for caches: change it if `decode` reads a file otherwise than before
 SMALLEST_SIDE = 16  # pixels; anything narrower is not a radiograph
 MOST_PIXELS = 80_000_000  # the largest radiographs have a quarter of it
+MOST_BYTES = 8 * MOST_PIXELS  # of a file; of 16 bits and four channels, not compressed
 PERCENTILES = (0.5, 99.5)  # of the pixels of a 16-bit image, which become black and white
 # Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored.
 AS_STORED = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -66,6 +69,14 @@ def read_pixels(path: str, window: Window | None = None) -> Pixels:
 
 def read_file(path: str) -> bytes:
     try:
+        file = os.stat(path)
+        if not stat.S_ISREG(file.st_mode) and not stat.S_ISDIR(file.st_mode):
+            raise UserError(f"{path} is not a regular file; name an image")
+        if file.st_size > MOST_BYTES:
+            raise UserError(
+                f"{path} has more than {MOST_BYTES / 1e6:.0f} MB; no radiograph is as large: "
+                "replace it with the right image"
+            )
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(
@@ -79,10 +90,7 @@ def decode(path: str, data: bytes, window: Window | None = None) -> Pixels:
         raise UserError(f"{path} is a DICOM file, which is not read; convert it to PNG")
     header = read_header(path, io.BytesIO(data))
     require_fit(path, header.height, header.width)
-    if header.pages > 1:
-        raise UserError(
-            f"{path} has {header.pages} pages; save the radiograph in a file of its own"
-        )
+    require_one_page(path, header)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
     except cv2.error:
@@ -139,18 +147,30 @@ def read_header(path: str, file: str | io.BytesIO) -> Header:
         with warnings.catch_warnings():  # about the number of pixels, or odd metadata
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
-                return Header(
-                    *image.size,
-                    colour=image.mode not in ("1", "L", "LA", "F", "I") and image.mode[:2] != "I;",
-                    pages=getattr(image, "n_frames", 1) if image.format == "TIFF" else 1,
-                    min_is_white=getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == MIN_IS_WHITE,
-                )
+                return header_of(image)
     except Image.DecompressionBombError as error:
         raise UserError(too_large(path)) from error
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file may raise almost any exception
         raise UserError(unreadable(path)) from error
+
+
+def header_of(image: Image.Image) -> Header:
+    """The header of an image that Pillow has opened."""
+    return Header(
+        *image.size,
+        colour=image.mode not in ("1", "L", "LA", "F", "I") and image.mode[:2] != "I;",
+        pages=getattr(image, "n_frames", 1) if image.format == "TIFF" else 1,
+        min_is_white=getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == MIN_IS_WHITE,
+    )
+
+
+def require_one_page(path: str, header: Header) -> None:
+    if header.pages > 1:
+        raise UserError(
+            f"{path} has {header.pages} pages; save the radiograph in a file of its own"
+        )
 
 
 @cache
@@ -193,18 +213,18 @@ def require_fit(path: str, height: int, width: int) -> None:
             "replace it with the right image"
         )
     if height * width > MOST_PIXELS:
-        raise UserError(too_large(path, f"{width} x {height} pixels, "))
+        raise UserError(too_large(path))
 
 
-def too_large(path: str, size: str = "") -> str:
+def too_large(path: str) -> str:
     return (
-        f"{path} has {size}more than {MOST_PIXELS / 1e6:.0f} million; no radiograph is as large: "
+        f"{path} has more than {MOST_PIXELS / 1e6:.0f} million pixels; no radiograph is as large: "
         "shrink it, or replace it with the right image"
     )
 
 
 def unreadable(path: str) -> str:
-    return f"{path} cannot be read as an image; copy it again"
+    return f"{path} cannot be read as an image; copy it again, or convert it to PNG"
 
 
 def fault_of(path: str, read: Callable[[str], Any] = require_readable) -> str:

@@ -51,7 +51,7 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
     if not given:
         raise UserError("name the images or folders to predict, as in: predict.py chest.png")
     for path in given:
-        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        if os.path.isdir(path) and out.resolve().is_relative_to(path.resolve()):
             raise UserError(
                 f"--out {out} is in the folder {path}, where its pictures would be taken for "
                 "radiographs; choose a folder outside"
@@ -67,8 +67,8 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
             paths.append(path)  # reading it says if it is missing
             continue
         folders.append(path)
-        there = images_in(path, faults)
-        if not there:
+        there = images_in(path, out.resolve(), faults)
+        if not there and path not in faults:
             faults[path] = f"{path} has no images (no file that ends in {' '.join(ENDINGS)})"
         paths += there
 
@@ -78,8 +78,11 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
     return Found(folder, images, named)
 
 
-def images_in(folder: str, faults: dict[str, str]) -> list[str]:
-    """Paths of the images in a folder and its subfolders; what cannot be read goes to `faults`."""
+def images_in(folder: str, out: Path, faults: dict[str, str]) -> list[str]:
+    """Paths of the images in a folder and its subfolders, without results in `out`.
+
+    Why a subfolder cannot be read goes to `faults`.
+    """
 
     def note(error: OSError) -> None:
         faults[error.filename] = f"{error.filename} cannot be read ({error.strerror})"
@@ -88,7 +91,7 @@ def images_in(folder: str, faults: dict[str, str]) -> list[str]:
     seen = set()  # links to folders are followed, but not in circles
     for place, below, names in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:
+        if real in seen or Path(real).is_relative_to(out):
             below.clear()
             continue
         seen.add(real)

@@ -6,19 +6,17 @@ prediction.findings[0]  # {"label": "Effusion", "score": 0.83, "present": True, 
 picture = prediction.overlay("Effusion")  # (H, W, 3) uint8
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pylon.data.images import Pixels, Window, pixels_of, read_pixels, require_fit
+from pylon.data.image_like import ImageLike, Images, pixels_of_any
+from pylon.data.images import Pixels, Window
 from pylon.data.transforms import normalize, resize
 from pylon.drawing import Panel, Scale, draw_sheet, overlay, title_of
 from pylon.experiment.checkpoint import find_checkpoint
@@ -27,9 +25,7 @@ from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
 from pylon.scoring.regions import locate
 from pylon.system.device import choose_device
 
-# what a Predictor takes: paths, arrays (H, W) uint8 or uint16, PIL images
-ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
-Images = list[ImageLike] | tuple[ImageLike, ...]
+PAIRS_AT_A_TIME = 8  # of image and class, each a copy of the image, for methods with gradients
 
 
 class Prepared(NamedTuple):
@@ -88,6 +84,8 @@ class Prediction:
                 by default absolute where maps are probabilities.
         """
         self.finding(label)
+        if scale not in (None, "absolute", "minmax"):
+            raise ValueError(f"scale must be absolute or minmax, got {scale!r}")
         scale = scale or ("absolute" if self.are_probabilities else "minmax")
         heatmap = self.maps[self.class_names.index(label)]
         threshold = self.thresholds.get(label) if self.are_probabilities else None
@@ -134,7 +132,7 @@ class Predictor:
             raise ValueError(f"method must be map or one of {', '.join(METHODS)}, got {method}")
         if method != "map" and precision != "fp32":
             raise ValueError(f"method {method} needs precision fp32")
-        if window is not None and not 0 <= window[0] < window[1] <= 65535:
+        if window is not None and not is_window(window):
             raise ValueError(f"window must be two increasing values up to 65535, got {window}")
         self.path = find_checkpoint(checkpoint)
         self.model, self.card = open_checkpoint(self.path)
@@ -215,8 +213,14 @@ class Predictor:
         # scores must not depend on the hardware: no TF32 in fp32
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision != "fp32")
         lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        pairs = len(image_of) if self.method == "map" else PAIRS_AT_A_TIME
+        parts = []
         with exact, lower:
-            heatmaps, scores = heatmaps_of(self.model, images, image_of, class_of, self.method)
+            for first in range(0, len(image_of), pairs):
+                part = slice(first, first + pairs)
+                of_part = (image_of[part], class_of[part], self.method)
+                parts.append(heatmaps_of(self.model, images, *of_part))
+        heatmaps, scores = (torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
         require_numbers(scores.cpu().numpy(), self.path)
         return heatmaps.unflatten(0, (batch, count)), scores.unflatten(0, (batch, count))
 
@@ -245,6 +249,14 @@ class Predictor:
         )
 
 
+def is_window(window: Any) -> bool:
+    """Whether it is two increasing values of a 16-bit image."""
+    if not isinstance(window, list | tuple) or len(window) != 2:
+        return False
+    low, high = window
+    return type(low) is type(high) is int and 0 <= low < high <= 65535
+
+
 def device_of(device: str | torch.device) -> torch.device:
     """The device of a name; errors as for `Predictor`."""
     if device == "auto":
@@ -264,39 +276,6 @@ def prepare(image: ImageLike, image_size: int, window: Window | None = None) -> 
     pixels = pixels_of_any(image, window)
     resized = resize(pixels.image, image_size)["image"][0].numpy()
     return Prepared(pixels, *pixels.image.shape, resized)
-
-
-def pixels_of_any(image: ImageLike, window: Window | None) -> Pixels:
-    if isinstance(image, str | os.PathLike):
-        return read_pixels(os.fspath(image), window)
-    colour = False
-    if isinstance(image, Image.Image):
-        require_fit("the image", image.height, image.width)
-        image, colour = grey_of(image)
-    is_grey = isinstance(image, np.ndarray) and image.ndim == 2
-    if not is_grey or image.dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            "an image must be a path, an array (H, W) uint8 or uint16, or a PIL image, got "
-            + (f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image))
-        )
-    require_fit("the image", *image.shape)
-    return pixels_of(np.ascontiguousarray(image), colour, window)
-
-
-def grey_of(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """The pixels of a PIL image, grey, and whether it was in colour."""
-    if image.mode in ("1", "L", "LA"):
-        return np.array(image.convert("L")), False
-    if image.mode == "I":  # 16 bits in older versions of Pillow
-        values = np.array(image)
-        return values.astype(
-            np.uint16
-        ) if 0 <= values.min() <= values.max() < 65536 else values, False
-    if image.mode.startswith("I;16"):
-        return np.array(image).astype(np.uint16), False
-    if image.mode == "F":
-        return np.array(image), False
-    return cv2.cvtColor(np.array(image.convert("RGB")), cv2.COLOR_RGB2GRAY), True
 
 
 def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale) -> bytes:

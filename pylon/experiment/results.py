@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +24,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pylon.experiment.card import read_json
-from pylon.experiment.inputs import Found, fingerprint
+from pylon.experiment.inputs import Found, Read, fingerprint
+from pylon.experiment.predictor import Prediction
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import (
     as_text,
     hash_of_json,
     hashed_json,
+    hold_lock,
+    require_writable,
     write_atomically,
     write_together,
 )
@@ -54,6 +58,21 @@ class Entry(NamedTuple):
     colour: bool
     window: list[int] | None
     findings: list[list[Any]]  # per class: score, present, row, column, x, y, w, h
+
+
+def entry_of(read: Read, prediction: Prediction) -> Entry:
+    """The results of an image, to be recorded."""
+    prepared = read.prepared
+    pixels = prepared.pixels
+    findings = []
+    for label in prediction.class_names:
+        finding = prediction.finding(label)
+        places = (*finding["point"], *finding["box"])
+        findings.append([finding["score"], finding["present"], *places])
+    size = (prepared.height, prepared.width)
+    return Entry(
+        read.image, *read.fingerprint, *size, pixels.bits, pixels.colour, pixels.window, findings
+    )
 
 
 class Progress:
@@ -110,20 +129,23 @@ class Progress:
             file.close()
 
 
-def parse(line: bytes) -> tuple[int, list[Entry], list[str]] | None:
-    """Number of the run, entries, and images that could not be read; None if it is incomplete."""
-    try:
-        content = json.loads(line)
-        entries = [Entry(*values) for values in content["entries"]]
-        return content["run"], entries, content["bad"]
-    except (ValueError, KeyError, TypeError):
-        return None
+def line_of(run: int, entries: Sequence[Entry], bad: Sequence[str]) -> bytes:
+    """A line: the checksum of what follows; number of the run, entries, unreadable images."""
+    content = json.dumps([run, entries, bad]).encode()
+    return b"%08x %b\n" % (zlib.crc32(content), content)
+
+
+def parse(line: bytes) -> tuple[int, list[Entry], list[str]]:
+    """Number of the run, entries, and unreadable images of a complete line."""
+    run, entries, bad = json.loads(line[9:])
+    return run, [Entry(*values) for values in entries], bad
 
 
 def complete_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines before one at which the process was killed."""
+    """The lines before one that is damaged, or at which the process was killed."""
     for line in lines:
-        if parse(line) is None:
+        checksum = b"%08x " % zlib.crc32(line[9:-1])
+        if not line.endswith(b"\n") or not line.startswith(checksum):
             return
         yield line
 
@@ -147,9 +169,8 @@ class Recorder:
         Raises:
             UserError: the disk is full.
         """
-        line = json.dumps({"run": self.run, "entries": entries, "bad": bad}).encode() + b"\n"
         try:
-            self.file.write(line)
+            self.file.write(line_of(self.run, entries, bad))
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
@@ -160,23 +181,28 @@ class Recorder:
 
 
 def open_results(out: Path, about: dict[str, Any]) -> None:
-    """Create the folder, or check that its results have the same origin.
+    """Create the folder, or check that its results have the same origin; hold its lock.
 
     Args:
         about: for the manifest: folder, weights_sha256 and options, which must be the same as
             before, and whatever else is known.
 
     Raises:
-        UserError: they are of other options, weights or images, or not of predict.py at all; or the
-            folder cannot be written.
+        UserError: they are of other options, weights or images, or not of predict.py at all;
+            another process is writing them; or the folder cannot be written.
     """
+    require_results(out, about)
+    require_writable(out)
+    hold_lock(out / ".lock", f"another process is writing to {out}; wait, or choose another --out")
+    write_atomically(out / "manifest.json", hashed_json({**about, "finished": False}))
+
+
+def require_results(out: Path, about: dict[str, Any]) -> None:
+    """Raise a UserError if a folder holds anything but results of the same origin."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
     path = out / "manifest.json"
-    if path.is_file():
-        before = read_json(path)
-        if before.pop("sha256", None) != hash_of_json(before):
-            raise UserError(f"{path} is damaged; choose another --out, or delete the folder {out}")
-        require_same(out, before, about)
-    else:
+    if not path.exists():
         others = ("predictions.csv", "overlays", "maps", "coco.json", "coco_results.json")
         strange = [name for name in others if (out / name).exists()]
         if strange:
@@ -184,7 +210,18 @@ def open_results(out: Path, about: dict[str, Any]) -> None:
                 f"--out {out} has {strange[0]}, but no manifest.json: it was not written by "
                 "predict.py; choose another folder"
             )
-    write_atomically(path, hashed_json({**about, "finished": False}))
+        return
+    try:
+        before = read_json(path)
+        if before.pop("sha256", None) != hash_of_json(before):
+            raise KeyError("sha256")
+        require_same(out, before, about)
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError) and "holds results" in str(error):
+            raise
+        raise UserError(
+            f"{path} is damaged, or was not written by predict.py; choose another --out"
+        ) from error
 
 
 def require_same(out: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
@@ -250,7 +287,7 @@ def write_results(
         faults: why files could not be read, by image.
     """
     progress = Progress(out)
-    images = sorted(progress.places)
+    images = sorted(progress.places.keys() - faults.keys())
     counts = {"8 bits": 0, "16 bits": 0, "in colour, read as grey": 0}
     windows = {}
     for entry in progress.entries(images):
@@ -286,7 +323,7 @@ def table(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[byte
         for label, (score, present, *place) in zip(class_names, entry.findings, strict=True):
             called = "" if present is None else int(present)
             writer.writerow([as_text(entry.image), label, score, called, *place])
-        yield buffer.getvalue().encode()
+        yield buffer.getvalue().encode(errors="backslashreplace")
 
 
 def coco_images(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import tyro
 
 from pylon.system.errors import UserError
+from pylon.system.files import one_line
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -56,9 +57,9 @@ def try_to_run(main: Callable[[Options], None], options: Options) -> None:
     try:
         main(options)
     except UserError as error:
-        # An error raised in a loader's worker is preceded by the worker's traceback.
-        sentence = str(error).splitlines()[-1]
-        fail(sentence.removeprefix(f"{UserError.__module__}.UserError: "))
+        # an error raised in a loader's worker is preceded by the worker's traceback
+        sentence = str(error).rpartition(f"{UserError.__module__}.UserError: ")[-1]
+        fail(one_line(sentence.rstrip("\n")))
     except BrokenPipeError:  # the output was closed by its reader, as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

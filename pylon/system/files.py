@@ -97,7 +97,7 @@ def flush_folder(folder: Path) -> None:
 
 def as_text(name: str) -> str:
     """A file name as text; bytes that are not UTF-8 are written as in Python."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    return re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:x}", name)
 
 
 def one_line(sentence: str) -> str:

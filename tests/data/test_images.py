@@ -153,4 +153,13 @@ def test_size_is_checked_before_memory_is_taken(tmp_path):
     side = int(MOST_PIXELS**0.5) + 1
     header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
     (tmp_path / "b.png").write_bytes(png((b"IHDR", header), (b"IDAT", one_row), (b"IEND", b"")))
-    assert f"has {side} x {side} pixels, more than 80" in fault_of(str(tmp_path / "b.png"))
+    assert "has more than 80 million pixels" in fault_of(str(tmp_path / "b.png"))
+
+
+def test_files_that_are_not_regular_or_too_large_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "pipe.png is not a regular file" in fault_of(str(tmp_path / "pipe.png"))
+    assert "/dev/zero is not a regular file" in fault_of("/dev/zero")
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(10**12)
+    assert "a.png has more than 640 MB" in fault_of(str(tmp_path / "a.png"))

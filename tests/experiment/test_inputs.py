@@ -58,6 +58,26 @@ def test_links_are_followed_but_not_in_circles(folder):
     assert found(folder, "in")[1] == sorted([*INSIDE, "deep/link/a.png", "z.png"])
 
 
+def test_folder_of_results_behind_a_link_is_left_out(folder):
+    (folder / "out/overlays").mkdir(parents=True)
+    (folder / "out/overlays/a.png.png").write_text("")
+    os.symlink(folder / "out", folder / "in/results")
+    assert found(folder, "in")[1] == INSIDE
+
+
+def test_paths_that_the_system_refuses_are_left_to_reading(folder):
+    assert found(folder, "in/" + "a" * 300, "in/a.png")[1] == ["a.png", "a" * 300]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_folder_is_named(folder):
+    (folder / "in/deep").chmod(0)
+    _, images, faults = found(folder, "in")
+    (folder / "in/deep").chmod(0o700)
+    assert "deep/er/a.png" not in images
+    assert "cannot be read (Permission denied)" in faults["deep"]
+
+
 @pytest.mark.parametrize("out", ["in", "in/results", "in/deep/../new"])
 def test_results_inside_an_input_are_refused(folder, out):
     with pytest.raises(UserError, match=r"--out .* is in the folder .*in, where"):

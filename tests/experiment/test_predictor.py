@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from PIL import Image
 
 import pylon
+from pylon.data.image_like import grey_of
 from pylon.data.transforms import normalize
-from pylon.experiment.predictor import affine_of, grey_of, sheet_of
+from pylon.experiment.predictor import affine_of, sheet_of
 from pylon.scoring.regions import locate
 from pylon.system.errors import UserError
 
@@ -121,6 +123,8 @@ def test_window_of_16_bits(checkpoint, predictor, rng):
         7,
         None,
         [None],
+        (pixels for pixels in ()),
+        b"a.png",
     ],
 )
 def test_other_images_are_refused(predictor, image):
@@ -134,6 +138,15 @@ def test_bad_files_and_sizes_are_refused(predictor, tmp_path):
     for image in (np.zeros((10, 10), np.uint8), Image.new("L", (10, 10))):
         with pytest.raises(UserError, match="10 x 10 pixels, too small"):
             predictor(image)
+    Image.new("L", (100, 100)).save(tmp_path / "cut.png")
+    cut = (tmp_path / "cut.png").read_bytes()[:60]
+    with pytest.raises(UserError, match="the image cannot be read"):
+        predictor(Image.open(io.BytesIO(cut)))
+    Image.new("L", (100, 100)).save(
+        tmp_path / "two.tif", save_all=True, append_images=[Image.new("L", (100, 100))]
+    )
+    with pytest.raises(UserError, match="has 2 pages"):
+        predictor(Image.open(tmp_path / "two.tif"))
     with pytest.raises(UserError, match="more than 80 million"):
         predictor(Image.new("1", (10_000, 9_000)))
 
@@ -146,6 +159,7 @@ def test_bad_files_and_sizes_are_refused(predictor, tmp_path):
         ({"method": "gradcam", "precision": "bf16"}, "method gradcam needs precision fp32"),
         ({"method": "gradkam"}, "method must be map or one of gradcam"),
         ({"window": (5, 5)}, "window must be two increasing values"),
+        ({"window": (0.5, 5)}, "window must be two increasing values"),
         ({"device": "tpu"}, "device must be auto, cpu, cuda or mps"),
     ],
 )
@@ -191,6 +205,8 @@ def test_overlays_of_a_label(predictor, files):
     top = prediction.findings[0]["label"]
     assert (prediction.overlay(top) == prediction.overlay(top, "absolute")).all()
     assert (prediction.overlay(top) != prediction.overlay(top, "minmax")).any()
+    with pytest.raises(ValueError, match="scale must be absolute or minmax, got 'jet'"):
+        prediction.overlay(top, "jet")
     with pytest.raises(ValueError, match=r"label must be one of Atelectasis, .*, got 'Mas'"):
         prediction.overlay("Mas")
     sheet = cv2.imdecode(

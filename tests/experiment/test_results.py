@@ -12,11 +12,13 @@ from pylon.experiment.results import (
     coco_images,
     coco_results,
     file_of,
+    line_of,
     maps_file,
     open_results,
     table,
 )
 from pylon.system.errors import UserError
+from pylon.system.files import hashed_json
 
 ABOUT = {
     "folder": "/images", "checkpoint": "best", "weights_sha256": "ab", "pixels": {},
@@ -40,12 +42,19 @@ def test_entries_are_read_back_in_any_order(tmp_path):
     assert list(progress.entries(images)) == [entry("c", 1 / 3), entry("a\n\udcff"), entry("b")]
 
 
-@pytest.mark.parametrize("torn", [b'{"run": 1, "entr', b"\0\0\0", b'{"run": 1}\n', b"[]\n"])
+WHOLE = line_of(1, [entry("b")], [])
+
+
+@pytest.mark.parametrize(
+    "torn", [WHOLE[:30], WHOLE[:-1], WHOLE.replace(b"40", b"41"), bytes(50), b"[]\n", b"[" * 99999]
+)
 def test_torn_line_is_left_out_and_removed(tmp_path, torn):
     Recorder(tmp_path, 0, 1).add([entry("a")], [])
     path = tmp_path / ".progress-0.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
+    if torn != WHOLE[:-1]:
+        path.write_bytes(whole + torn + WHOLE)  # nothing after it counts either
     assert list(Progress(tmp_path).places) == ["a"]
     Recorder(tmp_path, 0, 2)
     assert path.read_bytes() == whole
@@ -138,9 +147,14 @@ def test_results_of_other_origin_are_refused(tmp_path):
         with pytest.raises(UserError, match=sentence):
             open_results(tmp_path, {**ABOUT, **change})
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"ab"', '"cd"'))
-    with pytest.raises(UserError, match="is damaged; choose another --out"):
-        open_results(tmp_path, ABOUT)
+    text = manifest.read_text()
+    strange = (text.replace('"ab"', '"cd"'), "", "[]", "mine", hashed_json({}).decode())
+    strange += (hashed_json({**ABOUT, "options": []}).decode(),)
+    for content in strange:
+        manifest.write_text(content)
+        with pytest.raises(UserError, match=r"is damaged, or was not written by predict\.py"):
+            open_results(tmp_path, ABOUT)
+        assert manifest.read_text() == content
 
 
 def test_folder_of_others_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import shutil
 
 import cv2
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import NETWORK, refusal_of, run_script, sentence_of
 
 import pylon
 from pylon.data.chestxray14 import PATHOLOGIES
+from pylon.drawing import BAR, GAP, PANEL, TITLE
 from pylon.experiment.card import read_json
 
 
@@ -104,7 +106,19 @@ def test_heatmap_pages(trained, phantom):
     pages = sorted(int(path.stem) for path in (trained / "figs/all").iterdir())
     assert pages == list(range(1, -(-boxes // 10) + 1))
     assert "skipped 18 of the paper's 18 images" in done.stdout
-    assert cv2.imread(str(trained / "figs/all/1.jpg")).shape[0] > 10 * 300
+    page = cv2.imread(str(trained / "figs/all/1.jpg")).astype(int)
+    assert page.shape[0] > 10 * 300
+
+    # on the absolute scale: a colour bar, and other colours
+    run_script("generate_heatmap.py", *options, "--scale", "absolute", cwd=trained)
+    absolute = cv2.imread(str(trained / "figs/all/1.jpg")).astype(int)
+    assert absolute.shape[1] == page.shape[1] + BAR
+    changed = np.abs(page - absolute[:, : page.shape[1]])[TITLE : PANEL + TITLE].mean(axis=(0, 2))
+    assert changed[GAP:PANEL].max() < 1
+    assert changed[PANEL + 3 * GAP : 2 * PANEL].min() > 5
+    arguments = (*options, "--scale", "absolute", "--method", "gradcam")
+    done = run_script("generate_heatmap.py", *arguments, cwd=trained, code=2)
+    assert "--scale absolute needs maps that are probabilities" in sentence_of(done)
 
 
 def test_picked_images_have_a_page(trained, phantom, tmp_path):

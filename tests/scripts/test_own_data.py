@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,6 +37,18 @@ def test_training_on_a_table_is_the_same_bit_for_bit(table, trained, tmp_path):
     assert f"{table}/my.csv: " in done.stdout
     assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
     assert rows_of(tmp_path).equals(rows_of(trained))
+
+
+def test_16_bit_tiff_files_train_as_the_8_bits_they_hold(table, trained, tmp_path):
+    deep = pd.read_csv(table / "my.csv", dtype=str)
+    for path in deep["path"]:
+        values = cv2.imread(str(table / path), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 257
+        cv2.imwrite(str(tmp_path / f"{Path(path).stem}.tif"), values)
+    deep["path"] = [f"{Path(path).stem}.tif" for path in deep["path"]]
+    deep.to_csv(tmp_path / "my.csv", index=False)
+    options = ("--table", tmp_path / "my.csv", "--epochs", 2, *TRAIN, "--cache-size", 256)
+    run_script("train.py", *options, cwd=tmp_path)
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
 
 
 @pytest.mark.parametrize("boxes", ["boxes.csv", "coco.json"])

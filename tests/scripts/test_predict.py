@@ -178,20 +178,19 @@ def die_in_record(number: int) -> None:
     """Kill the process halfway through the line of the given batch."""
     from pylon.experiment import results
 
-    dump = json.dumps
+    line_of = results.line_of
     left = [number]
 
-    def dump_or_die(values, **options):
-        line = dump(values, **options)
-        if "entries" in values:
-            left[0] -= 1
-            if left[0] == 0:
-                with open(next(Path("out").glob(".progress-*")), "ab") as file:
-                    file.write(line.encode()[: len(line) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
+    def line_or_die(*content):
+        line = line_of(*content)
+        left[0] -= 1
+        if left[0] == 0:
+            with open(next(Path("out").glob(".progress-*")), "ab") as file:
+                file.write(line[: len(line) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
         return line
 
-    results.json = type("Json", (), {"dumps": staticmethod(dump_or_die), "loads": json.loads})
+    results.line_of = line_or_die
 
 
 @pytest.mark.parametrize("number", range(KILLS))
@@ -285,7 +284,8 @@ def test_other_options_than_before_are_refused(checkpoint, predicted, images, tm
         (("a.png", "--method", "gradcam", "--precision", "bf16"), "--method gradcam needs"),
         (("none", "--out", "none"), "--out none is in the folder none"),
         (("none", "--out", "none/out"), "--out none/out is in the folder none"),
-        (("a.png", "--out", "a.png"), "a.png"),
+        (("a.png", "--out", "a.png"), "--out a.png is a file; name a folder"),
+        (("a.png", "--out", "a.png/b\nc"), "a.png/b\\nc"),
         (("a.png", "--out", "a.png/out"), "cannot be written (Not a directory)"),
         (("a.png", "--out", "mine"), "--out mine has predictions.csv, but no manifest.json"),
     ],
@@ -320,6 +320,44 @@ def test_full_disk(checkpoint, predicted, images, tmp_path):
     assert "cannot be written (File too large)" in sentence_of(done)
     predict(checkpoint, *options, cwd=tmp_path, code=1)
     assert contents(tmp_path / "out") == contents(predicted)
+
+
+def test_strange_files_and_names_do_not_stop_the_rest(checkpoint, phantom, tmp_path):
+    image = sorted((phantom / "images").glob("*.png"))[0]
+    (tmp_path / "in/x.png.png").mkdir(parents=True)
+    for name in ("x.png", "x.png.png/y.png", "z.png", "z" * 250 + ".png"):
+        shutil.copy(image, tmp_path / "in" / name)
+    os.mkfifo(tmp_path / "in/pipe.png")
+    with open(tmp_path / "in/large.tif", "wb") as file:
+        file.truncate(10**12)
+    given = ("in", "/dev/zero", "in/" + "a" * 300)
+    done = predict(checkpoint, *given, "--out", "out", cwd=tmp_path, code=1)
+    assert "5 of 8 images could not be read" in sentence_of(done)
+    for sentence in (
+        "/dev/zero is not a regular file",
+        "pipe.png is not a regular file",
+        "large.tif has more than 640 MB",
+        "(File name too long)",
+        "in/x.png has a name under which no results can be written: ",
+    ):
+        assert sentence in done.stderr
+    rows = pd.read_csv(tmp_path / "out/predictions.csv")
+    assert rows["image"].nunique() == 3
+    assert rows["score"].nunique() == 14
+
+
+def test_image_that_has_become_unreadable(checkpoint, phantom, tmp_path):
+    (tmp_path / "in").mkdir()
+    for path in sorted((phantom / "images").glob("*.png"))[:3]:
+        shutil.copy(path, tmp_path / "in")
+    predict(checkpoint, "in", "--out", "out", cwd=tmp_path)
+    damaged = sorted((tmp_path / "in").iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    predict(checkpoint, "in", "--out", "out", cwd=tmp_path, code=1)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["images"] == 2
+    assert [each["image"] for each in manifest["unreadable"]] == [damaged.name]
+    assert damaged.name not in (tmp_path / "out/predictions.csv").read_text()
 
 
 @pytest.fixture(scope="module")
