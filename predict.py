@@ -82,18 +82,10 @@ from accelerate.utils import gather_object
 
 from pylon.drawing import SHEET_PANEL, Scale
 from pylon.experiment.card import versions
+from pylon.experiment.done import Entry, Progress, Recorder, entry_of, file_of
 from pylon.experiment.inputs import Read, find_images, read_in_batches
 from pylon.experiment.predictor import Prediction, Predictor, is_window, sheet_of
-from pylon.experiment.results import (
-    Entry,
-    Progress,
-    Recorder,
-    entry_of,
-    file_of,
-    maps_file,
-    open_results,
-    write_results,
-)
+from pylon.experiment.results import maps_file, open_results, write_results
 from pylon.experiment.selection import check_method
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
@@ -114,7 +106,7 @@ def main(options: Options) -> None:
     accelerator = make_accelerator(options.device, options.precision)
     say = accelerator.print
     if not found.images:
-        raise UserError(one_line(next(iter(found.faults.values()))))
+        raise UserError(next(iter(found.faults.values())))
 
     # the network
     predictor = Predictor(
@@ -156,13 +148,15 @@ def main(options: Options) -> None:
     # the tables
     faults = dict(gather_object(list(faults.items()))) | found.faults
     names = predictor.class_names
-    on_main_process(
+    coloured = on_main_process(
         accelerator, lambda: write_results(options.out, about, names, faults, options.save_coco)
     )
     seconds = time.monotonic() - started
     done = len(left) - len(faults.keys() & set(left))
     rate = f" in {seconds:.1f} s, {done / seconds:.1f} images/s" if done else ""
     say(f"{images(done)} predicted{rate}; see {options.out / 'predictions.csv'}")
+    if coloured:
+        say(f"note: {images(coloured)} of {options.out} had colours, and were read as grey")
     accelerator.end_training()
     report(faults, len(found.images) + len(found.faults), options.out, accelerator)
 

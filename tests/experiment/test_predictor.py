@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import pylon
-from pylon.data.image_like import grey_of
 from pylon.data.transforms import normalize
 from pylon.experiment.predictor import affine_of, sheet_of
 from pylon.scoring.regions import locate
@@ -93,15 +92,6 @@ def test_paths_arrays_and_pil_images_are_equal(predictor, files, tmp_path):
     assert same(predictor(Image.fromarray(deep.astype(np.int32))), expected)  # mode I
     big_endian = Image.frombytes("I;16B", (128, 128), deep.astype(">u2").tobytes())
     assert same(predictor(big_endian), expected)
-
-
-def test_colour_of_pil_images_is_read_as_from_files(rng, tmp_path):
-    pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "a.png"), pixels)
-    expected = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_GRAYSCALE).astype(int)
-    grey, colour = grey_of(Image.open(tmp_path / "a.png"))
-    assert colour
-    assert np.abs(grey - expected).max() <= 1
 
 
 def test_window_of_16_bits(checkpoint, predictor, rng):

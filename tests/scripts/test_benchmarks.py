@@ -1,7 +1,12 @@
-"""benchmarks/speed.py prints a table row for everything that it measures."""
+"""The benchmarks print a table row for everything that they measure.
 
+PYLON_BENCHMARKS=1 runs the one that takes half a minute, too.
+"""
+
+import os
 import shutil
 
+import pytest
 from conftest import run_script
 
 
@@ -25,3 +30,14 @@ def test_benchmark_measures_everything(phantom, tmp_path):
         "256 cache, fp32, batch 2",
     ):
         assert what in rows
+
+
+@pytest.mark.skipif("PYLON_BENCHMARKS" not in os.environ, reason="needs PYLON_BENCHMARKS=1")
+def test_prediction_is_compared_with_grad_cam(phantom, tmp_path):
+    few = ("--count", 3, "--rounds", 1, "--num-workers", 0, "--precisions", "fp32")
+    network = ("--encoder-name", "tu-test_resnet", "--present", 3)
+    images = phantom / "images"
+    done = run_script("benchmarks/prediction.py", "--images", images, *network, *few, cwd=tmp_path)
+    assert "3 images" in done.stdout
+    for what in ("prediction, fp32, overlays", "prediction, fp32, no overlays"):
+        assert f"| {what} |" in done.stdout

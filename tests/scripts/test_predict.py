@@ -71,6 +71,7 @@ def predicted(checkpoint, images, tmp_path_factory) -> Path:
     assert f"error: {len(BAD)} of {20 + len(BAD)} images could not be read" in sentence_of(done)
     assert f"{20 + len(BAD)} images, {20 + len(BAD)} to predict" in done.stdout
     assert "images/s" in done.stderr
+    assert "note: 4 images of out had colours, and were read as grey" in done.stdout
     return cwd / "out"
 
 
@@ -176,9 +177,9 @@ def die_in_rename(number: int) -> None:
 
 def die_in_record(number: int) -> None:
     """Kill the process halfway through the line of the given batch."""
-    from pylon.experiment import results
+    from pylon.experiment import done
 
-    line_of = results.line_of
+    line_of = done.line_of
     left = [number]
 
     def line_or_die(*content):
@@ -190,7 +191,7 @@ def die_in_record(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return line
 
-    results.line_of = line_or_die
+    done.line_of = line_or_die
 
 
 @pytest.mark.parametrize("number", range(KILLS))

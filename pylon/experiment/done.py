@@ -1,0 +1,168 @@
+"""What predict.py has done so far, on disk: one line per batch, in OUT/.progress-PROCESS.jsonl."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pylon.experiment.inputs import Found, Read, fingerprint
+from pylon.experiment.predictor import Prediction
+from pylon.system.errors import UserError
+
+ENDING_OF = {"overlays": ".png", "maps": ".npz"}
+LONGEST_NAME = 240  # bytes, of 255: leaves room for the ending of temporary names
+
+
+class Entry(NamedTuple):
+    """The results of one image, as in a line of a .progress file."""
+
+    image: str  # path relative to the folder of all inputs
+    bytes: int  # of the file, and its time of modification: a changed file is predicted again
+    modified_ns: int
+    height: int
+    width: int
+    bits: int  # how the pixels were read: see `Pixels` of pylon/data/images.py
+    colour: bool
+    window: list[int] | None
+    findings: list[list[Any]]  # per class: score, present, row, column, x, y, w, h
+
+
+def entry_of(read: Read, prediction: Prediction) -> Entry:
+    """The results of an image, to be recorded."""
+    prepared = read.prepared
+    pixels = prepared.pixels
+    findings = []
+    for label in prediction.class_names:
+        finding = prediction.finding(label)
+        places = (*finding["point"], *finding["box"])
+        findings.append([finding["score"], finding["present"], *places])
+    size = (prepared.height, prepared.width)
+    return Entry(
+        read.image, *read.fingerprint, *size, pixels.bits, pixels.colour, pixels.window, findings
+    )
+
+
+class Progress:
+    """The entries of a folder of results, on disk; only their places are kept in memory."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.files = sorted(out.glob(".progress-*.jsonl"))
+        self.run = 0  # the last one; a later run may have done a changed image again
+        self.places: dict[str, tuple[int, int, int, int]] = {}  # run, file, offset, index in line
+        self.bad: set[str] = set()  # images that could not be read
+        for number, path in enumerate(self.files):
+            with open(path, "rb") as file:
+                offset = 0
+                for line in complete_lines(file):
+                    run, entries, bad = parse(line)
+                    self.run = max(self.run, run)
+                    self.bad |= set(bad)
+                    for index, entry in enumerate(entries):
+                        place = (run, number, offset, index)
+                        self.places[entry.image] = max(self.places.get(entry.image, place), place)
+                    offset += len(line)
+
+    def left(self, found: Found, kinds: Sequence[str]) -> list[str]:
+        """The images that have no results, or whose file has changed since.
+
+        Those that could not be read before come last, so that the others are in the same batches
+        as in a run that was not interrupted.
+
+        Args:
+            kinds: folders of files that each image must have.
+        """
+        done = set()
+        for entry in self.entries([image for image in found.images if image in self.places]):
+            file = fingerprint(os.path.join(found.folder, entry.image))
+            there = all(file_of(self.out, kind, entry.image).exists() for kind in kinds)
+            if there and file == (entry.bytes, entry.modified_ns):
+                done.add(entry.image)
+        left = [image for image in found.images if image not in done]
+        return sorted(left, key=self.bad.__contains__)
+
+    def entries(self, images: Iterable[str]) -> Iterator[Entry]:
+        """Read the entries of images, in their order."""
+        last = None
+        files = [open(path, "rb") for path in self.files]  # noqa: SIM115, closed below
+        for image in images:
+            _, number, offset, index = self.places[image]
+            if last != (number, offset):
+                last = (number, offset)
+                files[number].seek(offset)
+                _, of_line, _ = parse(files[number].readline())
+            yield of_line[index]
+        for file in files:
+            file.close()
+
+
+def line_of(run: int, entries: Sequence[Entry], bad: Sequence[str]) -> bytes:
+    """A line: the checksum of what follows; number of the run, entries, unreadable images."""
+    content = json.dumps([run, entries, bad]).encode()
+    return b"%08x %b\n" % (zlib.crc32(content), content)
+
+
+def parse(line: bytes) -> tuple[int, list[Entry], list[str]]:
+    """Number of the run, entries, and unreadable images of a complete line."""
+    run, entries, bad = json.loads(line[9:])
+    return run, [Entry(*values) for values in entries], bad
+
+
+def complete_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines before one that is damaged, or at which the process was killed."""
+    for line in lines:
+        checksum = b"%08x " % zlib.crc32(line[9:-1])
+        if not line.endswith(b"\n") or not line.startswith(checksum):
+            return
+        yield line
+
+
+class Recorder:
+    """Appends the entries of a process to its .progress file."""
+
+    def __init__(self, out: Path, process: int, run: int):
+        self.path = out / f".progress-{process}.jsonl"
+        self.run = run
+        try:
+            self.file = open(self.path, "a+b")  # noqa: SIM115, open until the end of the process
+            self.file.seek(0)
+            self.file.truncate(sum(map(len, complete_lines(self.file))))
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
+
+    def add(self, entries: Sequence[Entry], bad: Sequence[str]) -> None:
+        """Append the entries of a batch, and its images that could not be read, in one line.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            self.file.write(line_of(self.run, entries, bad))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}); free up space, then run the "
+                "same command again: it goes on from here"
+            ) from error
+
+
+def file_of(out: Path, kind: str, image: str) -> Path:
+    """The picture or the maps of an image: its path with an ending added.
+
+    Very long names are cut, and end in a hash.
+
+    Args:
+        kind: "overlays" or "maps".
+        image: path relative to the folder of all inputs.
+    """
+    ending = ENDING_OF[kind]
+    place, name = os.path.split(image)
+    encoded = os.fsencode(name)
+    if len(encoded) + len(ending) > LONGEST_NAME:
+        kept = encoded[: LONGEST_NAME - 40].decode(errors="ignore")
+        name = f"{kept}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+    return out / kind / place / f"{name}{ending}"
