@@ -1,6 +1,7 @@
 """An image as a user gives it: a path, an array or a PIL image -> its pixels, 8 bits, grey."""
 
 import os
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from pylon.system.errors import UserError
 
 # paths, arrays (H, W) uint8 or uint16, PIL images
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
-Images = list[ImageLike] | tuple[ImageLike, ...]
+Images = Sequence[ImageLike]  # a list or tuple
 
 
 def pixels_of_any(image: ImageLike, window: Window | None) -> Pixels:

@@ -262,13 +262,13 @@ def device_of(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device(choose_device("auto"))
     try:
-        device = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda", "mps"):
         raise ValueError("device must be auto, cpu, cuda or mps, or one such as cuda:1")
-    choose_device(device.type)  # or a UserError
-    return device
+    choose_device(chosen.type)  # or a UserError
+    return chosen
 
 
 def prepare(image: ImageLike, image_size: int, window: Window | None = None) -> Prepared:
@@ -291,9 +291,11 @@ def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale)
     for label in labels:
         finding = prediction.finding(label)
         threshold = prediction.thresholds[label]
-        about = "no threshold" if threshold is None else f"contour: threshold {threshold:.3f}"
+        about = "no threshold"
         if scale == "minmax":
             about = "scaled from its minimum to its maximum"
+        elif threshold is not None:
+            about = f"{'contour' if finding['present'] else 'threshold'}: {threshold:.3f}"
         title = title_of(label, finding["score"], finding["present"])
         panels.append(Panel(prediction.overlay(label, scale), title, about))
     return draw_sheet(panels, with_bar=scale == "absolute" and labels != [])

@@ -12,6 +12,7 @@ from pylon.experiment.card import make_card
 from pylon.experiment.checkpoint import save_best
 from pylon.experiment.evaluate import (
     images_at_a_time,
+    images_of_a_batch,
     load_network,
     name_of_network,
     open_networks,
@@ -89,3 +90,8 @@ def test_scores_must_be_finite(tmp_path):
     for value in (np.nan, np.inf):
         with pytest.raises(UserError, match="gives scores that are not finite numbers"):
             require_numbers(np.array([[0.5, value]]), tmp_path)
+
+
+def test_batches_are_smaller_for_larger_images():
+    assert [images_of_a_batch("cpu", size) for size in (256, 512, 1024)] == [8, 2, 1]
+    assert [images_of_a_batch("cuda", size) for size in (256, 512, 4096)] == [128, 32, 1]

@@ -9,14 +9,36 @@ import pytest
 
 from pylon.system.errors import UserError
 from pylon.system.files import (
+    as_text,
     hold_lock,
     is_number,
     locked,
+    one_line,
     require_writable,
     write_atomically,
     write_csv,
     write_together,
 )
+
+
+def test_names_as_text():
+    assert as_text(os.fsdecode(b"\xe9 \xc3\xa9.png")) == "\\xe9 é.png"
+    assert one_line(os.fsdecode(b"a\nb\xe9\t.png is\r")) == "a\\nb\\xe9\\t.png is\\r"
+    assert one_line("Größe 3 x 4, \\n") == "Größe 3 x 4, \\n"
+
+
+def test_contents_in_parts(tmp_path):
+    write_together({tmp_path / "a": iter([b"one", b"two"]), tmp_path / "b": b"three"})
+    assert (tmp_path / "a").read_bytes() == b"onetwo"
+
+    def parts():
+        yield b"new"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(tmp_path / "a", parts())
+    assert (tmp_path / "a").read_bytes() == b"onetwo"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_files_and_then_renames_are_flushed(tmp_path, monkeypatch):

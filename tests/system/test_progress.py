@@ -63,6 +63,9 @@ def test_short_stage_prints_one_line(monkeypatch):
     monkeypatch.setattr("sys.stderr", log)
     assert list(progress.track(["page"] * 3, "figs/all", "page")) == ["page"] * 3
     assert log.text == "figs/all: 3 of 3 pages, 0:00\n"
+    list(progress.track(["image"] * 3, "predicting", "image", with_rate=True))
+    last = log.text.splitlines()[-1]
+    assert re.fullmatch(r"predicting: 3 of 3 images, 0:00, [\d.]+ images/s", last)
     assert list(progress.track([1], "silent", "page", shown=False)) == [1]
     assert "silent" not in log.text
     assert progress.SECONDS_BETWEEN_LINES <= 30
