@@ -180,6 +180,8 @@ def draw_pages(
                 threshold = network.card.get("thresholds", {}).get(row.pathology)
             present = None if threshold is None else probability >= threshold
             title = title_of(row.pathology, probability, present)
+            if present:
+                title += f" (contour: {threshold:.3f})"
             panels.append(Row(row.image_id, image, heatmap, title, bboxes, threshold))
         write_atomically(folder / f"{page + 1}.jpg", draw_page(panels, options.scale))
     remove_pages_from(folder, len(loader) + 1)

@@ -13,7 +13,7 @@ A file that cannot be read does not stop the others: exit code 1. The same comma
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,12 +80,18 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from pylon.drawing import SHEET_PANEL, Scale
+from pylon.drawing import SHEET_PANEL
 from pylon.experiment.card import versions
-from pylon.experiment.done import Entry, Progress, Recorder, entry_of, file_of
-from pylon.experiment.inputs import Read, find_images, read_in_batches
+from pylon.experiment.done import Entry, Progress, Recorder, entry_of, file_of, remove_files
+from pylon.experiment.inputs import MISSING, Found, Read, find_images, read_in_batches
 from pylon.experiment.predictor import Prediction, Predictor, is_window, sheet_of
-from pylon.experiment.results import maps_file, open_results, write_results
+from pylon.experiment.results import (
+    how_pixels_are_read,
+    maps_file,
+    open_results,
+    origin_of,
+    write_results,
+)
 from pylon.experiment.selection import check_method
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
@@ -102,9 +108,9 @@ ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 def main(options: Options) -> None:
     # the options, and the images
     check(options)
-    found = find_images(options.images, options.out)
     accelerator = make_accelerator(options.device, options.precision)
     say = accelerator.print
+    found = on_main_process(accelerator, lambda: find_images(options.images, options.out))
     if not found.images:
         raise UserError(next(iter(found.faults.values())))
 
@@ -118,29 +124,23 @@ def main(options: Options) -> None:
         window=options.window,
     )
     require_classes(options, predictor)
-    scale = options.scale
-    if scale == "absolute" and not predictor.are_probabilities:
+    if options.scale == "absolute" and not predictor.are_probabilities:
         say("note: these maps are not probabilities: each is drawn from its minimum to its maximum")
-        scale = "minmax"
+        options = replace(options, scale="minmax")
 
-    # what is done, and what is to do: new images first, so that batches are as in a run that was
-    # not interrupted, then those that could not be read before
-    about = origin_of_results(options, found.folder, predictor)
-    on_main_process(accelerator, lambda: open_results(options.out, about))
-    progress = Progress(options.out)
-    kinds = ["overlays"] * options.overlays + ["maps"] * options.save_maps
-    left = progress.left(found, kinds)
-    accelerator.wait_for_everyone()  # until all have read the progress
+    # what is left to do
+    about = describe(options, found.folder, predictor)
+    left, run = on_main_process(accelerator, lambda: open_and_compare(options, about, found))
     size = predictor.batch_size
     turn = accelerator.process_index
     mine = [image for k, image in enumerate(left) if k // size % accelerator.num_processes == turn]
-    say(f"{images(len(found.images))}, {len(left)} to predict; results go to {options.out}")
+    say(f"{counted(len(found.images))}, {len(left)} to predict; results go to {options.out}")
 
     # predict, draw, record
     started = time.monotonic()
-    recorder = Recorder(options.out, accelerator.process_index, progress.run + 1)
+    recorder = Recorder(options.out, origin_of(about), accelerator.process_index, run)
     faults = {}
-    steps = predict_all(mine, found.folder, predictor, scale, options, recorder, faults)
+    steps = predict_all(mine, found.folder, predictor, options, recorder, faults)
     shown = accelerator.is_main_process
     for _ in track(steps, "predicting", "image", len(mine), shown, leave=True, with_rate=True):
         pass
@@ -153,10 +153,11 @@ def main(options: Options) -> None:
     )
     seconds = time.monotonic() - started
     done = len(left) - len(faults.keys() & set(left))
-    rate = f" in {seconds:.1f} s, {done / seconds:.1f} images/s" if done else ""
-    say(f"{images(done)} predicted{rate}; see {options.out / 'predictions.csv'}")
+    if done:
+        rate = f"{seconds:.1f} s, {done / seconds:.1f} images/s"
+        say(f"{counted(done)} predicted in {rate}; see {options.out / 'predictions.csv'}")
     if coloured:
-        say(f"note: {images(coloured)} of {options.out} had colours, and were read as grey")
+        say(f"note: {counted(coloured)} stored in colour: the grey values were read")
     accelerator.end_training()
     report(faults, len(found.images) + len(found.faults), options.out, accelerator)
 
@@ -183,16 +184,17 @@ def require_classes(options: Options, predictor: Predictor) -> None:
     for name in options.classes:
         if name not in predictor.class_names:
             near = get_close_matches(name, predictor.class_names, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else "choose among "
-            hint += "" if near else ", ".join(predictor.class_names)
+            if near:
+                hint = f"did you mean {', '.join(near)}?"
+            else:
+                hint = f"choose among {', '.join(predictor.class_names)}"
             raise UserError(f"--classes {name} is not a class of {options.checkpoint}; {hint}")
 
 
-def origin_of_results(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
+def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
     """Where results come from, for the manifest."""
     choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "region_threshold",
                "window", "method", "precision")  # fmt: skip
-    side = predictor.image_size
     return {
         "folder": as_text(folder),
         "checkpoint": str(options.checkpoint),
@@ -204,30 +206,35 @@ def origin_of_results(options: Options, folder: str, predictor: Predictor) -> di
             "thresholds": predictor.thresholds,
             "mean": predictor.card["mean"],
             "std": predictor.card["std"],
-            "image_size": side,
+            "image_size": predictor.image_size,
         },
-        "pixels": {
-            "8 bits": "as stored",
-            "16 bits": "stretched to 0 to 255 between the values in windows: those of --window, or "
-            "else the 0.5th and 99.5th percentiles of the image; 8-bit values times 257 are "
-            "divided by 257",
-            "colour": "read as grey (OpenCV)",
-            "orientation": "as stored; EXIF orientation is ignored",
-            "size": f"resized to {side} x {side}, bicubic, without antialiasing (OpenCV)",
-        },
+        "pixels": how_pixels_are_read(predictor.image_size),
         "versions": versions(),
     }
 
 
-def images(count: int) -> str:
-    return f"{count} image" + ("" if count == 1 else "s")
+def open_and_compare(
+    options: Options, about: dict[str, Any], found: Found
+) -> tuple[list[str], int]:
+    """Open the folder of results; the images that are left, and the number of this run."""
+    open_results(options.out, about)
+    progress = Progress(options.out, origin_of(about))
+    return progress.left(found, kinds_of(options)), progress.run + 1
+
+
+def kinds_of(options: Options) -> list[str]:
+    """The files that each image has."""
+    return ["overlays"] * options.overlays + ["maps"] * options.save_maps
+
+
+def counted(images: int) -> str:
+    return f"{images} image" + ("" if images == 1 else "s")
 
 
 def predict_all(
     images: list[str],
     folder: str,
     predictor: Predictor,
-    scale: Scale,
     options: Options,
     recorder: Recorder,
     faults: dict[str, str],
@@ -247,26 +254,27 @@ def predict_all(
         window=options.window,
         side=SHEET_PANEL if options.overlays else 0,
     )
-    save = partial(save_files, scale=scale, options=options)
+    save = partial(save_files, options=options)
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
         before = None
         for batch in batches:
             good = [each for each in batch if each.fault == ""]
-            bad = {each.image: each.fault for each in batch if each.fault}
+            bad = [each for each in batch if each.fault]
+            faults.update({each.image: each.fault for each in bad})
             predictions = predictor.predict([each.prepared for each in good]) if good else []
 
             # files are written while the next batch is predicted
             pairs = zip(good, predictions, strict=True)
             saved = {pair[0].image: pool.submit(save, *pair) for pair in pairs}
             if before is not None:
-                yield from record(recorder, *before, faults)
+                yield from record(recorder, faults, *before)
             before = (saved, bad)
         if before is not None:
-            yield from record(recorder, *before, faults)
+            yield from record(recorder, faults, *before)
 
 
 def record(
-    recorder: Recorder, saved: dict[str, Future], bad: dict[str, str], faults: dict[str, str]
+    recorder: Recorder, faults: dict[str, str], saved: dict[str, Future], bad: list[Read]
 ) -> Iterator[None]:
     """Wait for the files of a batch, then record its results; yield once per image."""
     entries = []
@@ -276,18 +284,24 @@ def record(
         except UserError as error:
             if getattr(error.__cause__, "errno", None) not in ERRORS_OF_NAMES:
                 raise
-            bad[image] = f"{image} has a name under which no results can be written: {error}"
+            why = error.__cause__.strerror
+            faults[image] = f"{image} has a name under which no picture can be written ({why})"
         yield
-    recorder.add(entries, list(bad))
-    faults.update(bad)
-    yield from (None for image in bad if image not in saved)
+
+    # an image that has become unreadable loses its results; one that is not there keeps them
+    unreadable = [each.image for each in bad if each.fingerprint != MISSING]
+    for image in unreadable:
+        remove_files(recorder.out, image)
+    recorder.add(entries, unreadable)
+    yield from (None for _ in bad)
 
 
-def save_files(read: Read, prediction: Prediction, scale: Scale, options: Options) -> Entry:
+def save_files(read: Read, prediction: Prediction, options: Options) -> Entry:
     """Write the picture and the maps of an image, if they are wanted; return what to record."""
     if options.overlays:
         labels = labels_to_draw(prediction, options)
-        sheet = sheet_of(prediction, labels, as_text(os.path.basename(read.image)), scale)
+        name = as_text(os.path.basename(read.image))
+        sheet = sheet_of(prediction, labels, name, options.scale)
         write_atomically(file_of(options.out, "overlays", read.image), sheet)
     if options.save_maps:
         maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
@@ -323,11 +337,8 @@ def report(faults: dict[str, str], given: int, out: Path, accelerator: Accelerat
         accelerator.print(f"not read: {reason}", file=sys.stderr)
     if len(faults) > FAULTS_SHOWN:
         accelerator.print(f"and {len(faults) - FAULTS_SHOWN} more", file=sys.stderr)
-    accelerator.print(
-        f"error: {len(faults)} of {given} images could not be read; the others are done. Names and "
-        f"reasons are in {out / 'manifest.json'}",
-        file=sys.stderr,
-    )
+    sentence = f"{len(faults)} of {given} images could not be read; the others are done. Names and"
+    accelerator.print(f"error: {sentence} reasons are in {out / 'manifest.json'}", file=sys.stderr)
     sys.exit(1)
 
 

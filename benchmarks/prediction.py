@@ -82,7 +82,7 @@ def main(options: Options) -> None:
             f"{options.encoder_name}, {len(files)} images, {present:.1f} findings called present "
             f"in each, {options.num_workers} workers\n"
         )
-        print("| | GradCAM, fp32 | predict.py | times GradCAM |\n|---|---|---|---|")
+        print("| predict.py | GradCAM, always fp32 | predict.py | speed-up |\n|---|---|---|---|")
         for precision in options.precisions or precisions(torch.device("cpu")):
             ours = partial(run, options, files, precision, out)
             measured = alternate(options.rounds, {

@@ -92,7 +92,8 @@ def overlay(
         large = cv2.resize(heatmap, size, interpolation=cv2.INTER_LINEAR)  # (H, W)
         levels = np.round(large * 255).astype(np.intp)
         picture = BLENDED.reshape(-1, 3).take(256 * levels + image, axis=0)  # 4 times as fast as []
-        if threshold is not None and heatmap.max() >= threshold:
+        # a score may differ from the maximum of its map by the last bit
+        if threshold is not None and heatmap.max() >= threshold - 1e-6:
             draw_contour(picture, large, threshold)
         return picture
 
@@ -114,7 +115,7 @@ def draw_contour(picture: np.ndarray, heatmap: np.ndarray, threshold: float) -> 
     # interpolation lowers the maximum a little
     high = (heatmap >= min(threshold, heatmap.max())).astype(np.uint8)
     contours, _ = cv2.findContours(high, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    thickness = max(1, round(max(picture.shape) / 250))
+    thickness = max(1, round(max(picture.shape) / 400))
     cv2.drawContours(picture, contours, -1, CONTOUR_COLOUR, thickness)
 
 

@@ -35,9 +35,11 @@ def pixels_of_any(image: ImageLike, window: Window | None) -> Pixels:
     colour = False
     if isinstance(image, Image.Image):
         require_fit("the image", image.height, image.width)
-        require_one_page("the image", header_of(image))
+        header = header_of(image)
+        require_one_page("the image", header)
+        colour = header.colour
         try:
-            image, colour = grey_of(image)
+            image = grey_of(image)
         except OSError as error:  # a file that is truncated
             raise UserError(f"the image cannot be read ({error}); copy it again") from error
     if isinstance(image, np.ndarray) and image.dtype == ">u2":
@@ -47,24 +49,23 @@ def pixels_of_any(image: ImageLike, window: Window | None) -> Pixels:
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
         raise ValueError(
             "an image must be a path, an array (H, W) uint8 or uint16, or a PIL image, or several "
-            f"in a list, got {what}"
+            f"in a list, got {what}; convert colours to grey, other numbers to 8 or 16 bits"
         )
     require_fit("the image", *image.shape)
     return pixels_of(np.ascontiguousarray(image), colour, window)
 
 
-def grey_of(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """The pixels of a PIL image, grey, and whether it was in colour."""
+def grey_of(image: Image.Image) -> np.ndarray:
+    """The pixels of a PIL image, grey, (H, W); not uint8 or uint16 if it has other values."""
     if image.mode in ("1", "L", "LA"):
-        return np.array(image.convert("L")), False
-    if image.mode == "I":  # 16 bits in older versions of Pillow
-        values = np.array(image)
-        return values.astype(
-            np.uint16
-        ) if 0 <= values.min() <= values.max() < 65536 else values, False
+        return np.array(image.convert("L"))
     if image.mode.startswith("I;16"):
         values = np.array(image).astype(np.uint16)
-        return 65535 - values if header_of(image).min_is_white else values, False
+        return 65535 - values if header_of(image).min_is_white else values
+    if image.mode == "I":  # 16 bits in older versions of Pillow
+        values = np.array(image)
+        fits = values.min() >= 0 and values.max() < 65536
+        return values.astype(np.uint16) if fits else values
     if image.mode == "F":
-        return np.array(image), False
-    return cv2.cvtColor(np.array(image.convert("RGB")), cv2.COLOR_RGB2GRAY), True
+        return np.array(image)
+    return cv2.cvtColor(np.array(image.convert("RGB")), cv2.COLOR_RGB2GRAY)

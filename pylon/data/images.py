@@ -26,7 +26,8 @@ SMALLEST_SIDE = 16  # pixels; anything narrower is not a radiograph
 MOST_PIXELS = 80_000_000  # the largest radiographs have a quarter of it
 MOST_BYTES = 8 * MOST_PIXELS  # of a file; of 16 bits and four channels, not compressed
 PERCENTILES = (0.5, 99.5)  # of the pixels of a 16-bit image, which become black and white
-# Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored.
+# Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored. (That of a TIFF
+# file is applied all the same, by Pillow too.)
 AS_STORED = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 MIN_IS_WHITE = 0  # a TIFF file's photometric interpretation
 PHOTOMETRIC = 262  # and its tag
@@ -80,7 +81,8 @@ def read_file(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); copy it again, or check the permissions"
+            f"{path} cannot be read ({error.strerror}); check the path and the permissions, or "
+            "copy it again"
         ) from error
 
 
@@ -91,6 +93,8 @@ def decode(path: str, data: bytes, window: Window | None = None) -> Pixels:
     header = read_header(path, io.BytesIO(data))
     require_fit(path, header.height, header.width)
     require_one_page(path, header)
+    if header.is_tiff:
+        require_whole_tiff(path, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
     except cv2.error:
@@ -112,7 +116,9 @@ def pixels_of(image: np.ndarray, colour: bool = False, window: Window | None = N
         return Pixels(image, 8, colour)
 
     # an 8-bit image saved with 16 bits: each value times 257
-    counts = np.bincount(image.ravel(), minlength=65536)
+    counts = np.zeros(65536, np.int64)
+    for row in range(0, len(image), 256):  # bincount makes a copy of 8 bytes a pixel
+        counts += np.bincount(image[row : row + 256].ravel(), minlength=65536)
     if window is None and not (np.flatnonzero(counts) % 257).any():
         return Pixels((image // 257).astype(np.uint8), 16, colour)
 
@@ -132,8 +138,9 @@ class Header(NamedTuple):
     width: int  # pixels as stored
     height: int
     colour: bool
-    pages: int
-    min_is_white: bool  # of a TIFF file
+    is_tiff: bool
+    pages: int = 1  # of a TIFF file, as is:
+    min_is_white: bool = False
 
 
 def read_header(path: str, file: str | io.BytesIO) -> Header:
@@ -158,12 +165,20 @@ def read_header(path: str, file: str | io.BytesIO) -> Header:
 
 def header_of(image: Image.Image) -> Header:
     """The header of an image that Pillow has opened."""
-    return Header(
-        *image.size,
-        colour=image.mode not in ("1", "L", "LA", "F", "I") and image.mode[:2] != "I;",
-        pages=getattr(image, "n_frames", 1) if image.format == "TIFF" else 1,
-        min_is_white=getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == MIN_IS_WHITE,
-    )
+    colour = image.mode not in ("1", "L", "LA", "F", "I") and image.mode[:2] != "I;"
+    if image.format != "TIFF":
+        return Header(*image.size, colour, is_tiff=False)
+    min_is_white = image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE
+    return Header(*image.size, colour, True, image.n_frames, min_is_white)
+
+
+def require_whole_tiff(path: str, data: bytes) -> None:
+    """Raise a UserError if compressed data is damaged, which OpenCV would fill with noise."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Exception as error:
+        raise UserError(unreadable(path)) from error
 
 
 def require_one_page(path: str, header: Header) -> None:

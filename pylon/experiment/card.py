@@ -13,7 +13,7 @@ from pylon.system.files import hash_of_json, hashed_json, write_atomically
 NEEDED = ("class_names", "mean", "std", "image_size")
 PACKAGES = (
     "torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "accelerate",
-    "numpy",
+    "numpy", "opencv-python-headless", "pillow",
 )  # fmt: skip
 
 

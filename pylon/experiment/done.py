@@ -1,10 +1,16 @@
-"""What predict.py has done so far, on disk: one line per batch, in OUT/.progress-PROCESS.jsonl."""
+"""What predict.py has done so far, on disk: one line per batch.
+
+The lines are in OUT/.progress-ORIGIN-PROCESS.jsonl; the origin is a hash of what results depend on,
+so that those of another network or of other options never count.
+"""
 
 import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +19,7 @@ from pylon.experiment.predictor import Prediction
 from pylon.system.errors import UserError
 
 ENDING_OF = {"overlays": ".png", "maps": ".npz"}
+BAD = -1  # in place of an index: the image could not be read
 LONGEST_NAME = 240  # bytes, of 255: leaves room for the ending of temporary names
 
 
@@ -48,23 +55,25 @@ def entry_of(read: Read, prediction: Prediction) -> Entry:
 class Progress:
     """The entries of a folder of results, on disk; only their places are kept in memory."""
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, origin: str):
         self.out = out
-        self.files = sorted(out.glob(".progress-*.jsonl"))
-        self.run = 0  # the last one; a later run may have done a changed image again
-        self.places: dict[str, tuple[int, int, int, int]] = {}  # run, file, offset, index in line
-        self.bad: set[str] = set()  # images that could not be read
+        self.files = sorted(out.glob(f".progress-{origin}-*.jsonl"))
+        self.run = 0  # the last one
+        places: dict[str, tuple[int, int, int, int]] = {}  # run, file, offset, index in its line
         for number, path in enumerate(self.files):
             with open(path, "rb") as file:
                 offset = 0
                 for line in complete_lines(file):
                     run, entries, bad = parse(line)
                     self.run = max(self.run, run)
-                    self.bad |= set(bad)
-                    for index, entry in enumerate(entries):
+                    named = [(entry.image, index) for index, entry in enumerate(entries)]
+                    for image, index in named + [(image, BAD) for image in bad]:
+                        # a changed image has been done again in a later run
                         place = (run, number, offset, index)
-                        self.places[entry.image] = max(self.places.get(entry.image, place), place)
+                        places[image] = max(places.get(image, place), place)
                     offset += len(line)
+        self.bad = {image for image, place in places.items() if place[3] == BAD}
+        self.places = {image: place for image, place in places.items() if place[3] != BAD}
 
     def left(self, found: Found, kinds: Sequence[str]) -> list[str]:
         """The images that have no results, or whose file has changed since.
@@ -86,17 +95,17 @@ class Progress:
 
     def entries(self, images: Iterable[str]) -> Iterator[Entry]:
         """Read the entries of images, in their order."""
-        last = None
-        files = [open(path, "rb") for path in self.files]  # noqa: SIM115, closed below
-        for image in images:
-            _, number, offset, index = self.places[image]
-            if last != (number, offset):
-                last = (number, offset)
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(path, "rb")) for path in self.files]
+
+            @lru_cache(maxsize=32)  # images of several runs alternate
+            def entries_at(number: int, offset: int) -> list[Entry]:
                 files[number].seek(offset)
-                _, of_line, _ = parse(files[number].readline())
-            yield of_line[index]
-        for file in files:
-            file.close()
+                return parse(files[number].readline())[1]
+
+            for image in images:
+                _, number, offset, index = self.places[image]
+                yield entries_at(number, offset)[index]
 
 
 def line_of(run: int, entries: Sequence[Entry], bad: Sequence[str]) -> bytes:
@@ -123,8 +132,9 @@ def complete_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 class Recorder:
     """Appends the entries of a process to its .progress file."""
 
-    def __init__(self, out: Path, process: int, run: int):
-        self.path = out / f".progress-{process}.jsonl"
+    def __init__(self, out: Path, origin: str, process: int, run: int):
+        self.out = out
+        self.path = out / f".progress-{origin}-{process}.jsonl"
         self.run = run
         try:
             self.file = open(self.path, "a+b")  # noqa: SIM115, open until the end of the process
@@ -148,6 +158,22 @@ class Recorder:
                 f"{self.path} cannot be written ({error.strerror}); free up space, then run the "
                 "same command again: it goes on from here"
             ) from error
+
+
+def remove_files(out: Path, image: str) -> None:
+    """Remove the picture and the maps of an image, if there are any."""
+    for kind in ENDING_OF:
+        with suppress(OSError):
+            file_of(out, kind, image).unlink()
+
+
+def has_entries(out: Path) -> bool:
+    """Whether a folder holds results, of whatever origin."""
+    for path in out.glob(".progress-*.jsonl"):
+        with open(path, "rb") as file:
+            if any(parse(line)[1] for line in complete_lines(file)):
+                return True
+    return False
 
 
 def file_of(out: Path, kind: str, image: str) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 from torch.utils.data import DataLoader
 
 from pylon.data.images import Window
@@ -19,6 +20,7 @@ from pylon.experiment.predictor import Prepared, prepare
 from pylon.system.errors import UserError
 from pylon.system.parallel import Files, loader_generator, start_worker
 
+MISSING = (0, 0)  # in place of size and time of modification
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -49,7 +51,10 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
         UserError: nothing is given, or `out` is in one of the folders.
     """
     if not given:
-        raise UserError("name the images or folders to predict, as in: predict.py chest.png")
+        raise UserError(
+            "name the images or folders to predict, before --classes and other options, as in: "
+            "predict.py chest.png --checkpoint save/pylon/0/best"
+        )
     for path in given:
         if os.path.isdir(path) and out.resolve().is_relative_to(path.resolve()):
             raise UserError(
@@ -69,7 +74,11 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
         folders.append(path)
         there = images_in(path, out.resolve(), faults)
         if not there and path not in faults:
-            faults[path] = f"{path} has no images (no file that ends in {' '.join(ENDINGS)})"
+            endings = " ".join(ENDINGS)
+            faults[path] = (
+                f"{path} has no images: no file that ends in {endings} and is no result of "
+                "predict.py"
+            )
         paths += there
 
     folder = os.path.commonpath(folders)
@@ -79,7 +88,7 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
 
 
 def images_in(folder: str, out: Path, faults: dict[str, str]) -> list[str]:
-    """Paths of the images in a folder and its subfolders, without results in `out`.
+    """Paths of the images in a folder and its subfolders, without results of predict.py.
 
     Why a subfolder cannot be read goes to `faults`.
     """
@@ -88,13 +97,15 @@ def images_in(folder: str, out: Path, faults: dict[str, str]) -> list[str]:
         faults[error.filename] = f"{error.filename} cannot be read ({error.strerror})"
 
     found = []
-    seen = set()  # links to folders are followed, but not in circles
+    above = {}  # the real paths of a folder and those above it: links are not followed in circles
     for place, below, names in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen or Path(real).is_relative_to(out):
+        so_far = above.get(os.path.dirname(place), frozenset())
+        is_results = any(name.startswith(".progress-") for name in names)
+        if real in so_far or is_results or Path(real).is_relative_to(out):
             below.clear()
             continue
-        seen.add(real)
+        above[place] = so_far | {real}
         below[:] = [name for name in below if not name.startswith(".")]
         images = [name for name in names if name.lower().endswith(ENDINGS)]
         found += [os.path.join(place, name) for name in images if not name.startswith(".")]
@@ -149,15 +160,15 @@ def read(image: str, folder: str, image_size: int, window: Window | None, side: 
     except UserError as error:
         return Read(image, file, None, str(error))
     pixels = prepared.pixels
-    picture = fit(pixels.image, side, cv2.INTER_CUBIC) if side else pixels.image[:0, :0]
+    picture = fit(pixels.image, side, cv2.INTER_CUBIC) if side else np.empty((0, 0), np.uint8)
     prepared = prepared._replace(pixels=pixels._replace(image=picture))
     return Read(image, file, prepared, "")
 
 
 def fingerprint(path: str) -> tuple[int, int]:
-    """Size and time of modification of a file; zeros if there is none."""
+    """Size and time of modification of a file; `MISSING` if there is none."""
     try:
         file = os.stat(path)
     except OSError:
-        return 0, 0
+        return MISSING
     return file.st_size, file.st_mtime_ns

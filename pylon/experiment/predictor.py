@@ -6,8 +6,9 @@ prediction.findings[0]  # {"label": "Effusion", "score": 0.83, "present": True, 
 picture = prediction.overlay("Effusion")  # (H, W, 3) uint8
 """
 
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -37,36 +38,37 @@ class Prepared(NamedTuple):
     input: np.ndarray  # (S, S) uint8, the network's input before it is normalised
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What a network finds in one radiograph. Coordinates are pixels of the image given.
 
     Attributes:
         findings: one dict per class, the highest score first:
             label: name of the class;
-            score: probability of the finding, 0 to 1, the maximum of its map;
+            score: probability of the finding, 0 to 1 (the maximum of its map, if maps are
+                probabilities);
             present: whether the score reaches the checkpoint's threshold, None if it has none;
-            point: (row, column) of the maximum of the map;
-            box: (x, y, w, h) of the connected region around it in which the map is at least half
-                its maximum.
+            point: (row, column) of the maximum of the map, enlarged to the network's input;
+            box: (x, y, w, h) of the connected region around it in which the map is at least
+                `region_threshold`, by default half, of its maximum.
         maps: (C, h, w) float32 in [0, 1], in the order of `class_names`: probability per pixel of
             the map, or heatmaps on a scale of their own (see `are_probabilities`).
         class_names: the C classes.
         thresholds: probability from which each class is called present; None if there is none.
         are_probabilities: False for methods such as Grad-CAM, and for networks whose logits are
             means of their maps: then each map is scaled to [0, 1].
-        image: (H, W) uint8, the radiograph as it was read.
+        image: (H, W) uint8, the radiograph as it was read; in predict.py, resized for drawing.
         affine: (2, 3) float64: (x, y) in pixels of the image = affine @ (column, row, 1) of a map,
             where whole numbers are the centres of pixels.
     """
 
     findings: list[dict[str, Any]]
-    maps: np.ndarray
-    class_names: tuple[str, ...]
-    thresholds: dict[str, float | None]
-    are_probabilities: bool
-    image: np.ndarray
-    affine: np.ndarray
+    maps: np.ndarray = field(repr=False)
+    class_names: tuple[str, ...] = field(repr=False)
+    thresholds: dict[str, float | None] = field(repr=False)
+    are_probabilities: bool = field(repr=False)
+    image: np.ndarray = field(repr=False)
+    affine: np.ndarray = field(repr=False)
 
     def finding(self, label: str) -> dict[str, Any]:
         """The finding of a class; a ValueError if there is no such class."""
@@ -112,6 +114,9 @@ class Predictor:
         class_names, thresholds, are_probabilities: as in `Prediction`.
         model: the network, in eval mode, on `device`.
         card: how it was trained, as far as that is known.
+        path, device, precision, method, region_threshold, window: what was given.
+        image_size: side of the network's input, pixels.
+        batch_size: images that are predicted together.
     """
 
     def __init__(
@@ -183,13 +188,15 @@ class Predictor:
         inputs = np.stack([each.input for each in batch])  # (B, S, S)
         if len(batch) == 1:
             inputs = np.repeat(inputs, 2, axis=0)
-        heatmaps, scores = self.run(inputs)  # (B, C, h, w), (B, C)
+        heatmaps, scores = self._run(inputs)  # (B, C, h, w), (B, C)
+        heatmaps = heatmaps[: len(batch)]
+        scores = scores[: len(batch)]
 
         # points and boxes
         count = len(self.class_names)
         sizes = np.array([(each.height, each.width) for each in batch])
         places = locate(
-            heatmaps[: len(batch)].flatten(0, 1),
+            heatmaps.flatten(0, 1),
             sizes.repeat(count, axis=0),
             (self.image_size, self.image_size),
             self.region_threshold,
@@ -197,11 +204,11 @@ class Predictor:
         points, boxes = (of.reshape(len(batch), count, -1).tolist() for of in places)
         maps = heatmaps.cpu().numpy()
         return [
-            self.prediction_of(*of_image)
-            for of_image in zip(batch, scores.tolist(), points, boxes, maps, strict=False)
+            self._prediction(*of_image)
+            for of_image in zip(batch, scores.tolist(), points, boxes, maps, strict=True)
         ]
 
-    def run(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _run(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Run the network: inputs (B, S, S) uint8 -> heatmaps (B, C, h, w), scores (B, C)."""
         batch = len(inputs)
         count = len(self.class_names)
@@ -224,7 +231,7 @@ class Predictor:
         require_numbers(scores.cpu().numpy(), self.path)
         return heatmaps.unflatten(0, (batch, count)), scores.unflatten(0, (batch, count))
 
-    def prediction_of(
+    def _prediction(
         self,
         prepared: Prepared,
         scores: list[float],
@@ -240,7 +247,7 @@ class Predictor:
             findings.append({**finding, "point": tuple(point), "box": tuple(box)})
         return Prediction(
             sorted(findings, key=lambda finding: -finding["score"]),
-            maps,
+            maps.copy(),  # not a view that keeps the batch in memory
             self.class_names,
             self.thresholds,
             self.are_probabilities,
@@ -253,8 +260,11 @@ def is_window(window: Any) -> bool:
     """Whether it is two increasing values of a 16-bit image."""
     if not isinstance(window, list | tuple) or len(window) != 2:
         return False
-    low, high = window
-    return type(low) is type(high) is int and 0 <= low < high <= 65535
+    try:
+        low, high = map(operator.index, window)
+    except (TypeError, ValueError):
+        return False
+    return 0 <= low < high <= 65535
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -295,7 +305,8 @@ def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale)
         if scale == "minmax":
             about = "scaled from its minimum to its maximum"
         elif threshold is not None:
-            about = f"{'contour' if finding['present'] else 'threshold'}: {threshold:.3f}"
+            word = "contour at the" if finding["present"] else "below the"
+            about = f"{word} threshold, {threshold:.3f}"
         title = title_of(label, finding["score"], finding["present"])
         panels.append(Panel(prediction.overlay(label, scale), title, about))
     return draw_sheet(panels, with_bar=scale == "absolute" and labels != [])

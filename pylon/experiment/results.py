@@ -5,7 +5,7 @@ OUT/predictions.csv    one row per image and class
     maps/              with --save-maps, the maps of each image: .npz
     coco.json, coco_results.json     with --save-coco, the images, and boxes with scores
     manifest.json      what the results come from, and the files that could not be read
-    .progress-0.jsonl  one line per finished batch: what resumption needs
+    .progress-*.jsonl  one line per finished batch: what resumption needs (done.py)
 
 A killed run is resumed after its last line; predictions.csv, the COCO files and the final manifest
 are written at the end, from these lines. Each of several processes has its own .progress file.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pylon.experiment.card import read_json
-from pylon.experiment.done import Entry, Progress
+from pylon.experiment.done import Entry, Progress, has_entries
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import (
@@ -44,8 +44,8 @@ def open_results(out: Path, about: dict[str, Any]) -> None:
     """Create the folder, or check that its results have the same origin; hold its lock.
 
     Args:
-        about: for the manifest: folder, weights_sha256, network and options, which must be the
-            same as before, and whatever else is known.
+        about: for the manifest: folder, weights_sha256, network, options and device, which must be
+            the same as before, and whatever else is known.
 
     Raises:
         UserError: they are of other options, weights or images, or not of predict.py at all;
@@ -73,15 +73,16 @@ def require_results(out: Path, about: dict[str, Any]) -> None:
         return
     try:
         before = read_json(path)
-        if before.pop("sha256", None) != hash_of_json(before):
-            raise KeyError("sha256")
-        require_same(out, before, about)
-    except (UserError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError) and "holds results" in str(error):
-            raise
+    except UserError:
+        before = {}
+    is_whole = before.pop("sha256", None) == hash_of_json(before)
+    is_ours = before.keys() >= about.keys() and isinstance(before["options"], dict)
+    if not is_whole or not is_ours:
         raise UserError(
             f"{path} is damaged, or was not written by predict.py; choose another --out"
-        ) from error
+        )
+    if has_entries(out):
+        require_same(out, before, about)
 
 
 def require_same(out: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
@@ -98,11 +99,34 @@ def require_same(out: Path, before: dict[str, Any], about: dict[str, Any]) -> No
                 f"--out {out} holds results with {flag(name)} {shown(earlier)}, not "
                 f"{shown(value)}; repeat that, or {cure}"
             )
+    if before["device"] != about["device"]:
+        raise UserError(
+            f"--out {out} holds results of --device {before['device']}, not {about['device']}; "
+            f"repeat that, or {cure}"
+        )
     if before["folder"] != about["folder"]:
         raise UserError(
             f"--out {out} holds results of images in {before['folder']}, not {about['folder']}; "
             f"{cure}"
         )
+
+
+def how_pixels_are_read(image_size: int) -> dict[str, Any]:
+    """What the manifest says about it."""
+    return {
+        "8 bits": "as stored",
+        "16 bits": "stretched to 0 to 255 between the values in windows: those of --window, or "
+        "the 0.5th and 99.5th percentiles of the image; 8-bit values times 257 are divided by 257",
+        "colour": "the grey values (OpenCV)",
+        "orientation": "EXIF orientation is ignored, that of TIFF files is applied",
+        "size": f"resized to {image_size} x {image_size}, bicubic, without antialiasing (OpenCV)",
+    }
+
+
+def origin_of(about: dict[str, Any]) -> str:
+    """A hash of what results depend on, for the names of files."""
+    keys = ("folder", "weights_sha256", "network", "options", "device")
+    return hash_of_json({key: about[key] for key in keys})[:12]
 
 
 def shown(value: Any) -> str:
@@ -129,8 +153,8 @@ def write_results(
         about: as for `open_results`.
         faults: why files could not be read, by image.
     """
-    progress = Progress(out)
-    images = sorted(progress.places.keys() - faults.keys())
+    progress = Progress(out, origin_of(about))
+    images = sorted(progress.places)
     counts = {"8 bits": 0, "16 bits": 0}
     coloured = 0
     windows = {}
@@ -145,17 +169,20 @@ def write_results(
     ]
     manifest = {
         **about,
+        "note": "for research only, not a diagnosis",
         "finished": True,
         "images": len(images),
         "pixels": {
             **about["pixels"],
-            "counts": {**counts, "in colour, read as grey": coloured},
+            "counts": {**counts, "stored in colour, read as grey": coloured},
             "windows": windows,
         },
         "unreadable": unreadable,
     }
-    files = {out / "predictions.csv": table(progress.entries(images), class_names)}
-    if with_coco:
+    files = {}
+    if images:
+        files[out / "predictions.csv"] = table(progress.entries(images), class_names)
+    if with_coco and images:  # pycocotools does not read empty results
         files[out / "coco.json"] = coco_images(progress.entries(images), class_names)
         files[out / "coco_results.json"] = coco_results(progress.entries(images))
     write_together({**files, out / "manifest.json": hashed_json(manifest)})

@@ -74,7 +74,9 @@ def youden_thresholds(
         if 0 < labels[known, c].sum() < known.sum():
             false_positives, true_positives, levels = roc_curve(labels[known, c], logits[known, c])
             best = levels[np.argmax(true_positives - false_positives)]  # the first one is infinite
-        thresholds[name] = float(expit(best)) if np.isfinite(best) else None
+        # float32 of a float64 sigmoid, as the probabilities that are compared with it
+        probability = float(np.float32(expit(np.float64(best))))
+        thresholds[name] = probability if np.isfinite(best) else None
     return thresholds
 
 

@@ -47,6 +47,5 @@ def locate(
 def region_around(heatmap: np.ndarray, i: int, j: int, share: float) -> tuple[int, int, int, int]:
     """Corners x0, y0, x1, y1 of the region around pixel (i, j), the maximum of a heatmap."""
     high = (heatmap >= share * heatmap[i, j]).astype(np.uint8)
-    _, regions, stats, _ = cv2.connectedComponentsWithStats(high, connectivity=8)
-    x, y, w, h = stats[regions[i, j], :4].tolist()
+    _, _, _, (x, y, w, h) = cv2.floodFill(high, None, (j, i), 2, flags=8)  # 8 neighbours
     return x, y, x + w, y + h

@@ -57,6 +57,28 @@ def test_exif_orientation_is_ignored(tmp_path, rng):
         assert np.abs(image.astype(int) - np.array(Image.open(path)).astype(int)).max() <= 2
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_tiff_is_applied(tmp_path, rng, orientation):
+    """OpenCV and Pillow do it, so sizes and pixels agree."""
+    pixels = rng.integers(0, 256, (40, 90), dtype=np.uint8)
+    path = str(tmp_path / "turned.tif")
+    Image.fromarray(pixels).save(path, tiffinfo={0x0112: orientation})
+    image = read_image(path)
+    assert width_height_of(path) == image.shape[::-1]
+    assert image.shape == ((40, 90) if orientation < 5 else (90, 40))
+
+
+def test_damaged_tiff(tmp_path, rng):
+    pixels = cv2.GaussianBlur(rng.integers(0, 256, (200, 300), dtype=np.uint8), (0, 0), 3)
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 50] = b"\xff" * 50
+    path.write_bytes(content)
+    assert "cannot be read as an image" in fault_of(str(path))
+
+
 def test_png_without_a_header(tmp_path):
     end = (b"IEND", b"")
     for chunks in ([end], [(b"IHDR", b""), end], [(b"IDAT", b"a" * 30), end]):
@@ -67,7 +89,7 @@ def test_png_without_a_header(tmp_path):
 
 def test_missing_file(tmp_path):
     for read in (read_image, require_readable):
-        sentence = "nowhere.png cannot be read (No such file or directory); copy it again"
+        sentence = "nowhere.png cannot be read (No such file or directory); check the path"
         assert sentence in fault_of(str(tmp_path / "nowhere.png"), read)
         assert "Is a directory" in fault_of(str(tmp_path), read)
 

@@ -54,14 +54,26 @@ def test_folder_without_images_and_missing_file(folder):
 def test_links_are_followed_but_not_in_circles(folder):
     os.symlink(folder / "other", folder / "in/deep/link")
     os.symlink(folder / "in", folder / "in/deep/circle")
+    os.symlink(folder / "in/deep/er", folder / "in/aa")  # before the folder itself
+    os.symlink(folder / "in", folder / "other/back")
     os.symlink(folder / "other/a.png", folder / "in/z.png")
-    assert found(folder, "in")[1] == sorted([*INSIDE, "deep/link/a.png", "z.png"])
+    linked = ["aa/a.png", "deep/link/a.png", "z.png"]
+    assert found(folder, "in")[1] == sorted([*INSIDE, *linked])
 
 
 def test_folder_of_results_behind_a_link_is_left_out(folder):
     (folder / "out/overlays").mkdir(parents=True)
     (folder / "out/overlays/a.png.png").write_text("")
     os.symlink(folder / "out", folder / "in/results")
+    assert found(folder, "in")[1] == INSIDE
+    faults = found(folder, "out/overlays", "in")[2]
+    assert "is no result of predict.py" in faults["out/overlays"]
+
+
+def test_folder_of_other_results_is_left_out(folder):
+    (folder / "in/predictions/overlays").mkdir(parents=True)
+    (folder / "in/predictions/overlays/a.png.png").write_text("")
+    (folder / "in/predictions/.progress-ab-0.jsonl").write_text("")
     assert found(folder, "in")[1] == INSIDE
 
 

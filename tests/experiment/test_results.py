@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from entries import entry
 
+from pylon.experiment.done import Recorder
 from pylon.experiment.results import coco_images, coco_results, maps_file, open_results, table
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json
 
 ABOUT = {
     "folder": "/images", "checkpoint": "best", "weights_sha256": "ab", "pixels": {},
-    "network": {"thresholds": {"Mass": 0.5}},
+    "network": {"thresholds": {"Mass": 0.5}}, "device": "cpu",
     "options": {"save_maps": False, "classes": (), "window": (1, 2)},
 }  # fmt: skip
 
@@ -57,7 +58,12 @@ def test_maps_file(tmp_path):
 
 
 def test_results_of_other_origin_are_refused(tmp_path):
+    open_results(tmp_path, {**ABOUT, "device": "mps"})
+    open_results(tmp_path, ABOUT)  # there are no results yet
+    Recorder(tmp_path, "0", 0, 1).add([], ["bad.png"])
+    open_results(tmp_path, {**ABOUT, "device": "mps"})
     open_results(tmp_path, ABOUT)
+    Recorder(tmp_path, "0", 0, 1).add([entry("a.png")], [])
     open_results(tmp_path, ABOUT)
     for change, sentence in (
         ({"options": {**ABOUT["options"], "save_maps": True}}, "--save-maps False, not True"),
@@ -65,6 +71,7 @@ def test_results_of_other_origin_are_refused(tmp_path):
         ({"options": {**ABOUT["options"], "window": None}}, "--window 1 2, not None"),
         ({"weights_sha256": "cd"}, "results of another network"),
         ({"network": {"thresholds": {"Mass": 0.4}}}, "results of another network"),
+        ({"device": "cuda"}, "results of --device cpu, not cuda"),
         ({"folder": "/other"}, "results of images in /images, not /other"),
     ):
         with pytest.raises(UserError, match=sentence):
