@@ -21,7 +21,7 @@ from pylon.experiment.card import read_json, read_training_json
 from pylon.experiment.checkpoint import load_last
 from pylon.system.files import hold_lock
 
-KILLS = int(os.environ.get("PYLON_KILLS", "4"))
+KILLS = int(os.environ.get("PYLON_KILLS", "2"))
 # files written in two epochs, at least: 3 to check the permissions; 3 in best, csv, last; csv, last
 WRITES = 10
 

@@ -22,7 +22,7 @@ from PIL import Image
 from pylon.experiment.results import COLUMNS
 
 BEST = "save/pylon/0/best"
-KILLS = int(os.environ.get("PYLON_KILLS", "4"))
+KILLS = int(os.environ.get("PYLON_KILLS", "2"))
 ALL = ("--save-maps", "--save-coco", "--device", "cpu")
 
 
