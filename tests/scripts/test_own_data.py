@@ -55,7 +55,7 @@ def test_16_bit_tiff_files_are_read_as_the_8_bits_they_hold(table, tmp_path):
     batches = []
     for folder in (table, tmp_path):
         images = read_radiographs(DataOptions(table=folder / "my.csv")).of_split("train")
-        cache = open_cache(images, folder / "cache", 256, 0)
+        cache = open_cache(images, tmp_path / "cache", 256, 0)
         loader, _ = train_loader(
             images, ["Mass"], train_transform(256), 100, 0, seed=0, cache=cache
         )
