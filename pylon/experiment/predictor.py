@@ -1,9 +1,11 @@
 """A checkpoint -> findings, heatmaps and boxes of any radiograph.
 
-predictor = pylon.Predictor("save/pylon/0/best")
-prediction = predictor("chest.png")
-prediction.findings[0]  # {"label": "Effusion", "score": 0.83, "present": True, ..}
-picture = prediction.overlay("Effusion")  # (H, W, 3) uint8
+    predictor = pylon.Predictor("save/pylon/0/best")
+    prediction = predictor("chest.png")
+    prediction.findings[0]  # {"label": "Effusion", "score": 0.83, "present": True, ..}
+    picture = prediction.overlay("Effusion")  # (H, W, 3) uint8
+
+predict.py does the same for files and folders.
 """
 
 import operator

@@ -16,6 +16,7 @@ from functools import partial
 import pandas as pd
 import pytest
 from conftest import TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
+from faulty_files import FaultyFile
 
 from pylon.experiment.card import read_json, read_training_json
 from pylon.experiment.checkpoint import load_last
@@ -32,22 +33,11 @@ def wait_until(condition, process):
         process.join(0.02)
 
 
-class Fatal:
-    """A file that kills the process halfway through a write."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def write(self, data):
-        self.file.write(data[: len(data) // 2])
-        self.file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+def die_halfway(file, data):
+    """Write half of the data, then kill the process."""
+    file.write(data[: len(data) // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_in_write(number):
@@ -57,7 +47,7 @@ def die_in_write(number):
 
     def open_or_die(*args):
         file = open(*args)  # noqa: SIM115, the caller closes it
-        return Fatal(file) if next(count) == number else file
+        return FaultyFile(file, die_halfway) if next(count) == number else file
 
     files.open = open_or_die
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from bad_images import BAD
 from conftest import run_script, sentence_of, start_script
+from faulty_files import FaultyFile
 from PIL import Image
 
 from pylon.experiment.results import COLUMNS
@@ -314,20 +315,8 @@ def test_missing_checkpoint(tmp_path):
     assert "there is no checkpoint save/none" in sentence_of(done)
 
 
-class Full:
-    """A file on a disk that is full."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def write(self, _):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def refuse(_file, _data):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def fill_disk() -> None:
@@ -338,7 +327,7 @@ def fill_disk() -> None:
 
     def open_and_fill(path, mode):
         file = open(path, mode)  # noqa: SIM115, the caller closes it
-        return Full(file) if next(count) > 30 else file
+        return FaultyFile(file, refuse) if next(count) > 30 else file
 
     files.open = open_and_fill
 
