@@ -114,8 +114,11 @@ def draw_contour(picture: np.ndarray, heatmap: np.ndarray, threshold: float) -> 
     """Draw, in place, where a heatmap (H, W) reaches a threshold."""
     # interpolation lowers the maximum a little
     high = (heatmap >= min(threshold, heatmap.max())).astype(np.uint8)
-    contours, _ = cv2.findContours(high, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+
+    # a little outside, so that it does not hide a region of few pixels
     thickness = max(1, round(max(picture.shape) / 400))
+    high = cv2.dilate(high, np.ones((3, 3), np.uint8), iterations=thickness + 1)
+    contours, _ = cv2.findContours(high, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, contours, -1, CONTOUR_COLOUR, thickness)
 
 

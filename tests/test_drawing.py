@@ -137,7 +137,11 @@ def test_contour_is_drawn_where_the_threshold_is_reached():
     peak = np.zeros((64, 64), np.float32)
     peak[30, 30] = 0.5
     out = overlay(image, peak, "absolute", threshold=0.5)
-    assert (out == CONTOUR_COLOUR).all(axis=2).any()
+    y, x = np.nonzero((out == CONTOUR_COLOUR).all(axis=2))
+    assert len(y) >= 8
+    assert (out[y.min() + 2 : y.max() - 1, x.min() + 2 : x.max() - 1] != CONTOUR_COLOUR).any()
+    inside = out[(y.min() + y.max()) // 2, (x.min() + x.max()) // 2]
+    assert (inside != CONTOUR_COLOUR).any()  # the region itself is not hidden
 
 
 def test_absolute_page_has_a_colour_bar_and_keeps_the_aspect():
