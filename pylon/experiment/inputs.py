@@ -5,20 +5,19 @@ of `predict.py a b`, a/x.png and b/x.png; of `predict.py a`, x.png.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from torch.utils.data import DataLoader
 
 from pylon.data.images import Window
 from pylon.drawing import fit
 from pylon.experiment.predictor import Prepared, prepare
 from pylon.system.errors import UserError
-from pylon.system.parallel import Files, loader_generator, start_worker
+from pylon.system.parallel import look_in_batches
 
 MISSING = (0, 0)  # in place of size and time of modification
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -130,22 +129,16 @@ class Read(NamedTuple):
 
 def read_in_batches(
     images: list[str], folder: str, batch_size: int, num_workers: int, **how
-) -> Iterator[list[Read]]:
+) -> Iterable[list[Read]]:
     """Read images in worker processes, in order, in batches.
 
     Args:
         images: paths relative to `folder`.
         how: the other arguments of `read`.
     """
-    loader = DataLoader(
-        Files(images, partial(read, folder=folder, **how)),
-        batch_size,
-        num_workers=num_workers if len(images) > batch_size else 0,
-        collate_fn=list,
-        worker_init_fn=start_worker,
-        generator=loader_generator(),
-    )
-    return iter(loader)
+    look = partial(read, folder=folder, **how)
+    workers = num_workers if len(images) > batch_size else 0
+    return look_in_batches(images, look, batch_size, workers)
 
 
 def read(image: str, folder: str, image_size: int, window: Window | None, side: int) -> Read:

@@ -22,16 +22,22 @@ def look_at(
     paths: Iterable[str], look: Callable[[str], Any], num_workers: int, title: str
 ) -> list[Any]:
     """Apply a function to each file in worker processes; results are in order of the files."""
-    loader = DataLoader(
+    progress = track(look_in_batches(paths, look, 32, num_workers), title, "batch")
+    return [answer for batch in progress for answer in batch]
+
+
+def look_in_batches(
+    paths: Iterable[str], look: Callable[[str], Any], batch_size: int, num_workers: int
+) -> DataLoader:
+    """Apply a function to each file in worker processes; yields lists of results, in order."""
+    return DataLoader(
         Files(list(paths), look),
-        32,
+        batch_size,
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=start_worker,
         generator=loader_generator(),
     )
-    progress = track(loader, title, "batch")
-    return [answer for batch in progress for answer in batch]
 
 
 class Files(Dataset):
