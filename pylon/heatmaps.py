@@ -14,6 +14,7 @@ METHODS = {  # option name -> class in the grad-cam library
     "eigencam": "EigenCAM",
     "eigengradcam": "EigenGradCAM",
 }
+PAIRS_AT_A_TIME = 8  # of image and class, for methods with gradients: each copies its image
 
 
 def heatmaps_of(
@@ -83,12 +84,15 @@ def explained(
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     make = getattr(pytorch_grad_cam, METHODS[method])
-    targets = [ClassifierOutputTarget(c) for c in class_of]
-    with make(LogitsAlone(model), [model.deepest]) as cam:
-        heatmaps = cam(images[image_of], targets)  # (N, S, S)
-        logits = cam.outputs.detach()  # (N, C)
-    probabilities = probability(logits[range(len(class_of)), class_of])
-    return torch.from_numpy(heatmaps).float(), probabilities
+    heatmaps = []
+    logits = []
+    for first in range(0, len(class_of), PAIRS_AT_A_TIME):
+        pairs = slice(first, first + PAIRS_AT_A_TIME)
+        targets = [ClassifierOutputTarget(c) for c in class_of[pairs]]
+        with make(LogitsAlone(model), [model.deepest]) as cam:  # it holds the activations of a call
+            heatmaps.append(torch.from_numpy(cam(images[image_of[pairs]], targets)))  # (n, S, S)
+            logits.append(cam.outputs.detach()[range(len(targets)), class_of[pairs]])  # (n,)
+    return torch.cat(heatmaps).float(), probability(torch.cat(logits))
 
 
 def probability(logits: Tensor) -> Tensor:

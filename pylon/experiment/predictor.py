@@ -28,8 +28,6 @@ from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
 from pylon.scoring.regions import locate
 from pylon.system.device import choose_device
 
-PAIRS_AT_A_TIME = 8  # of image and class, each a copy of the image, for methods with gradients
-
 
 class Prepared(NamedTuple):
     """A radiograph on its way to the network."""
@@ -222,14 +220,8 @@ class Predictor:
         # scores must not depend on the hardware: no TF32 in fp32
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision != "fp32")
         lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        pairs = len(image_of) if self.method == "map" else PAIRS_AT_A_TIME
-        parts = []
         with exact, lower:
-            for first in range(0, len(image_of), pairs):
-                part = slice(first, first + pairs)
-                of_part = (image_of[part], class_of[part], self.method)
-                parts.append(heatmaps_of(self.model, images, *of_part))
-        heatmaps, scores = (torch.cat(of_parts) for of_parts in zip(*parts, strict=True))
+            heatmaps, scores = heatmaps_of(self.model, images, image_of, class_of, self.method)
         require_numbers(scores.cpu().numpy(), self.path)
         return heatmaps.unflatten(0, (batch, count)), scores.unflatten(0, (batch, count))
 
