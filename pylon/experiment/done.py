@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,16 @@ def entry_of(read: Read, prediction: Prediction) -> Entry:
     )
 
 
+class Place(NamedTuple):
+    """Where the entry of an image is; the greatest is the latest."""
+
+    run: int
+    file: int
+    offset: int  # of its line, bytes
+    index: int  # in its line, or `BAD`
+    fingerprint: tuple[int, int] | None  # of the image's file
+
+
 class Progress:
     """The entries of a folder of results, on disk; only their places are kept in memory."""
 
@@ -59,21 +69,23 @@ class Progress:
         self.out = out
         self.files = sorted(out.glob(f".progress-{origin}-*.jsonl"))
         self.run = 0  # the last one
-        places: dict[str, tuple[int, int, int, int]] = {}  # run, file, offset, index in its line
+        places: dict[str, Place] = {}
         for number, path in enumerate(self.files):
             with open(path, "rb") as file:
                 offset = 0
                 for line in complete_lines(file):
                     run, entries, bad = parse(line)
                     self.run = max(self.run, run)
-                    named = [(entry.image, index) for index, entry in enumerate(entries)]
-                    for image, index in named + [(image, BAD) for image in bad]:
+                    here = partial(Place, run, number, offset)
+                    found = {image: here(BAD, None) for image in bad}
+                    for index, entry in enumerate(entries):
+                        found[entry.image] = here(index, (entry.bytes, entry.modified_ns))
+                    for image, place in found.items():
                         # a changed image has been done again in a later run
-                        place = (run, number, offset, index)
                         places[image] = max(places.get(image, place), place)
                     offset += len(line)
-        self.bad = {image for image, place in places.items() if place[3] == BAD}
-        self.places = {image: place for image, place in places.items() if place[3] != BAD}
+        self.bad = {image for image, place in places.items() if place.index == BAD}
+        self.places = {image: place for image, place in places.items() if place.index != BAD}
 
     def left(self, found: Found, kinds: Sequence[str]) -> list[str]:
         """The images that have no results, or whose file has changed since.
@@ -84,13 +96,15 @@ class Progress:
         Args:
             kinds: folders of files that each image must have.
         """
-        done = set()
-        for entry in self.entries([image for image in found.images if image in self.places]):
-            file = fingerprint(os.path.join(found.folder, entry.image))
-            there = all(file_of(self.out, kind, entry.image).exists() for kind in kinds)
-            if there and file == (entry.bytes, entry.modified_ns):
-                done.add(entry.image)
-        left = [image for image in found.images if image not in done]
+
+        def is_done(image: str) -> bool:
+            if image not in self.places:
+                return False
+            there = all(file_of(self.out, kind, image).exists() for kind in kinds)
+            file = fingerprint(os.path.join(found.folder, image))
+            return there and file == self.places[image].fingerprint
+
+        left = [image for image in found.images if not is_done(image)]
         return sorted(left, key=self.bad.__contains__)
 
     def entries(self, images: Iterable[str]) -> Iterator[Entry]:
@@ -104,8 +118,8 @@ class Progress:
                 return parse(files[number].readline())[1]
 
             for image in images:
-                _, number, offset, index = self.places[image]
-                yield entries_at(number, offset)[index]
+                place = self.places[image]
+                yield entries_at(place.file, place.offset)[place.index]
 
 
 def line_of(run: int, entries: Sequence[Entry], bad: Sequence[str]) -> bytes:

@@ -87,14 +87,15 @@ def require_results(out: Path, about: dict[str, Any]) -> None:
 
 def require_same(out: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
     cure = "choose another --out, or delete that folder"
+    about = json.loads(json.dumps(about))  # lists for tuples, as in the file
     same_weights = before["weights_sha256"] == about["weights_sha256"]
-    if not same_weights or before["network"] != json.loads(json.dumps(about["network"])):
+    if not same_weights or before["network"] != about["network"]:
         raise UserError(
             f"--out {out} holds results of another network ({before['checkpoint']}); {cure}"
         )
     for name, value in about["options"].items():
         earlier = before["options"].get(name)
-        if earlier != json.loads(json.dumps(value)):
+        if earlier != value:
             raise UserError(
                 f"--out {out} holds results with {flag(name)} {shown(earlier)}, not "
                 f"{shown(value)}; repeat that, or {cure}"
