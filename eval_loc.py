@@ -1,4 +1,4 @@
-"""Point localization accuracy on the boxed test images: is a heatmap's maximum in its box?
+"""Localization on the boxed test images: is a heatmap's maximum in its box, do regions match it?
 
     python eval_loc.py                           # every seed under save/pylon/
     python eval_loc.py --checkpoint model.pkl    # the authors' weights, or any other
@@ -7,12 +7,13 @@
     python eval_loc.py --from csv/pylon          # rebuild the tables from saved rows
 
 Reads  checkpoints and DATA, with BBox_List_2017.csv, or --table and --boxes of your own; or, with
-       --from, only rows.
-Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; with --save-maps
-       SEED_maps.npz, heatmaps;
+       --from, only rows and heatmaps.
+Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; SEED_maps.npz, their
+       heatmaps;
        csv/NAME/point_localization.csv: one row per seed, mean and standard deviation, intervals
        over patients, scores of reference points that do not use the image, and of the boxes whose
        finding the network calls present;
+       csv/NAME/box_localization.csv: the same for the boxes around the regions of the heatmaps;
        csv/NAME/point_localization_beside_published.csv, .._beside_OTHER.csv: one row per class,
        with differences and verdicts. (With a METHOD other than map: .._METHOD.csv.)
 """
@@ -32,9 +33,9 @@ class Options(BoxOptions, ScoreOptions):
     method: Method = "map"
     """Heatmaps to score: map, the network's own maps; or a method of the grad-cam library, applied
     to the encoder's deepest feature."""
-    save_maps: bool = False
+    save_maps: bool = True
     """Save the heatmaps of the boxes in csv/NAME/SEED_maps.npz: maps, (N, h, w) float32, in the
-    order of the rows."""
+    order of the rows; 16 MB for NIH's 984 boxes. Without them, --from cannot score boxes again."""
 
 
 if __name__ == "__main__":
@@ -54,8 +55,9 @@ from pylon.experiment.evaluate import (
 )
 from pylon.experiment.from_rows import read_experiments
 from pylon.experiment.selection import check_method, choose_experiments, settle
+from pylon.scoring.box_tables import BoxScores, score_heatmaps, write_box_tables
 from pylon.scoring.compare import print_beside, why_not_published
-from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, write_rows
+from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, read_maps, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.files import write_csv
@@ -71,6 +73,9 @@ def main(options: Options) -> None:
             table = f"point_localization{suffix}.csv"
             rows = read_experiments(options, f"boxes{suffix}", table)
             write_tables(rows, options.from_, suffix)
+            scores = scores_from_maps(rows, options.from_, f"boxes{suffix}")
+            if scores is not None:
+                write_box_tables(rows, scores, options.from_, suffix)
         return
 
     # from networks
@@ -78,16 +83,18 @@ def main(options: Options) -> None:
     check_method(options.method, options)
     accelerator = make_accelerator(options.device, options.precision, options.batch_size)
     experiments = settle(experiments, options, accelerator.print)
-    rows = localize(experiments, options, suffix, accelerator)
+    rows, scores = localize(experiments, options, suffix, accelerator)
     if accelerator.is_main_process:
-        write_tables(rows, Path("csv") / next(iter(rows)), suffix)
+        folder = Path("csv") / next(iter(rows))
+        write_tables(rows, folder, suffix)
+        write_box_tables(rows, scores, folder, suffix)
     accelerator.end_training()
 
 
 def localize(
     experiments: dict[str, dict[str, Path]], options: Options, suffix: str, accelerator: Accelerator
-) -> dict[str, dict[str, Rows]]:
-    """Localize the boxes with every network; return the rows by experiment and seed.
+) -> tuple[dict[str, dict[str, Rows]], dict[str, dict[str, BoxScores]]]:
+    """Localize the boxes with every network; return rows and scores by experiment and seed.
 
     Only the first experiment's rows are written to disk; the other experiments' files are left
     unchanged.
@@ -101,18 +108,17 @@ def localize(
 
     not_official = why_not_official(radiographs, with_boxes=True)
     rows = {}
+    scores = {}
     for name, checkpoints in experiments.items():
         rows[name] = {}
+        scores[name] = {}
         networks = open_networks(options, checkpoints, radiographs, boxed, accelerator)
         for seed, model, card, loader in networks:
             # one row per image and class
             shown = accelerator.is_main_process
             loader = track(loader, f"{name} {seed}", "batch", shown=shown, leave=True)
-            keep_maps = options.save_maps and name == first
             with accelerator.autocast():
-                table, maps = localize_boxes(
-                    model, card, loader, boxed, boxes, options.method, keep_maps
-                )
+                table, maps = localize_boxes(model, card, loader, boxed, boxes, options.method)
             require_numbers(table["probability"].to_numpy(), checkpoints[seed])
             about = about_rows(
                 model, card, radiographs, not_official, options.precision, options.method
@@ -121,10 +127,40 @@ def localize(
             rows[name][seed] = Rows(table[columns], about)
 
             # the other experiments' files are left unchanged
-            if name == first and accelerator.is_main_process:
+            if not accelerator.is_main_process:
+                continue
+            if name == first:
                 what = f"boxes{suffix}"
-                write_rows(Path("csv") / name, seed, what, rows[name][seed], maps)
-    return rows
+                kept = maps if options.save_maps else None
+                write_rows(Path("csv") / name, seed, what, rows[name][seed], kept)
+            scores[name][seed] = score_heatmaps(maps, rows[name][seed])
+    return rows, scores
+
+
+def scores_from_maps(
+    rows: dict[str, dict[str, Rows]], folder: Path, what: str
+) -> dict[str, dict[str, BoxScores]] | None:
+    """Score the saved heatmaps of rows; None, with a note, if some were not saved.
+
+    Args:
+        rows: by experiment and seed.
+        folder: of the first experiment; the others are next to it.
+        what: "boxes" or "boxes_METHOD".
+    """
+    scores = {}
+    for k, (name, rows_of_seed) in enumerate(rows.items()):
+        scores[name] = {}
+        for seed, of_seed in rows_of_seed.items():
+            place = folder.resolve().parent / name if k else folder
+            maps = read_maps(place, seed, what)
+            if maps is None:
+                print(
+                    f"note: no scores of boxes: {place} has no heatmaps of seed {seed}; they are "
+                    "saved when a network is scored, unless with --no-save-maps"
+                )
+                return None
+            scores[name][seed] = score_heatmaps(maps, of_seed)
+    return scores
 
 
 def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) -> None:

@@ -249,8 +249,7 @@ def localize_boxes(
     boxed: pd.DataFrame,
     boxes: pd.DataFrame,
     method: str,
-    with_maps: bool = False,
-) -> tuple[pd.DataFrame, np.ndarray | None]:
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Locate the finding of each row, an image and a class with boxes, on every process.
 
     Args:
@@ -259,14 +258,13 @@ def localize_boxes(
         boxed: table of the images that have boxes.
         boxes: from `boxes_with_images`.
         method: source of the heatmaps (see `heatmaps_of`).
-        with_maps: whether to return the heatmaps.
 
     Returns:
         The rows: the columns of `boxes`, and probability, row and column of the maximum, hit,
         threshold and called. `called` is 1 if the network calls the finding present (its
         probability reaches the threshold chosen on the validation split during training), 0 if not,
         NaN if there is no threshold.
-        The heatmaps, (N, h, w) float32 in the order of the rows, or None.
+        The heatmaps, (N, h, w) float32 in the order of the rows.
     """
     rows_of_image = boxes.groupby("image_id").indices  # image -> rows of the table
     class_of = boxes["pathology"].map(card["class_names"].index).to_numpy()
@@ -293,8 +291,7 @@ def localize_boxes(
         )
         places = (probability.tolist(), row.tolist(), column.tolist(), hit.tolist())
         found += zip(box_rows, *places, strict=True)
-        if with_maps:
-            maps += zip(box_rows, heatmaps.cpu().numpy(), strict=True)
+        maps += zip(box_rows, heatmaps.cpu().numpy(), strict=True)
 
     # gather the rows of all processes, without repeats from images that pad the last batch
     columns = ["box", "probability", "row", "column", "hit"]
@@ -304,8 +301,6 @@ def localize_boxes(
     rows["threshold"] = boxes["pathology"].map(card.get("thresholds", {})).astype(float)
     called = rows["probability"] >= rows["threshold"]
     rows["called"] = called.where(rows["threshold"].notna()).astype(float)
-    if not with_maps:
-        return rows, None
     map_of_box = dict(gather_object(maps))
     return rows, np.stack([map_of_box[box] for box in range(len(boxes))])
 

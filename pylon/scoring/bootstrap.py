@@ -155,13 +155,27 @@ def resampled_accuracy(
     Returns:
         (RESAMPLES, len(names) + 1); NaN where a resample has no box of a class.
     """
-    patient_of, drawn = resample_patients(patient_ids)
     member = np.column_stack([*(classes == name for name in names), np.ones(len(hits), bool)])
-    counted = np.where(np.isnan(hits)[:, None], False, member)  # (N, K)
-    of_boxes = patients_by_images(patient_of, np.ones(len(hits), bool))  # (P, N)
-    hit = drawn @ (of_boxes @ (counted * np.nan_to_num(hits)[:, None]))  # (RESAMPLES, K)
-    boxes = drawn @ (of_boxes @ (1.0 * counted))  # (RESAMPLES, K)
-    return np.divide(hit, boxes, out=np.full(boxes.shape, np.nan), where=boxes > 0)
+    hits_of_class = np.where(member, np.asarray(hits, np.float64)[:, None], np.nan)  # (N, K)
+    return resampled_means(hits_of_class, patient_ids)
+
+
+def resampled_means(values: np.ndarray, patient_ids: np.ndarray) -> np.ndarray:
+    """Means over the rows, in resamples of the patients.
+
+    Args:
+        values: (N, K); NaN where a row does not count.
+        patient_ids: (N,) patient of each row.
+
+    Returns:
+        (RESAMPLES, K); NaN where no row of a resample counts.
+    """
+    patient_of, drawn = resample_patients(patient_ids)
+    of_rows = patients_by_images(patient_of, np.ones(len(values), bool))  # (P, N)
+    counted = ~np.isnan(values)
+    total = drawn @ (of_rows @ np.nan_to_num(values))  # (RESAMPLES, K)
+    count = drawn @ (of_rows @ (1.0 * counted))
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def too_little(scores: np.ndarray, patient_counts: np.ndarray) -> np.ndarray:

@@ -12,8 +12,12 @@ from pylon.scoring.rows import Rows
 from pylon.scoring.tables import Scored, print_table
 from pylon.system.files import write_csv
 
-Score = Literal["auroc", "point_localization"]
-MARGIN = {"auroc": 0.01, "point_localization": 0.04}  # differences within it count as none
+Score = Literal["auroc", "point_localization", "box_localization"]
+MARGIN = {
+    "auroc": 0.01,
+    "point_localization": 0.04,
+    "box_localization": 0.04,
+}  # differences within it count as none
 
 
 def published(score: Score) -> pd.DataFrame:
@@ -137,18 +141,24 @@ def print_beside(
         suffix: of their names, after the score.
         why_not: why there is no comparison with the published seeds; None to compare.
     """
-    (_, ours), *others = scored.items()
-    defined = ours.scores.notna().all()  # classes without a score are left out
-    scores = ours.scores.loc[:, defined]
-
-    # the published seeds
+    ours = next(iter(scored.values()))
     if why_not is None:
         path = folder / f"{score}{suffix}_beside_published.csv"
+        scores = ours.scores.loc[:, ours.scores.notna().all()]
         show("published", beside_published(scores, score), path, "seeds")
     else:
         print(f"not compared with the published seeds: {why_not}")
+    print_paired(score, scored, folder, suffix)
 
-    # the others, paired: both use the same resamples of patients
+
+def print_paired(score: Score, scored: dict[str, Scored], folder: Path, suffix: str) -> None:
+    """Print and write how the first experiment compares with each of the others.
+
+    Comparisons are paired: both use the same resamples of patients. Args as for `print_beside`.
+    """
+    (_, ours), *others = scored.items()
+    defined = ours.scores.notna().all()  # classes without a score are left out
+    scores = ours.scores.loc[:, defined]
     for name, theirs in others:
         our_mean = ours.resamples.mean(axis=0)[:, defined]
         their_mean = theirs.resamples.mean(axis=0)[:, defined]

@@ -10,7 +10,7 @@ csv/NAME/SEED_boxes.csv            one row per image and class with boxes: image
                                    the image file. If a class has several boxes in one image:
                                    more_boxes, those after the first, as "x y w h; x y w h"
 csv/NAME/SEED_images.json, ..      where the rows come from: `Rows.about`
-csv/NAME/SEED_maps.npz             the heatmaps of the boxes, if requested
+csv/NAME/SEED_maps.npz             the heatmaps of the boxes, unless they are not wanted
 
 With a METHOD other than map: SEED_boxes_METHOD.csv and so on. Numbers are read back exactly.
 """
@@ -230,6 +230,32 @@ def read_rows(path: Path) -> Rows:
             "score the network again"
         )
     return Rows(parse_rows(content), about)
+
+
+def read_maps(folder: Path, seed: str, what: str) -> np.ndarray | None:
+    """Read the heatmaps of rows, (N, h, w) float32; None if they were not saved.
+
+    Args:
+        folder: csv/NAME.
+        seed: name of the checkpoint in the tables.
+        what: "boxes" or "boxes_METHOD".
+
+    Raises:
+        UserError: they are damaged, or of other rows.
+    """
+    path = folder / f"{seed}_{what.replace('boxes', 'maps')}.npz"
+    if not path.exists():
+        return None
+    rows_path = folder / f"{seed}_{what}.csv"
+    try:
+        with np.load(path) as file:
+            maps = file["maps"]
+            of_rows = str(file["rows_sha256"])
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{path} is damaged; score the network again") from error
+    if of_rows != hashlib.sha256(rows_path.read_bytes()).hexdigest():
+        raise UserError(f"{path} belongs to other rows than {rows_path.name}; score again")
+    return maps
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Scored(NamedTuple):
     scores: pd.DataFrame  # one row per seed, one column per class or mean over classes
     resamples: np.ndarray  # (seeds, RESAMPLES, columns): the same scores in resamples of patients
     patient_counts: np.ndarray  # (columns,) number of patients behind each score
+    are_shares: np.ndarray | bool = True  # whether they lie in [0, 1]; counts have no upper bound
 
 
 def score_images(rows_of_seed: dict[str, Rows]) -> Scored:
@@ -51,10 +52,16 @@ def score_images(rows_of_seed: dict[str, Rows]) -> Scored:
 
 def score_boxes(rows_of_seed: dict[str, Rows]) -> Scored:
     """Point localization accuracy of each seed: per class that has boxes, all rows as `micro`."""
+    hits = {seed: rows.table["hit"].to_numpy() for seed, rows in rows_of_seed.items()}
+    return score_hits(rows_of_seed, hits)
+
+
+def score_hits(rows_of_seed: dict[str, Rows], hits_of_seed: dict[str, np.ndarray]) -> Scored:
+    """Mean of the hits (N,), in [0, 1], of each seed: per class that has boxes, all as `micro`."""
     scores = {}
     resamples = []
     for seed, rows in rows_of_seed.items():
-        hits = rows.table["hit"].to_numpy()
+        hits = hits_of_seed[seed]
         classes = rows.table["pathology"].to_numpy()
         patient_ids = rows.table["patient_id"].to_numpy()
         names = boxed_classes(rows)
@@ -86,7 +93,7 @@ def table_of_seeds(scored: Scored) -> pd.DataFrame:
     for a single seed.
     """
     table = pd.concat([scored.scores, scored.scores.agg(["mean", "std"])]).rename_axis("seed")
-    scores = scored.scores.to_numpy()
+    scores = np.where(scored.are_shares, scored.scores, np.nan)  # binomial bounds are for shares
     each = []
     for k, label in enumerate(scored.scores.index):
         interval = bounds(scored.resamples[k], scored.patient_counts, scores[k])

@@ -150,7 +150,7 @@ def test_unknown_labels_do_not_count_in_auroc(own, trained_on_own):
 
 def test_several_boxes_of_a_class_are_one_row(own, trained_on_own):
     options = ("--table", own / "my.csv", "--boxes", own / "boxes.csv", "--name", "mine")
-    done = run_script("eval_loc.py", *options, *EVALUATE, "--save-maps", cwd=trained_on_own)
+    done = run_script("eval_loc.py", *options, *EVALUATE, cwd=trained_on_own)
     folder = trained_on_own / "csv/mine"
     written = (folder / "point_localization.csv").read_bytes()
     boxes = pd.read_csv(own / "boxes.csv")

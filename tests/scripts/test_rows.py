@@ -30,8 +30,7 @@ def scored(trained, phantom):
     run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, "--seed", 1, cwd=trained)
     said = {}
     for script in SCRIPTS:
-        options = (*CPU, *(("--save-maps",) if script == "eval_loc.py" else ()))
-        said[script] = run_script(script, "--data", phantom, *options, cwd=trained).stdout
+        said[script] = run_script(script, "--data", phantom, *CPU, cwd=trained).stdout
     return trained, said
 
 
@@ -248,7 +247,7 @@ def test_changed_rows_are_refused(rows_alone, spoil, sentence):
             "--name is for scoring networks; leave out either it or --from",
         ),
         (("--from", "csv/pylon", "--batch-size", 4), "--batch-size is for scoring networks"),
-        (("--from", "csv/pylon", "--save-maps"), "--save-maps is for scoring networks"),
+        (("--from", "csv/pylon", "--no-save-maps"), "--save-maps is for scoring networks"),
         (("--from", "csv/pylon", "--compare", "pylon"), "--compare pylon is the experiment itself"),
         (("--from", "csv/pylon", "--compare", "other"), "csv/other has no rows"),
     ],
@@ -289,7 +288,7 @@ def test_rows_of_earlier_evaluations_are_left_out(rows_alone):
 
 def test_outdated_maps_are_removed(scored, phantom, rows_alone):
     shutil.copytree(scored[0] / "save", rows_alone / "save")
-    options = ("--data", phantom, *CPU, "--seeds", 1)
+    options = ("--data", phantom, *CPU, "--seeds", 1, "--no-save-maps")
     run_script("eval_loc.py", *options, cwd=rows_alone)
     left = sorted(path.name for path in (rows_alone / "csv/pylon").glob("*.npz"))
     assert left == ["0_maps.npz"]

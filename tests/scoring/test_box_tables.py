@@ -1,0 +1,128 @@
+"""Tables of the scores of boxes: intervals, controls, and those of the published heatmaps."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pylon.scoring.bootstrap import bounds, resampled_means
+from pylon.scoring.box_tables import POOLED, SHOWN, BoxScores, box_table, score_heatmaps
+from pylon.scoring.boxes import FRACTIONS, SCORES, cross_fitted
+from pylon.scoring.rows import Rows
+
+SIMULATIONS = int(os.environ.get("PYLON_SIMULATIONS", "120"))
+
+
+def rows_of(boxes: list[tuple[str, int, str, int, int, int, int]]) -> Rows:
+    """Rows from image_id, patient_id, pathology, x, y, w, h in images of 64 x 64 pixels."""
+    keys = ["image_id", "patient_id", "pathology", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
+    table = pd.DataFrame(boxes, columns=keys)
+    table["image_height"] = 64
+    table["image_width"] = 64
+    return Rows(table, {"class_names": sorted(set(table["pathology"]))})
+
+
+def maps_of(rows: Rows) -> np.ndarray:
+    """Maps that are 1 in the box and 0 elsewhere."""
+    maps = np.zeros((len(rows.table), 64, 64), np.float32)
+    for heatmap, (x, y, w, h) in zip(maps, rows.bboxes()[:, 0], strict=True):
+        heatmap[y : y + h, x : x + w] = 1
+    return maps
+
+
+@pytest.fixture
+def rows() -> Rows:
+    boxes = [(f"{k}.png", k, "Mass", 5 + k, 10, 8, 8) for k in range(12)]
+    return rows_of([*boxes, *((f"{k}.png", k, "Nodule", 40, 5 + k, 4, 4) for k in range(12))])
+
+
+def test_perfect_maps_and_their_controls(rows):
+    scores = score_heatmaps(maps_of(rows), rows)
+    tables = box_table({"0": rows}, {"0": scores})
+    assert list(tables) == [POOLED, "Mass", "Nodule"]
+    for table in tables.values():
+        assert list(table.columns) == list(SCORES)
+        assert (table.loc["0"].drop("false boxes") == 1).all()
+        assert table.loc["0", "false boxes"] == 0
+        assert (table.loc["oracle"] == table.loc["0"]).all()
+        # 12 of 12 patients: the binomial interval of a share; a count has none
+        assert table.loc["0 low", SHOWN] == pytest.approx(0.025 ** (1 / 12))
+        assert np.isnan(table.loc["0 low", "false boxes"])
+
+    # the medians of the other folds' boxes lie near the middle: 6 of 64 pixels to either side
+    assert 0 < tables["Mass"].loc["prior box", SHOWN] < 1
+    assert tables["Mass"].loc["whole image", "IoU"] == 64 / 4096
+    assert tables["Nodule"].loc["whole image", "energy"] == 16 / 4096
+    assert tables["Nodule"].loc["random maps", "IoU"] < 0.2
+
+
+def test_table_averages_the_seeds(rows):
+    good = score_heatmaps(maps_of(rows), rows)
+    bad = BoxScores(np.zeros_like(good.scores), np.zeros_like(good.oracle))
+    table = box_table({"0": rows, "1": rows}, {"0": good, "1": bad})[POOLED]
+    assert table.loc["mean", SHOWN] == 0.5
+    assert table.loc["std", SHOWN] == pytest.approx(np.sqrt(0.5))
+    assert table.loc["oracle", SHOWN] == 0.5
+
+
+def test_intervals_hold_the_truth():
+    """Of hits at a fraction that is chosen on other patients, and of counts."""
+    found = []
+    for simulation in range(SIMULATIONS):
+        rng = np.random.default_rng([3, simulation])
+        patients = np.repeat(np.arange(150), rng.integers(1, 5, 150))
+        # each patient has its own chance, of mean 0.6 at the best fraction and 0.3 at the others
+        chance = rng.beta(1.2, 0.8, 150)[patients, None]
+        chances = np.where(np.arange(len(FRACTIONS)) == 8, chance, chance / 2)
+        hits = rng.uniform(size=chances.shape) < chances
+        scores = np.repeat(hits[:, :, None], len(SCORES), axis=2).astype(float)
+        scores[..., -1] = rng.poisson(5 * chances)  # a count, of mean 3
+        picked, chosen = cross_fitted(scores, np.full(len(patients), "a"), patients)
+        assert (chosen == 8).all()
+        low, high = bounds(resampled_means(picked, patients), np.full(len(SCORES), 150))
+        found.append([low[0] <= 0.6 <= high[0], low[-1] <= 3 <= high[-1]])
+    shares = np.mean(found, axis=0)
+    slack = 3.3 * np.sqrt(0.95 * 0.05 / SIMULATIONS)
+    least = 0.93 if SIMULATIONS >= 1000 else 0.94 - slack
+    print(f"hits {shares[0]:.3f}, counts {shares[1]:.3f} of {SIMULATIONS} intervals hold the truth")
+    assert (shares >= least).all()
+    assert (shares <= max(0.97, 0.96 + slack)).all()
+
+
+def test_published_heatmaps(shared, official_boxes):
+    """The figures of docs/results.md."""
+    published = np.load(shared / "reference" / "published_heatmaps.npz")
+    pairs = zip(published["image_id"], published["pathology"], strict=True)
+    map_of_pair = {pair: k for k, pair in enumerate(pairs)}
+    boxes = official_boxes.rename(columns={key: f"bbox_{key}" for key in "xywh"})
+    boxes["patient_id"] = boxes["image_id"].str[:8].astype(int)
+    boxes["image_height"] = boxes["image_width"] = 1024
+    rows = Rows(boxes, {"class_names": sorted(set(boxes["pathology"]))})
+    order = [map_of_pair[pair] for pair in zip(boxes["image_id"], boxes["pathology"], strict=True)]
+    assert sorted(order) == list(range(984))
+    maps = published["heatmap"][order].astype(np.float32)
+
+    tables = box_table({"published": rows}, {"published": score_heatmaps(maps, rows)})
+    columns = ["T(IoU 0.1)", "T(IoU 0.3)", "T(IoU 0.5)", "T(IoBB 0.25)", "false boxes", "energy"]
+    expected = {
+        "published": [0.808, 0.498, 0.190, 0.703, 1.371, 0.272],
+        "published low": [0.783, 0.464, 0.162, 0.674, 1.261, 0.254],
+        "published high": [0.832, 0.531, 0.216, 0.733, 1.482, 0.290],
+        "oracle": [0.813, 0.509, 0.195, 0.710, 1.377, 0.272],
+        "prior box": [0.393, 0.213, 0.138, 0.376, 0.607, 0.270],
+        "whole image": [0.285, 0.020, 0.001, 0.039, 0.715, 0.075],
+        "random maps": [0.488, 0.110, 0.013, 0.379, 6.968, 0.075],
+    }
+    for label, figures in expected.items():
+        found = tables[POOLED].loc[label, columns].round(3).tolist()
+        assert found == pytest.approx(figures, abs=0.0011), label
+    of_class = {name: table.loc["published", SHOWN].round(3) for name, table in tables.items()}
+    assert of_class == pytest.approx(
+        {
+            "Atelectasis": 0.433, "Cardiomegaly": 0.870, "Effusion": 0.314, "Infiltration": 0.626,
+            "Mass": 0.506, "Nodule": 0.418, "Pneumonia": 0.600, "Pneumothorax": 0.122,
+            POOLED: 0.498,
+        },
+        abs=0.0011,
+    )  # fmt: skip
