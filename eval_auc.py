@@ -9,7 +9,8 @@ Reads  checkpoints and DATA, or a --table of your own; or, with --from, only row
 Writes csv/NAME/SEED_images.csv, .json: one row per test image, with labels and logits;
        csv/NAME/auroc.csv: one row per seed, mean and standard deviation, intervals over patients;
        csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: one row per class, with differences
-       and verdicts.
+       and verdicts; csv/NAME/calibration.csv: are the probabilities right?
+       csv/NAME/auroc.png, reliability.png: both as pictures.
 """
 
 from dataclasses import dataclass
@@ -40,11 +41,13 @@ from pylon.experiment.evaluate import (
 )
 from pylon.experiment.from_rows import read_experiments
 from pylon.experiment.selection import choose_experiments, settle
-from pylon.scoring.compare import print_beside, why_not_published
+from pylon.scoring.calibration import reliabilities, table_of_calibration
+from pylon.scoring.charts import reliability_chart, scores_chart
+from pylon.scoring.compare import print_beside, published, why_not_published
 from pylon.scoring.rows import Rows, image_rows, write_rows
 from pylon.scoring.tables import print_table, score_images, table_of_seeds
 from pylon.system.device import make_accelerator
-from pylon.system.files import write_csv
+from pylon.system.files import write_atomically, write_csv
 from pylon.system.parallel import is_first_process
 
 
@@ -122,9 +125,25 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path) -> None:
         f"table written to {path}"
     )
 
-    # comparisons
+    # comparisons, and the picture
     why_not = why_not_published(rows[name], "of the complete PYLON network")
     print_beside("auroc", scored, folder, "", why_not)
+    means = published("auroc").mean() if why_not is None else None
+    write_atomically(folder / "auroc.png", scores_chart(table, "AUROC", means))
+    write_calibration(rows[name], folder)
+
+
+def write_calibration(rows_of_seed: dict[str, Rows], folder: Path) -> None:
+    """Print and write how well the probabilities of an experiment are calibrated."""
+    table = table_of_calibration(rows_of_seed)
+    path = folder / "calibration.csv"
+    write_csv(path, table)
+    label = "mean" if len(rows_of_seed) > 1 else next(iter(rows_of_seed))
+    print(f"\nare the probabilities right? ({label}; written to {path}, reliability.png)")
+    print_table(table.loc[label].rename_axis("score"))
+    bins = reliabilities(next(iter(rows_of_seed.values())))
+    if bins:
+        write_atomically(folder / "reliability.png", reliability_chart(bins))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; S
        finding the network calls present;
        csv/NAME/box_localization.csv: the same for the boxes around the regions of the heatmaps;
        csv/NAME/point_localization_beside_published.csv, .._beside_OTHER.csv: one row per class,
-       with differences and verdicts. (With a METHOD other than map: .._METHOD.csv.)
+       with differences and verdicts; point_localization.png, box_localization.png: both tables as
+       pictures. (With a METHOD other than map: .._METHOD.csv, .png.)
 """
 
 from dataclasses import dataclass
@@ -56,11 +57,12 @@ from pylon.experiment.evaluate import (
 from pylon.experiment.from_rows import read_experiments
 from pylon.experiment.selection import check_method, choose_experiments, settle
 from pylon.scoring.box_tables import BoxScores, score_heatmaps, write_box_tables
-from pylon.scoring.compare import print_beside, why_not_published
+from pylon.scoring.charts import scores_chart
+from pylon.scoring.compare import print_beside, published, why_not_published
 from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, read_maps, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
-from pylon.system.files import write_csv
+from pylon.system.files import write_atomically, write_csv
 from pylon.system.parallel import is_first_process
 from pylon.system.progress import track
 
@@ -202,6 +204,12 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
     # comparisons
     why_not = why_not_published(rows[name], "of the complete PYLON network's own maps")
     print_beside("point_localization", scored, folder, suffix, why_not)
+
+    # the picture
+    means = published("point_localization").mean() if why_not is None else None
+    controls = {"prior": "prior", "image centre": "image centre"}
+    picture = scores_chart(table, "point localization", means, controls)
+    write_atomically(folder / f"point_localization{suffix}.png", picture)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ class Options:
     percentiles of each image."""
     method: Method = "map"
     """Heatmaps: map, the network's own maps; or a method of the grad-cam library."""
+    calibrated: bool = False
+    """Give probabilities that are calibrated by the Platt scaling that training fitted; what is
+    called present, points and boxes stay."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -98,7 +101,7 @@ from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import as_text, one_line, write_atomically
 from pylon.system.parallel import on_main_process
-from pylon.system.progress import track
+from pylon.system.progress import counted, track
 
 FAULTS_SHOWN = 10
 # of an image next to a folder that has the name of its picture, or of one in very deep folders
@@ -122,7 +125,11 @@ def main(options: Options) -> None:
         method=options.method,
         region_threshold=options.region_threshold,
         window=options.window,
+        calibrated=options.calibrated,
     )
+    left = sorted(set(predictor.class_names) - set(predictor.calibration))
+    if options.calibrated and left:
+        say(f"note: the checkpoint has no calibration of {', '.join(left)}; they stay as they are")
     require_classes(options, predictor)
     if options.scale == "absolute" and not predictor.are_probabilities:
         say("note: these maps are not probabilities: each is drawn from its minimum to its maximum")
@@ -194,7 +201,7 @@ def require_classes(options: Options, predictor: Predictor) -> None:
 def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
     """Where results come from, for the manifest."""
     choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "region_threshold",
-               "window", "method", "precision")  # fmt: skip
+               "window", "method", "calibrated", "precision")  # fmt: skip
     return {
         "folder": as_text(folder),
         "checkpoint": str(options.checkpoint),
@@ -204,6 +211,7 @@ def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, A
         "network": {
             "class_names": predictor.class_names,
             "thresholds": predictor.thresholds,
+            "calibration": predictor.calibration,
             "mean": predictor.card["mean"],
             "std": predictor.card["std"],
             "image_size": predictor.image_size,
@@ -225,10 +233,6 @@ def open_and_compare(
 def kinds_of(options: Options) -> list[str]:
     """The files that each image has."""
     return ["overlays"] * options.overlays + ["maps"] * options.save_maps
-
-
-def counted(images: int) -> str:
-    return f"{images} image" + ("" if images == 1 else "s")
 
 
 def predict_all(

@@ -6,9 +6,9 @@
 
 Reads  DATA/images, Data_Entry_2017*.csv, train_val_list.txt, test_list.txt (or
        original_split_*.csv); or TABLE and its images.
-Writes csv/NAME/SEED.csv, one row per epoch; save/NAME/SEED/best, the network with the lowest
-       validation loss; save/NAME/SEED/last, from which the same command resumes after an
-       interruption.
+Writes csv/NAME/SEED.csv, one row per epoch, and SEED.png, its curves; save/NAME/SEED/best, the
+       network with the lowest validation loss; save/NAME/SEED/last, from which the same command
+       resumes after an interruption.
 """
 
 import math
@@ -133,10 +133,12 @@ from pylon.experiment.training import (
     require_finite,
 )
 from pylon.model import Pylon
+from pylon.scoring.calibration import platt_scaling
+from pylon.scoring.charts import training_chart
 from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
-from pylon.system.files import write_csv
+from pylon.system.files import write_atomically, write_csv
 from pylon.system.parallel import main_process_first, on_main_process, seed_epoch
 
 OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
@@ -305,9 +307,12 @@ def main(options: Options) -> None:
         if accelerator.is_main_process:
             if improved:
                 thresholds = youden_thresholds(labels, logits, list(names))
-                card |= {"epoch": epoch, "val_loss": val_loss, "thresholds": thresholds}
+                scaling = platt_scaling(labels, logits, list(names))
+                card |= {"epoch": epoch, "val_loss": val_loss}
+                card |= {"thresholds": thresholds, "calibration": scaling}
                 save_best(save / "best", net, card)
             write_csv(csv, pd.DataFrame(rows), index=False)
+            write_atomically(csv.with_suffix(".png"), training_chart(pd.DataFrame(rows)))
             scaler = accelerator.scaler
             save_last(save / "last", {
                 "epoch": epoch,

@@ -38,6 +38,8 @@ class Description:
         image_size: side of the input, pixels.
         thresholds: probability from which each class is called present, by name; None where there
             is none.
+        calibration: slope (above 0) and intercept, by name, of the line that turns a logit into
+            that of a calibrated probability (Platt scaling); None where there is none.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -45,6 +47,7 @@ class Description:
     std: float | None = None
     image_size: int | None = None
     thresholds: dict[str, float | None] | None = None
+    calibration: dict[str, tuple[float, float] | None] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], classes: int) -> Self:
@@ -78,6 +81,11 @@ class Description:
             or not all(t is None or (is_finite(t) and 0 <= t <= 1) for t in thresholds.values())
         ):
             raise ValueError("thresholds must be probabilities by class name")
+        lines = given["calibration"]
+        if lines is not None and (
+            not isinstance(lines, dict) or not all(n is None or is_line(n) for n in lines.values())
+        ):
+            raise ValueError("calibration must be a slope above 0 and an intercept by class name")
         return cls(**given)
 
     def stated(self) -> dict[str, Any]:
@@ -90,6 +98,13 @@ class Description:
 
 def is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_line(value: Any) -> bool:
+    """Whether it is a slope above 0 and an intercept."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(map(is_finite, value)) and value[0] > 0
 
 
 # keys of config.json that are not arguments of the network
@@ -184,7 +199,8 @@ def files_of(model: Checkpointed) -> dict[str, bytes]:
     is_of_others = card is not None and not is_card_of(card, sha256)
     described = Description.of(model.description.stated(), model.classes).stated()
     if is_of_others:
-        described.pop("thresholds", None)  # chosen for those weights
+        for chosen in ("thresholds", "calibration"):  # for those weights
+            described.pop(chosen, None)
     config = {**config_of(model), **described, "layout": LAYOUT}
     files = {
         "config.json": hashed_json(dict(sorted(config.items()))),

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pylon.hub import is_line
 from pylon.system.errors import UserError
 from pylon.system.files import hash_of_json, hashed_json, write_atomically
 
@@ -67,6 +68,19 @@ def read_training_json(folder: Path) -> dict[str, Any] | None:
     if "sha256" in card and card.pop("sha256") != hash_of_json(card):
         raise UserError(f"{path} is damaged: its hash does not match; copy it again")
     return card
+
+
+def calibration_of(card: dict[str, Any], path: Path) -> dict[str, tuple[float, float]]:
+    """The lines of Platt scaling that a checkpoint holds; a UserError if there are none."""
+    given = card.get("calibration")
+    given = given if isinstance(given, dict) else {}
+    lines = {name: tuple(line) for name, line in given.items() if is_line(line)}
+    if not lines:
+        raise UserError(
+            f"{path} holds no calibration (it was trained before there was one, or its validation "
+            "split was too small); train again, or leave out --calibrated"
+        )
+    return lines
 
 
 def require_own_split(path: Path, card: dict[str, Any] | None, drawn_from: str | None) -> None:

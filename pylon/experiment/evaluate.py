@@ -184,6 +184,7 @@ def about_rows(
         "not_official": not_official,
         "list_sha256": radiographs.list_sha256,
         "weights_sha256": card["weights_sha256"],
+        "calibration": card.get("calibration"),
         "card": trained if "options" in trained else None,  # None without a training.json
         "config": config_of(model),
     }

@@ -22,9 +22,11 @@ from pylon.data.image_like import ImageLike, Images, pixels_of_any
 from pylon.data.images import Pixels, Window
 from pylon.data.transforms import normalize, resize
 from pylon.drawing import Panel, Scale, draw_sheet, overlay, title_of
+from pylon.experiment.card import calibration_of
 from pylon.experiment.checkpoint import find_checkpoint
 from pylon.experiment.evaluate import images_of_a_batch, open_checkpoint, require_numbers
 from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
+from pylon.scoring.calibration import calibrated_probabilities
 from pylon.scoring.regions import locate
 from pylon.system.device import choose_device
 
@@ -105,16 +107,20 @@ class Predictor:
         region_threshold: share of its maximum that a map reaches within the box, in (0, 1].
         window: values of 16-bit images that become black and white; by default the 0.5th and
             99.5th percentiles of each image.
+        calibrated: give calibrated probabilities, by the Platt scaling that training fitted on the
+            validation split: scores, thresholds and maps change, but not what is called present,
+            nor any point or box.
 
     Raises:
-        UserError: the checkpoint or the device cannot be used.
+        UserError: the checkpoint or the device cannot be used, or it holds no calibration.
         ValueError: another argument is impossible.
 
     Attributes:
         class_names, thresholds, are_probabilities: as in `Prediction`.
         model: the network, in eval mode, on `device`.
         card: how it was trained, as far as that is known.
-        path, device, precision, method, region_threshold, window: what was given.
+        path, device, precision, method, region_threshold, window, calibrated: what was given.
+        calibration: slope and intercept of each class that is calibrated.
         image_size: side of the network's input, pixels.
         batch_size: images that are predicted together.
     """
@@ -128,6 +134,7 @@ class Predictor:
         method: str = "map",
         region_threshold: float = 0.5,
         window: Window | None = None,
+        calibrated: bool = False,
     ):
         if not 0 < region_threshold <= 1:
             raise ValueError(f"region_threshold must be in (0, 1], got {region_threshold}")
@@ -149,8 +156,14 @@ class Predictor:
         self.window = window
         self.class_names = tuple(self.card["class_names"])
         given = self.card.get("thresholds") or {}
-        self.thresholds = {name: given.get(name) for name in self.class_names}
+        self.uncalibrated_thresholds = {name: given.get(name) for name in self.class_names}
         self.are_probabilities = are_probabilities(self.model, method)
+        self.calibrated = calibrated
+        self.calibration = calibration_of(self.card, self.path) if calibrated else {}
+        self.thresholds = {
+            name: None if threshold is None else self._calibrate(name, threshold).item()
+            for name, threshold in self.uncalibrated_thresholds.items()
+        }
         self.image_size = self.card["image_size"]
         self.batch_size = images_of_a_batch(self.device.type, self.image_size)
 
@@ -234,20 +247,31 @@ class Predictor:
         maps: np.ndarray,
     ) -> Prediction:
         findings = []
-        for label, score, point, box in zip(self.class_names, scores, points, boxes, strict=True):
-            threshold = self.thresholds[label]
-            present = None if threshold is None else score >= threshold
+        maps = maps.copy()  # not a view that keeps the batch in memory
+        for c, label in enumerate(self.class_names):
+            threshold = self.uncalibrated_thresholds[label]
+            present = None if threshold is None else scores[c] >= threshold
+            score = scores[c]
+            if label in self.calibration:
+                score = self._calibrate(label, score).item()
+                if self.are_probabilities:
+                    maps[c] = self._calibrate(label, maps[c])
             finding = {"label": label, "score": score, "present": present}
-            findings.append({**finding, "point": tuple(point), "box": tuple(box)})
+            findings.append({**finding, "point": tuple(points[c]), "box": tuple(boxes[c])})
         return Prediction(
             sorted(findings, key=lambda finding: -finding["score"]),
-            maps.copy(),  # not a view that keeps the batch in memory
+            maps,
             self.class_names,
             self.thresholds,
             self.are_probabilities,
             prepared.pixels.image,
             affine_of(maps.shape[1:], (prepared.height, prepared.width)),
         )
+
+    def _calibrate(self, label: str, probabilities: float | np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of a class, float32; the same if it is not calibrated."""
+        line = self.calibration.get(label)
+        return np.float32(calibrated_probabilities(np.float32(probabilities), line))
 
 
 def is_window(window: Any) -> bool:

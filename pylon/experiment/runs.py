@@ -159,7 +159,9 @@ def close_run(save: Path, csv: Path) -> Path:
     mark_finished(save / "best", True)
     if not save.name.endswith(".new"):
         return save
-    csv.rename(csv.with_name(csv.name.replace(".new", "")))
+    for path in (csv, csv.with_suffix(".png")):
+        if path.exists():
+            path.rename(path.with_name(path.name.replace(".new", "")))
     place = save.with_name(save.name.removesuffix(".new"))
     if place.exists():
         place.rename(aside(place))

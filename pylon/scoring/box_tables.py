@@ -20,10 +20,11 @@ from pylon.scoring.boxes import (
     score_maps,
     score_single,
 )
+from pylon.scoring.charts import scores_chart
 from pylon.scoring.compare import print_paired
 from pylon.scoring.rows import Rows
 from pylon.scoring.tables import Scored, boxed_classes, print_table, score_hits, table_of_seeds
-from pylon.system.files import write_csv
+from pylon.system.files import write_atomically, write_csv
 
 SHOWN = "T(IoU 0.3)"  # of each class, and in comparisons
 POOLED = "micro"  # all rows, as in the table of points
@@ -123,7 +124,11 @@ def write_box_tables(
     print_table(tables[POOLED])
     print(f"\n{SHOWN}, by class")
     classes = [each for each in tables if each != POOLED]
-    print_table(pd.DataFrame({each: tables[each][SHOWN] for each in [*classes, POOLED]}))
+    shown = pd.DataFrame({each: tables[each][SHOWN] for each in [*classes, POOLED]})
+    print_table(shown)
+    controls = {"prior box": "prior box", "random maps": "random maps"}
+    picture = scores_chart(shown, SHOWN, controls=controls)
+    write_atomically(folder / f"box_localization{suffix}.png", picture)
 
     # the others, paired
     column = SCORES.index(SHOWN)

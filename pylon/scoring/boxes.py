@@ -81,7 +81,7 @@ def score_maps(maps: np.ndarray, bbox_xywh: np.ndarray, image_size: np.ndarray) 
     boxes = in_cells(bbox_xywh, image_size, maps.shape[1:])  # (N, K, 4)
     row, cut, regions, around = regions_of(maps)
     scores = score_predicted(row * len(FRACTIONS) + cut, regions, around, boxes, len(FRACTIONS))
-    scores[..., -1] = energies(maps, boxes)[:, None]
+    scores[..., -1] = np.array([energy(*pair) for pair in zip(maps, boxes, strict=True)])[:, None]
     return scores
 
 
@@ -199,22 +199,18 @@ def score_predicted(
     return scores.reshape(len(boxes), cuts, len(SCORES))
 
 
-def energies(maps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Share of each map's sum inside its boxes, (N,); cells on a rim count by the part inside."""
-    height, width = maps.shape[1:]
-    inside = np.zeros(maps.shape)
-    for box in np.moveaxis(boxes, 1, 0):  # the k-th box of every row
-        x, y, w, h = box.T[..., None]  # (N, 1) each
-        by_row = covered(y, h, height)  # (N, height)
-        by_column = covered(x, w, width)  # (N, width)
-        inside = np.maximum(inside, by_row[:, :, None] * by_column[:, None, :])
-    total = maps.sum(axis=(1, 2), dtype=np.float64)
-    within = (maps * inside).sum(axis=(1, 2))
-    return np.divide(within, total, out=np.zeros(len(maps)), where=total > 0)
+def energy(heatmap: np.ndarray, boxes: np.ndarray) -> float:
+    """Share of a map's sum inside its boxes (K, 4); cells on a rim count by the part inside."""
+    height, width = heatmap.shape
+    inside = np.zeros(heatmap.shape)
+    for x, y, w, h in boxes:
+        inside = np.maximum(inside, np.outer(covered(y, h, height), covered(x, w, width)))
+    total = heatmap.sum(dtype=np.float64)
+    return float((heatmap * inside).sum() / total) if total > 0 else 0.0
 
 
-def covered(start: np.ndarray, length: np.ndarray, count: int) -> np.ndarray:
-    """Part of each of `count` cells that lies in [start, start + length): (N, count)."""
+def covered(start: float, length: float, count: int) -> np.ndarray:
+    """Part of each of `count` cells that lies in [start, start + length): (count,)."""
     low = np.arange(count)
     return (np.minimum(start + length, low + 1) - np.maximum(start, low)).clip(0, 1)
 

@@ -87,3 +87,8 @@ class Lines:
             figures = f", {self.done / elapsed:.1f} {units}/s{figures}"
         line = f"{self.title}: {self.done} of {self.total} {units}, {minutes}:{seconds:02}{figures}"
         print(line, file=sys.stderr, flush=True)
+
+
+def counted(images: int) -> str:
+    """1 image, 2 images."""
+    return f"{images} image" + ("" if images == 1 else "s")

@@ -14,6 +14,7 @@ from pylon.data.transforms import normalize
 from pylon.experiment.predictor import affine_of, sheet_of
 from pylon.scoring.regions import locate
 from pylon.system.errors import UserError
+from pylon.system.files import hashed_json
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +225,51 @@ def test_checkpoint_without_thresholds(checkpoint, files, tmp_path):
     (tmp_path / "best/config.json").write_text(json.dumps(config))
     prediction = pylon.Predictor(tmp_path / "best", "cpu")(files[0])
     assert {finding["present"] for finding in prediction.findings} == {None}
+
+
+def with_calibration(checkpoint: Path, folder: Path, lines: dict | None) -> Path:
+    """A copy of the checkpoint with other lines of Platt scaling."""
+    shutil.copytree(checkpoint, folder)
+    for name in ("training.json", "config.json"):
+        stated = json.loads((folder / name).read_text())
+        del stated["sha256"], stated["calibration"]
+        if lines is not None:
+            stated["calibration"] = lines
+        (folder / name).write_bytes(hashed_json(stated))
+    return folder
+
+
+def test_calibrated_predictions(checkpoint, predictor, files, tmp_path):
+    names = predictor.class_names
+    lines = {name: [0.5 + 0.1 * k, -0.3] for k, name in enumerate(names)}
+    lines[names[1]] = None
+    copied = with_calibration(checkpoint, tmp_path / "copy", lines)
+    scaled = pylon.Predictor(copied, "cpu", calibrated=True)
+    assert set(scaled.calibration) == set(names) - {names[1]}
+    for path in files:
+        plain = predictor(path)
+        found = scaled(path)
+        scores = [finding["score"] for finding in found.findings]
+        assert scores == sorted(scores, reverse=True)
+        for c, name in enumerate(names):
+            before = plain.finding(name)
+            after = found.finding(name)
+            for key in ("present", "point", "box"):
+                assert after[key] == before[key]
+            logit = np.log(before["score"]) - np.log1p(-before["score"])
+            slope, intercept = lines[name] or (1, 0)
+            expected = 1 / (1 + np.exp(-slope * logit - intercept))
+            assert after["score"] == pytest.approx(expected, rel=1e-5)
+            assert found.maps[c].max() == pytest.approx(after["score"], rel=1e-6)
+            if plain.thresholds[name] is not None and lines[name]:
+                assert found.thresholds[name] != plain.thresholds[name]
+                assert (after["score"] >= found.thresholds[name]) == before["present"]
+    # without the option nothing changes
+    assert same(pylon.Predictor(copied, "cpu")(files[0]), predictor(files[0]))
+
+
+def test_checkpoint_without_calibration_is_refused(checkpoint, tmp_path):
+    for k, lines in enumerate((None, {}, {"Mass": None})):
+        copied = with_calibration(checkpoint, tmp_path / str(k), lines)
+        with pytest.raises(UserError, match="holds no calibration"):
+            pylon.Predictor(copied, "cpu", calibrated=True)

@@ -33,6 +33,9 @@ def test_training_writes_its_files(trained):
     assert len(card["split_sha256"]) == 64
     assert card["thresholds"].keys() == set(PATHOLOGIES)
     assert all(threshold is None or 0 < threshold < 1 for threshold in card["thresholds"].values())
+    assert card["calibration"].keys() == set(PATHOLOGIES)
+    assert all(line is None or line[0] > 0 for line in card["calibration"].values())
+    assert (trained / "csv/pylon/0.png").read_bytes().startswith(b"\x89PNG")
     assert load_last(trained / "save" / "pylon" / "0" / "last")["epoch"] == 2
 
 
