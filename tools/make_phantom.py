@@ -3,8 +3,9 @@
     python tools/make_phantom.py --out data/phantom --images 1500 --size 256 --seed 0
 
 Writes images/*.png, Data_Entry_2017.csv, BBox_List_2017.csv, train_val_list.txt and test_list.txt
-to OUT, for the demo and the tests: a thorax drawn by formulas (thorax.py) with a caricature of each
-finding's sign. These are not medical images; scores on them say nothing about scores on patients.
+to OUT, for the demo and the tests: a thorax drawn by formulas (thorax.py) with each finding's sign
+(signs.py) and, as in real data, some wrong labels. These are not medical images; scores on them
+say nothing about scores on patients.
 """
 
 import csv
@@ -22,7 +23,7 @@ import numpy as np
 from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
 from pylon.system.progress import track
-from thorax import FINDINGS, Box, draw
+from thorax import FINDINGS, Box, draw, person
 
 # NIH's header lines, verbatim: some column names contain the separator, a comma.
 LABEL_HEADER = (
@@ -152,10 +153,7 @@ def write_labels(
         file.write(LABEL_HEADER + "\n")
         writer = csv.writer(file, lineterminator="\n")
         for (patient, follow_up), (findings, _) in zip(radiographs, drawn, strict=True):
-            # age and gender are the same in all radiographs of a patient
-            person = np.random.default_rng([options.seed, patient, 0])
-            age = person.integers(18, 90)
-            gender = person.choice(("F", "M"))
+            age, gender = person(options.seed, patient)
             head = (file_name(patient, follow_up), "|".join(findings) or "No Finding")
             size = options.size
             writer.writerow(
