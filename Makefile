@@ -16,16 +16,17 @@ demo: .venv/ready
 	test -f $(DATA)/PHANTOM.txt || \
 	  $(BIN)/python tools/make_phantom.py --out $(DATA) --images 1500 --size 256 --seed 0
 	$(BIN)/python train.py $(DEMO) --encoder-name tu-test_resnet --encoder-weights none \
-	  --epochs 8 --batch-size 4 --lr 1e-3 --patience 3
+	  --epochs 18 --batch-size 4 --lr 2e-3 --patience 4
 	$(BIN)/python eval_auc.py $(DEMO)
 	$(BIN)/python eval_loc.py $(DEMO)
 	$(BIN)/python generate_heatmap.py $(DEMO) --out figs/demo
 	@echo
 	@echo "Done: trained without any bounding boxes, then evaluated with them. Results:"
 	@echo "  figs/demo/all/1.jpg               heatmaps next to the radiographs, with the boxes"
-	@echo "  csv/demo/auroc.csv                AUROC per class"
-	@echo "  csv/demo/point_localization.csv   share of heatmaps whose maximum is inside the box"
-	@echo "  csv/demo/0.csv                    training log, one row per epoch"
+	@echo "  csv/demo/auroc.png                AUROC per class (all tables: csv/demo/*.csv)"
+	@echo "  csv/demo/point_localization.png   share of heatmaps whose maximum is inside the box"
+	@echo "  csv/demo/box_localization.png     share of boxes that a region of the heatmap matches"
+	@echo "  csv/demo/0.png                    how the training went; 0.csv, one row per epoch"
 	@echo "  save/demo/0/best                  the best checkpoint: pylon.load_pylon('save/demo/0/best')"
 
 test: .venv/ready
