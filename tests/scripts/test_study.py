@@ -1,7 +1,9 @@
-"""The report of the study, from tables written by the test.
+"""The study: its report, from tables written by the test, and its command line.
 
 `make study` itself is not run.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,76 +11,133 @@ import pytest
 from conftest import ROOT
 
 import study
-from pylon.scoring.compare import print_beside
+import study_report
+from pylon.scoring.box_tables import POOLED, SHOWN
+from pylon.scoring.compare import print_paired
+from pylon.scoring.rows import Rows, write_rows
 from pylon.scoring.tables import Scored, table_of_seeds
+from pylon.system.errors import UserError
 from pylon.system.files import write_csv
+
+CLASSES = ["Mass", "Nodule"]
+BETTER = {  # AUROC, points, T(IoU .3) of each network
+    "pylon": (0.9, 0.7, 0.5),
+    "backbone-max": (0.9, 0.5, 0.4),
+    "backbone-avg": (0.8, 0.7, 0.6),
+}
+SCORES = study_report.POOLED
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "figs").mkdir()
     rng = np.random.default_rng(0)
-    better = {
-        "pylon": (0.9, 0.7),
-        "backbone-max": (0.9, 0.5),
-        "backbone-avg": (0.8, 0.7),
-        "fpn": (0.7, 0.9),
-    }
-    for k, (score, pooled) in enumerate(study.SCORES.items()):
+    for k, (score, pooled) in enumerate(SCORES.items()):
         experiments = {}
-        for name, means in better.items():
-            columns = [*study.FINDINGS, pooled]
-            values = means[k] + rng.normal(0, 1e-4, (3, 6))
-            scores = pd.DataFrame(values, index=["0", "1", "2"], columns=columns)
-            resamples = values[:, None] + rng.normal(0, 1e-3, (3, 50, 6))
-            scored = Scored(scores, resamples, np.full(6, 50))
-            experiments[f"study-{name}"] = scored
-            table = table_of_seeds(scored)
-            table.loc["prior"] = 0.3
-            table.loc["image centre"] = 0.2
+        for name, means in BETTER.items():
+            values = means[k] + rng.normal(0, 1e-4, (3, 3))
+            scores = pd.DataFrame(values, index=["0", "1", "2"], columns=[*CLASSES, pooled])
+            resamples = values[:, None] + rng.normal(0, 1e-3, (3, 50, 3))
+            experiments[f"study-{name}"] = Scored(scores, resamples, np.full(3, 50))
+            table = table_of_seeds(experiments[f"study-{name}"])
+            for control in ("prior", "image centre", "prior box", "random maps"):
+                table.loc[control] = 0.3
+            if score == "box_localization":  # a table per class, with a column per score
+                by_class = {c: table[[c]].rename(columns={c: SHOWN}) for c in [POOLED, *CLASSES]}
+                table = pd.concat(by_class, names=["class"]).reset_index("seed")
             write_csv(tmp_path / f"csv/study-{name}/{score}.csv", table)
-        print_beside(score, experiments, tmp_path / "csv/study-pylon", "", "it is a phantom")
-    for name in better:
-        for seed in range(4):  # one more than requested
-            csv = tmp_path / f"csv/study-{name}"
-            (csv / f"{seed}.csv").write_text("epoch,seconds\n1,100\n2,80\n")
-            (csv / f"{seed}_boxes.csv").write_text("row,column\n7,248\n7,100\n")
+        print_paired(score, experiments, tmp_path / "csv/study-pylon", "")
+    for name in BETTER:
+        write_files_of_runs(tmp_path / f"csv/study-{name}")
     return tmp_path
 
 
-def test_report_matches_the_tables(folder):
-    text = study.report(study.Options(images=100, epochs=1))  # the finished runs have two
-    assert "100 images" in text
-    assert "2 boxes in the test list" in text
-    assert "and 2 epochs, 3 seeds" in text
-    assert "Training took 36 minutes" in text
-    assert "50% for PYLON; 50% for backbone, max" in text  # of the points in corners
-    lines = [line for line in text.splitlines() if line.startswith("- ")]
+def write_files_of_runs(csv: Path) -> None:
+    """Logs of four seeds, one more than the study has, and their rows: a small and a large box."""
+    (csv / "0_images.csv").write_text("image_id\na.png\nb.png\nc.png\n")
+    table = pd.DataFrame({
+        "image_id": ["a.png", "b.png"], "patient_id": [1, 2], "pathology": CLASSES,
+        "row": [2, 60], "column": [98, 50], "hit": [0.0, 1.0], "bbox_x": 10, "bbox_y": 10,
+        "bbox_w": [4, 80], "bbox_h": [4, 80], "image_height": 100, "image_width": 100,
+    })  # fmt: skip
+    about = {"class_names": CLASSES, "card": {"options": {"encoder_name": "tu-small"}}}
+    for seed in "0123":
+        (csv / f"{seed}.csv").write_text("epoch,seconds\n1,100\n2,80\n")
+        write_rows(csv, seed, "boxes", Rows(table, about))
+
+
+@pytest.fixture
+def of_three() -> study_report.Study:
+    return study_report.Study("study", tuple(BETTER), 3)
+
+
+def test_report_matches_the_tables(folder, of_three):
+    about = "the phantom, which is not medical data"
+    text = study_report.write_report(of_three, about, "python study.py", Path("figs/study.png"))
+    assert "3 test images with 2 boxes" in text
+    assert "for 2 epochs, with 3 seeds. Training took 27 minutes" in text.replace("\n", " ")
+    assert "These are synthetic images" in text
+    lines = [line for line in text.replace("\n  ", " ").splitlines() if line.startswith("- ")]
     expected = (
-        "- At equal AUROC (0.900 and 0.900), PYLON localizes better than **backbone, max**: "
-        "0.700 and 0.500",
-        "- At a different AUROC (0.900 and 0.800), PYLON localizes as well as "
-        "**backbone, avg (CAM)**",
-        "- At a different AUROC (0.900 and 0.700), PYLON localizes worse than **FPN**: "
-        "0.700 and 0.900",
+        "- At equal AUROC (0.900 and 0.900), PYLON against **backbone, max**: "
+        "points 0.700 and 0.500: better, +0.200",
+        "- At a different AUROC (0.900 and 0.800), PYLON against **backbone, avg (CAM)**: "
+        "points 0.700 and 0.700: the same",
     )
     for line, said in zip(lines, expected, strict=True):
         assert line.startswith(said)
-    assert "| prior | 0.300 |" in text
-    assert "(paired) and\nover seeds;" in text
-    one_seed = study.report(study.Options(seeds=1))
-    assert "(paired) and\nwith one seed each, so" in one_seed
-    rows = [line for line in text.splitlines() if line.startswith("| FPN: point localization |")]
-    assert rows[0].count("differs") == 6
+    assert "T(IoU .3) 0.500 and 0.400: better" in lines[0]
+    assert "T(IoU .3) 0.500 and 0.600: worse" in lines[1]
+    assert "| prior box | 0.300 | 0.300 | 0.300 |" in text
+    # the small box is missed, its point is in a corner; the large one is hit
+    assert "| PYLON | 0.000 | 1.000 | 50% |" in text
+    assert max(map(len, (line for line in text.splitlines() if line[:1] != "|"))) <= 100
+
+    one = study_report.Study("study", tuple(BETTER), 1)
+    text = study_report.write_report(one, "`data`", "python study.py", Path("figs/study.png"))
+    assert "with one seed each" in text.replace("\n", " ")
+    assert "A verdict is about this data" in text
 
 
-def test_figure_is_drawn(folder):
-    study.draw(folder / "figs/study.png")
+def test_figure_is_drawn(folder, of_three):
+    study_report.draw(of_three, folder / "figs/study.png")
     assert (folder / "figs/study.png").stat().st_size > 10_000
 
 
-def test_failing_command_is_shown(tmp_path, monkeypatch, capsys):
+def test_command_is_written_without_folders():
+    options = study.Options(
+        data=Path("/home/me/nih"),
+        name="nih",
+        networks=("pylon", "fpn"),
+        seeds=1,
+        lr=1e-4,
+        encoder_weights="/home/me/w.pth",
+    )
+    assert study.command(options) == (
+        "python benchmarks/study.py --data nih --name nih --networks pylon fpn --seeds 1 "
+        "--lr 0.0001 --encoder-weights w.pth"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"networks": ("fpn",)}, "--networks fpn must name pylon"),
+        ({"networks": ("pylon", "pylon")}, "each network once"),
+        ({"data": Path("a"), "table": Path("b"), "boxes": Path("c")}, "two sources of images"),
+        ({"boxes": Path("c.csv")}, "--boxes is for --table"),
+        ({"table": Path("b.csv")}, "--table needs --boxes"),
+        ({"name": "a/b"}, "--name"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(options, sentence):
+    with pytest.raises(UserError) as refused:
+        study.check(study.Options(**options))
+    assert sentence in str(refused.value)
+
+
+def test_failing_command_is_shown(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         study.run_script(ROOT / "tools/make_phantom.py", "--out", tmp_path, "--findings", "Rose")
     assert stopped.value.code == 2
