@@ -139,11 +139,16 @@ def write_calibration(rows_of_seed: dict[str, Rows], folder: Path) -> None:
     path = folder / "calibration.csv"
     write_csv(path, table)
     label = "mean" if len(rows_of_seed) > 1 else next(iter(rows_of_seed))
-    print(f"\nare the probabilities right? ({label}; written to {path}, reliability.png)")
+    print(f"\nare the probabilities right? ({label}; written to {path})")
     print_table(table.loc[label].rename_axis("score"))
-    bins = reliabilities(next(iter(rows_of_seed.values())))
+
+    # the picture shows one seed
+    seed, rows = next(iter(rows_of_seed.items()))
+    bins = reliabilities(rows)
+    picture = folder / "reliability.png"
+    picture.unlink(missing_ok=True)
     if bins:
-        write_atomically(folder / "reliability.png", reliability_chart(bins))
+        write_atomically(picture, reliability_chart(bins, f"{folder.name}, seed {seed}"))
 
 
 if __name__ == "__main__":

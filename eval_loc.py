@@ -76,7 +76,7 @@ def main(options: Options) -> None:
             rows = read_experiments(options, f"boxes{suffix}", table)
             write_tables(rows, options.from_, suffix)
             scores = scores_from_maps(rows, options.from_, f"boxes{suffix}")
-            if scores is not None:
+            if next(iter(rows)) in scores:
                 write_box_tables(rows, scores, options.from_, suffix)
         return
 
@@ -141,8 +141,8 @@ def localize(
 
 def scores_from_maps(
     rows: dict[str, dict[str, Rows]], folder: Path, what: str
-) -> dict[str, dict[str, BoxScores]] | None:
-    """Score the saved heatmaps of rows; None, with a note, if some were not saved.
+) -> dict[str, dict[str, BoxScores]]:
+    """Score the saved heatmaps of rows; without experiments whose heatmaps were not all saved.
 
     Args:
         rows: by experiment and seed.
@@ -151,17 +151,19 @@ def scores_from_maps(
     """
     scores = {}
     for k, (name, rows_of_seed) in enumerate(rows.items()):
-        scores[name] = {}
-        for seed, of_seed in rows_of_seed.items():
-            place = folder.resolve().parent / name if k else folder
-            maps = read_maps(place, seed, what)
-            if maps is None:
-                print(
-                    f"note: no scores of boxes: {place} has no heatmaps of seed {seed}; they are "
-                    "saved when a network is scored, unless with --no-save-maps"
-                )
-                return None
-            scores[name][seed] = score_heatmaps(maps, of_seed)
+        place = folder.resolve().parent / name if k else folder
+        maps = {
+            seed: read_maps(place, seed, what, len(rows_of_seed[seed].table))
+            for seed in rows_of_seed
+        }
+        lacking = [seed for seed, of_seed in maps.items() if of_seed is None]
+        if lacking:
+            print(
+                f"note: no scores of boxes of {name}: {place} has no heatmaps of seed "
+                f"{lacking[0]}; they are saved when a network is scored, unless with --no-save-maps"
+            )
+            continue
+        scores[name] = {seed: score_heatmaps(maps[seed], rows_of_seed[seed]) for seed in maps}
     return scores
 
 

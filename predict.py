@@ -208,10 +208,10 @@ def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, A
         "weights_sha256": predictor.card["weights_sha256"],
         "options": {name: getattr(options, name) for name in choices},
         "device": predictor.device.type,
+        "calibration": predictor.calibration,
         "network": {
             "class_names": predictor.class_names,
-            "thresholds": predictor.thresholds,
-            "calibration": predictor.calibration,
+            "thresholds": predictor.uncalibrated_thresholds,
             "mean": predictor.card["mean"],
             "std": predictor.card["std"],
             "image_size": predictor.image_size,

@@ -72,15 +72,20 @@ def read_training_json(folder: Path) -> dict[str, Any] | None:
 
 def calibration_of(card: dict[str, Any], path: Path) -> dict[str, tuple[float, float]]:
     """The lines of Platt scaling that a checkpoint holds; a UserError if there are none."""
-    given = card.get("calibration")
-    given = given if isinstance(given, dict) else {}
-    lines = {name: tuple(line) for name, line in given.items() if is_line(line)}
+    lines = lines_of(card)
     if not lines:
         raise UserError(
             f"{path} holds no calibration (it was trained before there was one, or its validation "
             "split was too small); train again, or leave out --calibrated"
         )
     return lines
+
+
+def lines_of(card: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """The lines of Platt scaling in a card, by class; what is none is left out."""
+    given = card.get("calibration")
+    given = given if isinstance(given, dict) else {}
+    return {name: tuple(line) for name, line in given.items() if is_line(line)}
 
 
 def require_own_split(path: Path, card: dict[str, Any] | None, drawn_from: str | None) -> None:

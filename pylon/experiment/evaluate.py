@@ -21,7 +21,7 @@ from pylon.data.options import cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize
 from pylon.encoders import STRIDES
-from pylon.experiment.card import read_training_json, require_own_split
+from pylon.experiment.card import lines_of, read_training_json, require_own_split
 from pylon.experiment.checkpoint import class_names_of, load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
 from pylon.heatmaps import heatmaps_of
@@ -184,7 +184,7 @@ def about_rows(
         "not_official": not_official,
         "list_sha256": radiographs.list_sha256,
         "weights_sha256": card["weights_sha256"],
-        "calibration": card.get("calibration"),
+        "calibration": lines_of(card),
         "card": trained if "options" in trained else None,  # None without a training.json
         "config": config_of(model),
     }

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pylon.scoring.bootstrap import resampled_means
 from pylon.scoring.boxes import (
+    FRACTIONS,
     SCORES,
     SHARES,
     cross_fitted,
@@ -33,16 +34,18 @@ POOLED = "micro"  # all rows, as in the table of points
 class BoxScores(NamedTuple):
     """The scores of each row of one network, (N, len(SCORES)) each."""
 
-    scores: np.ndarray  # at the fraction chosen on other patients
+    scores: np.ndarray  # at the fraction chosen on other patients; NaN without any
     oracle: np.ndarray  # at the fraction that is best on the rows themselves
+    fractions: np.ndarray  # (N,) the chosen fraction; NaN where none could be
 
 
 def score_heatmaps(maps: np.ndarray, rows: Rows) -> BoxScores:
     """Score the heatmaps (N, h, w) float32 of the rows."""
     classes, patient_ids, bbox_xywh, image_size = truth_of(rows)
     at_fractions = score_maps(maps, bbox_xywh, image_size)
-    picked, _ = cross_fitted(at_fractions, classes, patient_ids)
-    return BoxScores(picked, oracle(at_fractions, classes))
+    picked, chosen = cross_fitted(at_fractions, classes, patient_ids)
+    fractions = np.where(chosen < 0, np.nan, FRACTIONS[chosen])
+    return BoxScores(picked, oracle(at_fractions, classes), fractions)
 
 
 def controls_of(rows: Rows) -> dict[str, np.ndarray]:
@@ -69,14 +72,21 @@ def truth_of(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 def box_table(
     rows_of_seed: dict[str, Rows], scores_of_seed: dict[str, BoxScores]
 ) -> dict[str, pd.DataFrame]:
-    """Tables by class, and of all rows pooled: seeds as in `table_of_seeds`, oracle, controls."""
+    """Tables by class, and of all rows pooled: seeds as in `table_of_seeds`, oracle, controls.
+
+    Rows of classes of a single patient, for whom no fraction can be chosen, count nowhere. The
+    column `fraction` has the median of the fractions that were chosen.
+    """
     first, *_ = rows_of_seed.values()
     classes, patient_ids, _, _ = truth_of(first)
     controls = controls_of(first)
     best = np.mean([each.oracle for each in scores_of_seed.values()], axis=0)
+    scored_rows = ~np.isnan(next(iter(scores_of_seed.values())).fractions)
     tables = {}
     for name in [POOLED, *boxed_classes(first)]:
-        of_class = np.full(len(classes), True) if name == POOLED else classes == name
+        of_class = scored_rows & ((classes == name) | (name == POOLED))
+        if not of_class.any():
+            continue
         resamples = []
         means = {}
         for seed, each in scores_of_seed.items():
@@ -88,6 +98,8 @@ def box_table(
         table.loc["oracle"] = mean_of(best[of_class])
         for control, values in controls.items():
             table.loc[control] = mean_of(values[of_class])
+        fractions = {s: np.median(each.fractions[of_class]) for s, each in scores_of_seed.items()}
+        table["fraction"] = pd.Series(fractions)
         tables[name] = table
     return tables
 
@@ -106,12 +118,15 @@ def write_box_tables(
     """Print and write the first experiment's scores of boxes, and compare them with the others'.
 
     Args:
-        rows, scores: by experiment and seed.
+        rows, scores: by experiment and seed; experiments without scores are not compared.
         folder: for the tables.
         suffix: of their file names, which names the method.
     """
     name = next(iter(rows))
     tables = box_table(rows[name], scores[name])
+    if not tables:
+        print("note: no scores of boxes: each class has boxes of a single patient")
+        return
     path = folder / f"box_localization{suffix}.csv"
     whole = pd.concat(tables, names=["class"]).reset_index("seed")
     write_csv(path, whole)
@@ -130,10 +145,26 @@ def write_box_tables(
     picture = scores_chart(shown, SHOWN, controls=controls)
     write_atomically(folder / f"box_localization{suffix}.png", picture)
 
+    # what limits the scores
+    unscored = int(np.isnan(next(iter(scores[name].values())).fractions).sum())
+    if unscored:
+        print(f"note: {unscored} rows are left out, since no other patient has a box of the class")
+    ends = [
+        each
+        for each in classes
+        if tables[each]["fraction"].isin([FRACTIONS[0], FRACTIONS[-1]]).any()
+    ]
+    if ends:
+        print(
+            f"note: the fraction of {', '.join(ends)} is at an end of those that are tried "
+            f"({FRACTIONS[0]} to {FRACTIONS[-1]}): another one might score more"
+        )
+
     # the others, paired
     column = SCORES.index(SHOWN)
     scored = {}
-    for other, rows_of_seed in rows.items():
+    for other in scores:
+        rows_of_seed = rows[other]
         found = {seed: each.scores[:, column] for seed, each in scores[other].items()}
         scored[other] = score_hits(rows_of_seed, found)
     if len(scored) > 1:

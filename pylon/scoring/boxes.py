@@ -1,16 +1,17 @@
 """Scores of boxes: how well do the regions of a heatmap agree with the radiologists' boxes?
 
 A map is cut at a fraction of its own maximum; the boxes around its connected regions are the
-predictions. So the rule is the same for maps of every network and method, whatever their range. The
-fraction of a class is chosen on the boxes of other patients, never on those that are scored.
+predictions. The fraction of a class is chosen on the boxes of other patients, never on those that
+are scored, among fractions down to 1e-5: around a finding probabilities fall by powers of ten,
+maps that are scaled to their own range by tenths. So the rule suits both.
 
 T(IoU): is the intersection of a box with a predicted one, over their union, at least .1 to .7? And
 T(IoBB): over the predicted box alone? Both are those of Wang et al., ChestX-ray8 (CVPR 2017),
 section 4 and table 4 (there for one fixed cut per network), with their thresholds. Choosing the cut
 on held-out boxes follows Choe et al., Evaluating weakly supervised object localization methods
 right (CVPR 2020; the code is wsolevaluation), whose MaxBoxAcc chooses it on the scored ones: here
-that is the row "oracle". Energy is that of Wang et al., Score-CAM (CVPR workshops 2020). Scoring
-these as PYLON's localization scores follows from no publication: the paper reports points.
+that is the row "oracle". Energy is that of Wang et al., Score-CAM (CVPR workshops 2020). The paper
+of PYLON has no scores of boxes.
 
 Arrays in, numbers out: no network, no files.
 """
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-FRACTIONS = np.arange(1, 20) / 20  # .05 to .95 of a map's maximum
+FRACTIONS = np.array([  # of a map's maximum
+    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, *(np.arange(1, 20) / 20),
+])  # fmt: skip
 IOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IOBB = (0.1, 0.25, 0.5)
 FOLDS = 10
@@ -216,7 +219,7 @@ def covered(start: float, length: float, count: int) -> np.ndarray:
 
 
 def folds_of(patient_ids: np.ndarray) -> np.ndarray:
-    """The fold of each row, 0 to FOLDS - 1; all rows of a patient are in the same one."""
+    """The fold of each row of a class, 0 to FOLDS - 1; all rows of a patient are in one."""
     patients, patient_of = np.unique(np.asarray(patient_ids).astype(str), return_inverse=True)
     order = np.random.default_rng(0).permutation(len(patients))
     return order[patient_of] % FOLDS
@@ -236,7 +239,7 @@ def cross_fitted(
 
     Returns:
         scores (N, len(SCORES)), and the index of the fraction of each row (N,) int64. NaN, and -1,
-        where the other folds have no box of the class.
+        where no other patient has a box of the class.
     """
     chosen = np.full(len(scores), -1)
     for others, held_out in splits(classes, patient_ids):
@@ -265,16 +268,16 @@ def best_fraction(scores: np.ndarray) -> int:
 def splits(classes: np.ndarray, patient_ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows of a class in all folds but one, and in that one, for every class and fold that has any.
 
-    Folds for which the others have no row of the class are left out.
+    A class of a single patient is left out.
     """
-    folds = folds_of(patient_ids)
     found = []
     for name in np.unique(classes):
-        for fold in np.unique(folds[classes == name]):
-            held_out = np.flatnonzero((classes == name) & (folds == fold))
-            others = np.flatnonzero((classes == name) & (folds != fold))
+        of_class = np.flatnonzero(classes == name)
+        folds = folds_of(np.asarray(patient_ids)[of_class])
+        for fold in np.unique(folds):
+            others = of_class[folds != fold]
             if len(others):
-                found.append((others, held_out))
+                found.append((others, of_class[folds == fold]))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Calibration: does a probability of .7 mean 7 of 10? And Platt scaling, which mends it.
+"""Calibration: does a probability of .7 mean 7 of 10? And Platt scaling, which adjusts it.
 
 Arrays in, numbers out. Scores are scikit-learn's; the calibration error is that of Guo et al., On
 calibration of modern neural networks (ICML 2017), with bins of equal width.
@@ -58,13 +58,17 @@ def platt_scaling(
         # a soft target is an image that counts as positive by that share, and as negative
         target = np.where(positive, (count + 1) / (count + 2), 1 / (len(positive) - count + 2))
         x = logits[known, c].astype(np.float64)[:, None]
-        fit = LogisticRegression(C=1e10, max_iter=1000).fit(
+        centre = x.mean()
+        spread = x.std() or 1.0
+        x = (x - centre) / spread
+        fit = LogisticRegression(C=1e10, max_iter=1000, tol=1e-8).fit(
             np.concatenate([x, x]),
             np.repeat([1, 0], len(x)),
             sample_weight=np.concatenate([target, 1 - target]),
         )
-        slope = float(fit.coef_[0, 0])
-        lines[name] = (slope, float(fit.intercept_[0])) if slope > 0 else None
+        slope = float(fit.coef_[0, 0]) / spread
+        intercept = float(fit.intercept_[0]) - slope * centre
+        lines[name] = (float(slope), float(intercept)) if slope > 0 else None
     return lines
 
 
@@ -124,7 +128,8 @@ def calibration_scores(
     Returns:
         Rows: `positives` (share of the images), `AUPRC`, `Brier score`, `Brier score of the share`
         (of a network that always answers with the share of positives), `calibration error`; the
-        Brier score and calibration error after Platt scaling, NaN without a line.
+        Brier score and calibration error after Platt scaling; a class without a line counts as it
+        is. The column `mean` is over the classes that have these scores.
     """
     columns = {}
     for c, name in enumerate(names):
@@ -142,8 +147,8 @@ def calibration_scores(
             "Brier score of the share": share * (1 - share),
             "calibration error": calibration_error(reliability(truth, probabilities)),
         }
-        if lines.get(name):
-            scaled = calibrated(logits[known, c], lines[name])
+        if lines:
+            scaled = calibrated(logits[known, c], lines.get(name))
             columns[name] |= {
                 "Brier score, calibrated": brier_score_loss(truth, scaled),
                 "calibration error, calibrated": calibration_error(reliability(truth, scaled)),
@@ -153,7 +158,7 @@ def calibration_scores(
         "calibration error", "calibration error, calibrated",
     ]  # fmt: skip
     table = pd.DataFrame(columns).reindex(rows)
-    table["mean"] = table.mean(axis=1)
+    table["mean"] = table.loc[:, table.loc["AUPRC"].notna()].mean(axis=1)
     return table
 
 

@@ -1,10 +1,12 @@
 """Charts of tables: a training, scores by class, reliability. Tables in, PNG files out."""
 
 import io
+from itertools import takewhile
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pylon.scoring.calibration import Reliability
 
@@ -19,6 +21,8 @@ def training_chart(rows: pd.DataFrame) -> bytes:
     """
     figure = Figure(figsize=(10, 3.4), dpi=110, layout="constrained")
     of_loss, of_auroc = figure.subplots(1, 2)
+    for axes in (of_loss, of_auroc):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     epochs = rows["epoch"]
 
     # losses, the epoch of the best network, and the learning rate
@@ -31,7 +35,8 @@ def training_chart(rows: pd.DataFrame) -> bytes:
     of_loss.set_ylim(0, 1.1 * max(rows["val_loss"].max(), highest))
     of_rate = of_loss.twinx()
     of_rate.step(epochs, rows["lr"], where="mid", color=GREY, linestyle=":", label="learning rate")
-    of_rate.set(yscale="log", ylabel="learning rate (dotted)")
+    of_rate.set(yscale="log")
+    of_loss.plot([], [], color=GREY, linestyle=":", label="learning rate (right)")
     of_loss.legend(frameon=False, fontsize="small")
 
     # AUROC of each class, and their mean
@@ -42,7 +47,7 @@ def training_chart(rows: pd.DataFrame) -> bytes:
     of_auroc.plot(epochs, rows["macro"], ".-", color="C2", linewidth=2, label="mean of the classes")
     of_auroc.plot([], [], color=GREY, linewidth=0.7, label="each class")
     of_auroc.axhline(0.5, color="black", linewidth=0.5)
-    of_auroc.set(xlabel="epoch", ylabel="validation AUROC", ylim=(0.3, 1.01))
+    of_auroc.set(xlabel="epoch", ylabel="validation AUROC", ylim=(0, 1.02))
     of_auroc.legend(frameon=False, fontsize="small", loc="lower right")
     return png_of(figure)
 
@@ -64,7 +69,7 @@ def scores_chart(
     Returns:
         A PNG file.
     """
-    seeds = [label for label in table.index if f"{label} low" in table.index and label != "mean"]
+    seeds = list(takewhile(lambda label: label != "mean", table.index))
     label = "mean" if "mean low" in table.index else seeds[0]
     names = list(table.columns)
     places = np.arange(len(names))[::-1]
@@ -87,23 +92,27 @@ def scores_chart(
         shared = [name in published.index for name in names]
         values = published.reindex(names)[shared]
         axes.plot(values, places[shared], "D", color="C1", markersize=5, label="published mean")
-    markers = ("|", "x", "+")
-    for marker, (row, called_row) in zip(markers, (controls or {}).items(), strict=False):
-        axes.plot(table.loc[row, names], places, marker, color="black", label=called_row)
+    for marker, (row, called_row) in zip("sxv", (controls or {}).items(), strict=False):
+        style = {"color": "black", "markersize": 5, "fillstyle": "none", "linestyle": ""}
+        axes.plot(table.loc[row, names], places, marker=marker, label=called_row, **style)
     axes.set_yticks(places, names)
     axes.set(xlabel=title, xlim=(-0.02, 1.02))
     axes.grid(axis="x", color="0.9")
+    pooled = sum(name in ("weighted", "macro", "micro") for name in names)
+    if pooled:
+        axes.axhline(pooled - 0.5, color=GREY, linewidth=0.8)
     axes.legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
     return png_of(figure)
 
 
 def reliability_chart(
-    of_class: dict[str, tuple[Reliability, Reliability | None]],
+    of_class: dict[str, tuple[Reliability, Reliability | None]], title: str
 ) -> bytes:
     """Draw a panel per class: mean probability against share of positives; a PNG file.
 
     Args:
         of_class: bins by class, as predicted and, if there is Platt scaling, calibrated.
+        title: whose they are.
     """
     across = min(5, len(of_class))
     down = -(-len(of_class) // across)
@@ -120,7 +129,10 @@ def reliability_chart(
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     for axes in panels[len(of_class) :]:
         axes.axis("off")
-    panels[0].legend(frameon=False, fontsize="x-small")
+    shown = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = max(shown, key=lambda both: len(both[1]))
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize="x-small")
+    figure.suptitle(title, fontsize="small", x=0.02, ha="left")
     figure.supxlabel("mean probability (dots: share of the images)", fontsize="small")
     figure.supylabel("share of positives", fontsize="small")
     return png_of(figure)

@@ -232,13 +232,14 @@ def read_rows(path: Path) -> Rows:
     return Rows(parse_rows(content), about)
 
 
-def read_maps(folder: Path, seed: str, what: str) -> np.ndarray | None:
+def read_maps(folder: Path, seed: str, what: str, count: int) -> np.ndarray | None:
     """Read the heatmaps of rows, (N, h, w) float32; None if they were not saved.
 
     Args:
         folder: csv/NAME.
         seed: name of the checkpoint in the tables.
         what: "boxes" or "boxes_METHOD".
+        count: number of rows.
 
     Raises:
         UserError: they are damaged, or of other rows.
@@ -251,6 +252,9 @@ def read_maps(folder: Path, seed: str, what: str) -> np.ndarray | None:
         with np.load(path) as file:
             maps = file["maps"]
             of_rows = str(file["rows_sha256"])
+        are_maps = maps.dtype == np.float32 and maps.ndim == 3 and len(maps) == count
+        if not are_maps or maps.size == 0 or not np.isfinite(maps).all() or maps.min() < 0:
+            raise ValueError("these are not the maps of the rows")
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is damaged; score the network again") from error
     if of_rows != hashlib.sha256(rows_path.read_bytes()).hexdigest():

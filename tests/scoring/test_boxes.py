@@ -169,14 +169,16 @@ def test_the_fraction_is_chosen_on_other_patients():
     # all in one: a strong patient decides alone only where it is not scored
     scores[0, 3, :7] = 100
     _, chosen = cross_fitted(scores, classes, patient_ids)
-    folds = folds_of(patient_ids)
     of_a = classes == "a"
-    assert (chosen[of_a & (folds == folds[0])] == HALF).all()
-    assert (chosen[of_a & (folds != folds[0])] == 3).all()
+    folds = folds_of(patient_ids[of_a])
+    assert (chosen[of_a][folds == folds[0]] == HALF).all()
+    assert (chosen[of_a][folds != folds[0]] == 3).all()
     assert oracle(scores, classes)[0, 0] == 100
 
     # rows of a patient are in one fold; a class with a single patient has no others
     assert len(set(folds_of(np.array(["x", "y", "x"]))[[0, 2]])) == 1
+    _, chosen = cross_fitted(scores[:2], np.array(["a", "a"]), np.array([1, 2]))
+    assert (chosen >= 0).all()
     picked, chosen = cross_fitted(scores[:2], np.array(["a", "a"]), np.array([1, 1]))
     assert (chosen == -1).all()
     assert np.isnan(picked).all()

@@ -35,6 +35,9 @@ def test_scores_chart(seeds):
     resamples = scores.to_numpy()[:, None] + np.linspace(-0.1, 0.1, 50)[:, None]
     table = table_of_seeds(Scored(scores, resamples, np.full(3, 50)))
     table.loc["prior"] = 0.2
+    table.loc["lift over prior"] = table.loc["lift over prior low"] = 0.1
+    plain_of_seeds = table.drop(index=["lift over prior", "lift over prior low"])
+    assert scores_chart(table, "points") == scores_chart(plain_of_seeds, "points")
     plain = pixels_of(scores_chart(table, "points"))
     published = pd.Series({"Mass": 0.6, "micro": 0.7})
     full = pixels_of(scores_chart(table, "points", published, {"prior": "prior"}))
@@ -46,6 +49,6 @@ def test_scores_chart(seeds):
 
 def test_reliability_chart():
     bins = Reliability(np.array([0.1, 0.9]), np.array([0.2, 0.8]), np.array([5, 5]))
-    few = pixels_of(reliability_chart({"Mass": (bins, None)}))
-    many = pixels_of(reliability_chart({f"class {k}": (bins, bins) for k in range(7)}))
+    few = pixels_of(reliability_chart({"Mass": (bins, None)}, "seed 0"))
+    many = pixels_of(reliability_chart({f"class {k}": (bins, bins) for k in range(7)}, "seed 0"))
     assert many.shape[0] > few.shape[0]

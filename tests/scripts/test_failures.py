@@ -152,7 +152,7 @@ def test_overwriting(trained, phantom, tmp_path):
     assert "finished: save/pylon/0/best" in done.stdout
     assert (rows_of(tmp_path)["lr"] == 5e-4).all()
     assert sorted(os.listdir(tmp_path / "save/pylon")) == ["0", "0.lock"]
-    assert os.listdir(tmp_path / "csv/pylon") == ["0.csv"]
+    assert sorted(os.listdir(tmp_path / "csv/pylon")) == ["0.csv", "0.png"]
     assert "is finished: 2 epochs" in run_script(*other, cwd=tmp_path).stdout
 
 

@@ -30,7 +30,7 @@ def test_two_processes_train_one_network(phantom, tmp_path):
     assert said.count("epoch  2") == 1
     seeds = [(tmp_path / f"seeds-{rank}").read_text().split() for rank in (0, 1)]
     assert len({*seeds[0], *seeds[1]}) == 4  # two epochs on two processes
-    assert [path.name for path in (tmp_path / "csv/pylon").iterdir()] == ["0.csv"]
+    assert sorted(path.name for path in (tmp_path / "csv/pylon").iterdir()) == ["0.csv", "0.png"]
     assert sorted(path.name for path in (tmp_path / "save/pylon/0").iterdir()) == ["best", "last"]
     table = rows_of(tmp_path)
     assert table["epoch"].tolist() == [1, 2]
