@@ -13,6 +13,7 @@ Writes save/NAME-*, csv/NAME-*, docs/NAME.md, figs/NAME.png.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,8 +71,11 @@ class Options:
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
+from pylon.data.checks import require_files, select_boxed
+from pylon.data.options import DataOptions
+from pylon.data.sources import read_radiographs
 from pylon.system.files import write_atomically
-from study_report import Study, draw, write_report
+from study_report import TITLE, Study, draw, write_report
 
 ROOT = Path(__file__).parent.parent
 PHANTOM = Path("data/study")
@@ -91,6 +95,7 @@ def main(options: Options) -> None:
     os.chdir(ROOT)
     if data == ("--data", str(PHANTOM)):
         draw_phantom(options.images)
+    check_data(options)
     train_all(options, data)
     score_all(options, data)
 
@@ -99,7 +104,7 @@ def main(options: Options) -> None:
     report = Path(f"docs/{options.name}.md")
     figure = Path(f"figs/{options.name}.png")
     draw(study, figure)
-    text = write_report(study, about(options), command(options), figure)
+    text = write_report(study, about(options), command(options), figure, is_phantom(options))
     write_atomically(report, text.encode())
     minutes = (time.perf_counter() - begin) / 60
     print(f"wrote {report} and {figure}, {minutes:.0f} minutes after the start")
@@ -118,6 +123,9 @@ def check(options: Options) -> None:
         raise UserError("--boxes is for --table; NIH's files have their own")
     if options.table is not None and options.boxes is None:
         raise UserError("--table needs --boxes: without boxes there is no localization to compare")
+    report = ROOT / f"docs/{options.name}.md"
+    if report.exists() and not report.read_text().startswith(TITLE):
+        raise UserError(f"--name {options.name}: {report} is not a study's report; choose another")
 
 
 def data_of(options: Options) -> tuple[str, ...]:
@@ -133,10 +141,13 @@ def about(options: Options) -> str:
     """What the networks were trained on: completes "on ..."."""
     if options.about is not None:
         return options.about
-    place = options.table or options.data or PHANTOM
-    if options.table is None and (place / "PHANTOM.txt").exists():
+    if is_phantom(options):
         return "the phantom, which is [not medical data](../data/README.md)"
-    return f"`{place}`"
+    return f"`{(options.table or options.data).name}`"
+
+
+def is_phantom(options: Options) -> bool:
+    return options.table is None and ((options.data or PHANTOM) / "PHANTOM.txt").exists()
 
 
 def command(options: Options) -> str:
@@ -165,6 +176,16 @@ def draw_phantom(count: int) -> None:
         raise UserError(
             f"{PHANTOM} has {drawn} images, not --images {count}; remove it and save/study-*"
         )
+
+
+def check_data(options: Options) -> None:
+    """Raise a UserError for faulty data or boxes now, not after days of training."""
+    data = DataOptions(table=options.table)
+    if options.table is None:
+        data.data = options.data or PHANTOM
+    radiographs = read_radiographs(data, boxes=options.boxes, with_boxes=True)
+    require_files(radiographs.images, radiographs)
+    select_boxed(radiographs)
 
 
 def train_all(options: Options, data: tuple[str, ...]) -> None:
@@ -212,7 +233,11 @@ def at_once(commands: list[tuple], title: str, jobs: int) -> None:
 
 
 def run_script(*command: object, jobs: int = 1) -> None:
-    """Run one script with its share of the cores; if it fails, print its output and exit as it."""
+    """Run one script with its share of the cores; if it fails, print its output and exit as it.
+
+    Raises:
+        UserError: with the sentence of the script, if it has refused its input.
+    """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     arguments = [sys.executable, *map(str, command)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -223,6 +248,11 @@ def run_script(*command: object, jobs: int = 1) -> None:
         RUNNING.add(process)
         out, err = process.communicate()
         RUNNING.remove(process)
+    refused = [line for line in err.splitlines() if line.startswith("error: ")]
+    if process.returncode == 2 and refused:
+        raise UserError(refused[0].removeprefix("error: "))
+    if process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        sys.exit(128 + signal.SIGTERM)  # stopped by `at_once`, which tells why
     if process.returncode:
         print(f"{' '.join(arguments)}\n{out[-2000:]}{err[-2000:]}", file=sys.stderr)
         sys.exit(process.returncode)

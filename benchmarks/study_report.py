@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from pylon.scoring.box_tables import SHOWN
 from pylon.scoring.metrics import accuracies
 from pylon.scoring.reference_points import prior_hits
 from pylon.scoring.rows import Rows, read_all_rows
@@ -23,13 +24,13 @@ TITLES = {
 }
 POOLED = {"auroc": "macro", "point_localization": "micro", "box_localization": "micro"}
 IN_WORDS = {"auroc": "AUROC", "point_localization": "points", "box_localization": "T(IoU .3)"}
-IOU = "T(IoU 0.3)"
+TITLE = "# Does PYLON localize better than its baselines?"
 
-REPORT = """# Does PYLON localize better than its baselines?
+REPORT = """{title}
 
 Results on {about}. {images} test images with {boxes} boxes; each network was trained without
-boxes, with the same encoder (`{encoder}`), images, learning rate and schedule, for {epochs} epochs,
-with {seeds} seed{s}. Training took {minutes} minutes in total, on {machine}.
+boxes, with the same encoder (`{encoder}`), images, learning rate and schedule, for
+{epochs} epoch{e}, with {seeds} seed{s}. Training took {minutes} minutes in total, on {machine}.
 
 ```bash
 {command}
@@ -102,7 +103,7 @@ class Study(NamedTuple):
             # a row a class and seed: of one score, a row a seed and a column a class
             order = [name for name in table.index.unique() if name != POOLED[score]]
             rows = table["seed"].unique()
-            table = table.reset_index().pivot(index="seed", columns="class", values=IOU)
+            table = table.reset_index().pivot(index="seed", columns="class", values=SHOWN)
             table = table.loc[rows, [*order, POOLED[score]]]
         return table
 
@@ -149,13 +150,14 @@ def reach_of(scores: pd.Series, label: str) -> list[list[float]]:
     return [[below], [above]]
 
 
-def write_report(study: Study, about: str, command: str, figure: Path) -> str:
+def write_report(study: Study, about: str, command: str, figure: Path, is_phantom: bool) -> str:
     """Fill in the report: the setup, the findings in words, and the tables.
 
     Args:
         about: what the data is; completes "on ...".
         command: that runs the study.
         figure: its file.
+        is_phantom: whether the images are synthetic.
     """
     rows = {name: study.rows(name) for name in study.titles}
     first = rows["pylon"]["0"]
@@ -187,14 +189,16 @@ def write_report(study: Study, about: str, command: str, figure: Path) -> str:
         images=len(pd.read_csv(study.folder("pylon") / "0_images.csv", usecols=["image_id"])),
         boxes=int((first.bboxes()[..., 2] > 0).sum()),
         encoder=first.about["card"]["options"]["encoder_name"],
+        title=TITLE,
         epochs=" to ".join(map(str, epochs)),
+        e="" if epochs == [1] else "s",
         seeds=study.seeds,
         s="s" if study.seeds > 1 else "",
         minutes=round(sum(log["seconds"].sum() for log in logs) / 60),
         machine=machine,
         command=wrapped_command(command),
         findings="\n".join(wrapped(f"- {finding}") for finding in findings),
-        caution=wrapped(synthetic if "phantom" in about else real),
+        caution=wrapped(synthetic if is_phantom else real),
         figure=figure,
         auroc=score_table(study, "auroc", classes, ()),
         points=score_table(study, "point_localization", classes, ("prior", "image centre")),
@@ -237,7 +241,8 @@ def comparisons(study: Study, classes: list[str]) -> tuple[list[str], dict[str, 
             beside = study.beside(name, score)
             pooled[score] = beside.loc[column]
             differences[f"{title}: {IN_WORDS[score]}"] = [
-                f"{with_interval(*row[['difference', 'low', 'high']], sign='+')} {row['verdict']}"
+                f"{with_interval(*row[['difference', 'low', 'high']], sign='+')} "
+                f"{'' if pd.isna(row['verdict']) else row['verdict']}"
                 for _, row in beside.reindex([*classes, column]).iterrows()
             ]
         findings.append(in_words(title, pooled))
@@ -301,7 +306,9 @@ def corners_of(rows: pd.DataFrame) -> float:
 
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """0.700 (0.650 to 0.750)."""
+    """0.700 (0.650 to 0.750), or a dash for what is undefined."""
+    if np.isnan(value):
+        return "-"
     return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from tables import write_table
 
 import study
 import study_report
@@ -26,6 +27,7 @@ BETTER = {  # AUROC, points, T(IoU .3) of each network
     "backbone-avg": (0.8, 0.7, 0.6),
 }
 SCORES = study_report.POOLED
+FIGURE = Path("figs/study.png")
 
 
 @pytest.fixture
@@ -73,7 +75,9 @@ def of_three() -> study_report.Study:
 
 def test_report_matches_the_tables(folder, of_three):
     about = "the phantom, which is not medical data"
-    text = study_report.write_report(of_three, about, "python study.py", Path("figs/study.png"))
+    text = study_report.write_report(
+        of_three, about, "python study.py", Path("figs/study.png"), True
+    )
     assert "3 test images with 2 boxes" in text
     assert "for 2 epochs, with 3 seeds. Training took 27 minutes" in text.replace("\n", " ")
     assert "These are synthetic images" in text
@@ -94,7 +98,9 @@ def test_report_matches_the_tables(folder, of_three):
     assert max(map(len, (line for line in text.splitlines() if line[:1] != "|"))) <= 100
 
     one = study_report.Study("study", tuple(BETTER), 1)
-    text = study_report.write_report(one, "`data`", "python study.py", Path("figs/study.png"))
+    text = study_report.write_report(
+        one, "`data`", "python study.py", Path("figs/study.png"), False
+    )
     assert "with one seed each" in text.replace("\n", " ")
     assert "A verdict is about this data" in text
 
@@ -129,6 +135,7 @@ def test_command_is_written_without_folders():
         ({"table": Path("b.csv")}, "--table needs --boxes"),
         ({"name": "a/b"}, "--name"),
         ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"name": "speed"}, "is not a study's report"),
     ],
 )
 def test_bad_options_are_refused(options, sentence):
@@ -138,7 +145,19 @@ def test_bad_options_are_refused(options, sentence):
 
 
 def test_failing_command_is_shown(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(UserError, match="--findings Rose must be one or more of"):
         study.run_script(ROOT / "tools/make_phantom.py", "--out", tmp_path, "--findings", "Rose")
-    assert stopped.value.code == 2
-    assert "--findings Rose must be one or more of" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        study.run_script("-c", "raise RuntimeError('a bug')")
+    assert stopped.value.code == 1
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_faulty_boxes_are_refused_before_training(phantom, tmp_path):
+    (tmp_path / "b.csv").write_text("image,label\n")
+    write_table(phantom, tmp_path / "mine")
+    options = study.Options(table=tmp_path / "mine/my.csv", boxes=tmp_path / "b.csv")
+    with pytest.raises(UserError, match=r"b\.csv"):
+        study.check_data(options)
+    with pytest.raises(UserError, match="nowhere"):
+        study.check_data(study.Options(data=tmp_path / "nowhere"))
