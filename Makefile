@@ -1,5 +1,5 @@
 # `make demo`, `make test` and `make study` first create .venv with all dependencies.
-# STUDY="--epochs 40" passes options to the study.
+# STUDY="--seeds 5" passes options to the study.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,4 +1,4 @@
-"""Weights of an encoder from a file, in the names of timm, torchvision or SMP."""
+"""Weights of an encoder from a file, in names of timm, torchvision, SMP, EfficientNet-PyTorch."""
 
 import re
 from pathlib import Path
@@ -36,6 +36,7 @@ def take_from_file(encoder: nn.Module, path: Path) -> str:
     """
     given = {in_smps_names(name): value for name, value in read_state(path).items()}
     wanted = encoder.state_dict()
+    given = in_timms_names(given, wanted)
     found, others = matching(given, wanted)
     taken = {name: fitted(value, wanted[name]) for name, value in found.items()}
     unlike = [name for name, value in taken.items() if value is None]
@@ -85,6 +86,40 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def in_smps_names(name: str) -> str:
     """`denselayer1.norm1` of `denselayer1.norm.1`, as torchvision's files of DenseNet have it."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)
+
+
+# of EfficientNets in lukemelas/EfficientNet-PyTorch, whose first stage has no expansion
+STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
+PARTS = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand", "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}  # fmt: skip
+UNEXPANDED = {**PARTS, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def in_timms_names(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of an EfficientNet of EfficientNet-PyTorch for one of timm.
+
+    `_blocks.3._bn1.weight` counts blocks from the first to the last, `blocks.2.0.bn2.weight` the
+    stages and the blocks in them. Other files and encoders are left as they are.
+    """
+    places = [re.search(r"(?:^|\.)blocks\.(\d+)\.(\d+)\.", name) for name in wanted]
+    blocks = sorted({(int(place[1]), int(place[2])) for place in places if place})
+    if not blocks or not any(name.startswith("_blocks.") for name in given):
+        return given
+    expanded = {re.sub(r"\._expand_conv\..*", "", name) for name in given if "_expand" in name}
+    renamed = {}
+    for name, value in given.items():
+        block, *rest = name.removeprefix("_blocks.").split(".")
+        if not name.startswith("_blocks."):
+            renamed[".".join([STEM.get(block, block), *rest])] = value
+        elif int(block) < len(blocks):
+            stage, position = blocks[int(block)]
+            parts = PARTS if f"_blocks.{block}" in expanded else UNEXPANDED
+            ends = [parts.get(rest[0], rest[0]), *rest[1:]]
+            renamed[".".join(["blocks", str(stage), str(position), *ends])] = value
+    return renamed
 
 
 def matching(

