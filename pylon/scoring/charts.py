@@ -19,8 +19,9 @@ def training_chart(rows: pd.DataFrame) -> bytes:
     Args:
         rows: of csv/NAME/SEED.csv, one row per epoch.
     """
-    figure = Figure(figsize=(10, 3.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 3.4), dpi=100)
     of_loss, of_auroc = figure.subplots(1, 2)
+    figure.subplots_adjust(0.06, 0.14, 0.99, 0.97, wspace=0.25)  # faster than a constrained layout
     for axes in (of_loss, of_auroc):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     epochs = rows["epoch"]

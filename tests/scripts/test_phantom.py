@@ -86,7 +86,7 @@ def test_findings_are_drawn_and_not_told_by_global_statistics():
     labels = []
     statistics = []
     boxed = 0
-    for patient_id in range(1, 241):
+    for patient_id in range(1, 171):
         image, told, boxes = thorax.draw(0, patient_id, 0, 256)
         assert image.shape == (256, 256)
         assert image.dtype == np.uint8
@@ -98,8 +98,8 @@ def test_findings_are_drawn_and_not_told_by_global_statistics():
         labels.append([name in told for name in PATHOLOGIES])
         statistics.append([of(image.astype(np.float32)) for of in STATISTICS.values()])
     positives = np.sum(labels, axis=0)
-    assert (positives > 20).all()
-    assert boxed > 240
+    assert (positives > 15).all()
+    assert boxed > 170
     for c, name in enumerate(PATHOLOGIES):
         truth = np.array(labels)[:, c]
         for k, statistic in enumerate(STATISTICS):
