@@ -122,6 +122,7 @@ def localize(
             with accelerator.autocast():
                 table, maps = localize_boxes(model, card, loader, boxed, boxes, options.method)
             require_numbers(table["probability"].to_numpy(), checkpoints[seed])
+            require_numbers(maps, checkpoints[seed])
             about = about_rows(
                 model, card, radiographs, not_official, options.precision, options.method
             )
