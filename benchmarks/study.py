@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +91,7 @@ RUNNING: set[subprocess.Popen] = set()
 def main(options: Options) -> None:
     check(options)
     begin = time.perf_counter()
+    options = with_whole_paths(options)
     data = data_of(options)
     os.chdir(ROOT)
     if data == ("--data", str(PHANTOM)):
@@ -128,13 +129,21 @@ def check(options: Options) -> None:
         raise UserError(f"--name {options.name}: {report} is not a study's report; choose another")
 
 
+def with_whole_paths(options: Options) -> Options:
+    """The options with paths that stay valid when the working directory changes."""
+    given = vars(options).items()
+    whole = {name: value.resolve() for name, value in given if isinstance(value, Path)}
+    weights = Path(options.encoder_weights)
+    if weights.is_file():
+        whole["encoder_weights"] = str(weights.resolve())
+    return replace(options, **whole)
+
+
 def data_of(options: Options) -> tuple[str, ...]:
-    """The options of the scripts that name the data; paths as seen from where one is now."""
+    """The options of the scripts that name the data."""
     if options.table is not None:
-        return ("--table", str(options.table.resolve()))
-    if options.data is not None:
-        return ("--data", str(options.data.resolve()))
-    return ("--data", str(PHANTOM))
+        return ("--table", str(options.table))
+    return ("--data", str(options.data or PHANTOM))
 
 
 def about(options: Options) -> str:
@@ -211,7 +220,7 @@ def score_all(options: Options, data: tuple[str, ...]) -> None:
     named = [compared, *(("--name", name) for name in others)]
     score = (*data, "--cache-size", options.cache_size, "--num-workers", 0)
     score = (*score, "--seeds", *range(options.seeds))
-    boxes = () if options.boxes is None else ("--boxes", options.boxes.resolve())
+    boxes = () if options.boxes is None else ("--boxes", options.boxes)
     commands = [("eval_auc.py", *score, *names) for names in named]
     commands += [("eval_loc.py", *score, *boxes, *names) for names in named]
     at_once(commands, "scoring", options.jobs)

@@ -144,6 +144,17 @@ def test_bad_options_are_refused(options, sentence):
     assert sentence in str(refused.value)
 
 
+def test_paths_stay_valid_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    given = study.Options(table=Path("t.csv"), boxes=Path("b.csv"), encoder_weights="w.pth")
+    whole = study.with_whole_paths(given)
+    assert study.data_of(whole) == ("--table", str(tmp_path / "t.csv"))
+    assert whole.boxes == tmp_path / "b.csv"
+    assert whole.encoder_weights == str(tmp_path / "w.pth")
+    assert study.with_whole_paths(study.Options()) == study.Options()
+
+
 def test_failing_command_is_shown(tmp_path, capsys):
     with pytest.raises(UserError, match="--findings Rose must be one or more of"):
         study.run_script(ROOT / "tools/make_phantom.py", "--out", tmp_path, "--findings", "Rose")
