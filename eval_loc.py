@@ -210,8 +210,7 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
 
     # the picture
     means = published("point_localization").mean() if why_not is None else None
-    controls = {"prior": "prior", "image centre": "image centre"}
-    picture = scores_chart(table, "point localization", means, controls)
+    picture = scores_chart(table, "point localization", means, ("prior", "image centre"))
     write_atomically(folder / f"point_localization{suffix}.png", picture)
 
 

@@ -308,11 +308,12 @@ def main(options: Options) -> None:
             if improved:
                 thresholds = youden_thresholds(labels, logits, list(names))
                 scaling = platt_scaling(labels, logits, list(names))
-                card |= {"epoch": epoch, "val_loss": val_loss}
-                card |= {"thresholds": thresholds, "calibration": scaling}
+                card |= {"epoch": epoch, "val_loss": val_loss, "thresholds": thresholds}
+                card["calibration"] = scaling
                 save_best(save / "best", net, card)
-            write_csv(csv, pd.DataFrame(rows), index=False)
-            write_atomically(csv.with_suffix(".png"), training_chart(pd.DataFrame(rows)))
+            table = pd.DataFrame(rows)
+            write_csv(csv, table, index=False)
+            write_atomically(csv.with_suffix(".png"), training_chart(table))
             scaler = accelerator.scaler
             save_last(save / "last", {
                 "epoch": epoch,

@@ -141,8 +141,7 @@ def write_box_tables(
     classes = [each for each in tables if each != POOLED]
     shown = pd.DataFrame({each: tables[each][SHOWN] for each in [*classes, POOLED]})
     print_table(shown)
-    controls = {"prior box": "prior box", "random maps": "random maps"}
-    picture = scores_chart(shown, SHOWN, controls=controls)
+    picture = scores_chart(shown, SHOWN, controls=("prior box", "random maps"))
     write_atomically(folder / f"box_localization{suffix}.png", picture)
 
     # what limits the scores

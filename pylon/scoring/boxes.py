@@ -19,7 +19,8 @@ Arrays in, numbers out: no network, no files.
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
+
+from pylon.scoring.metrics import enlarge
 
 FRACTIONS = np.array([  # of a map's maximum
     1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, *(np.arange(1, 20) / 20),
@@ -114,9 +115,7 @@ def enlarged(maps: np.ndarray) -> np.ndarray:
     height, width = (max(side, GRID) for side in maps.shape[1:])
     if (height, width) == maps.shape[1:]:
         return maps
-    large = torch.from_numpy(np.ascontiguousarray(maps, np.float32))[:, None]
-    large = F.interpolate(large, size=(height, width), mode="bilinear", align_corners=False)
-    return large[:, 0].numpy()
+    return torch.cat(list(enlarge(torch.from_numpy(maps), (height, width)))).numpy()
 
 
 def in_cells(

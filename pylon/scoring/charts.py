@@ -1,6 +1,7 @@
 """Charts of tables: a training, scores by class, reliability. Tables in, PNG files out."""
 
 import io
+from collections.abc import Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -31,7 +32,7 @@ def training_chart(rows: pd.DataFrame) -> bytes:
     of_loss.plot(epochs, rows["train_loss"], ".-", label="training", color="C0")
     of_loss.plot(epochs, rows["val_loss"], ".-", label="validation", color="C1")
     of_loss.plot(epochs[best], rows["val_loss"][best], "o", color="C1", label="best network")
-    of_loss.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    of_loss.set(xlabel="epoch", ylabel="loss")
     highest = rows["train_loss"].iloc[-1] if len(rows) == 1 else rows["train_loss"].iloc[1:].max()
     of_loss.set_ylim(0, 1.1 * max(rows["val_loss"].max(), highest))
     of_rate = of_loss.twinx()
@@ -57,7 +58,7 @@ def scores_chart(
     table: pd.DataFrame,
     title: str,
     published: pd.Series | None = None,
-    controls: dict[str, str] | None = None,
+    controls: Sequence[str] = (),
 ) -> bytes:
     """Draw a table of seeds: a line per class, its score, interval, published mean, controls.
 
@@ -65,7 +66,7 @@ def scores_chart(
         table: from `table_of_seeds`, with rows of controls.
         title: what the scores are.
         published: mean of the published seeds by class, if they can be compared.
-        controls: row of the table -> how it is called.
+        controls: other rows of the table.
 
     Returns:
         A PNG file.
@@ -93,9 +94,9 @@ def scores_chart(
         shared = [name in published.index for name in names]
         values = published.reindex(names)[shared]
         axes.plot(values, places[shared], "D", color="C1", markersize=5, label="published mean")
-    for marker, (row, called_row) in zip("sxv", (controls or {}).items(), strict=False):
+    for marker, row in zip("sxv", controls, strict=False):
         style = {"color": "black", "markersize": 5, "fillstyle": "none", "linestyle": ""}
-        axes.plot(table.loc[row, names], places, marker=marker, label=called_row, **style)
+        axes.plot(table.loc[row, names], places, marker=marker, label=row, **style)
     axes.set_yticks(places, names)
     axes.set(xlabel=title, xlim=(-0.02, 1.02))
     axes.grid(axis="x", color="0.9")

@@ -13,11 +13,8 @@ from pylon.scoring.tables import Scored, print_table
 from pylon.system.files import write_csv
 
 Score = Literal["auroc", "point_localization", "box_localization"]
-MARGIN = {
-    "auroc": 0.01,
-    "point_localization": 0.04,
-    "box_localization": 0.04,
-}  # differences within it count as none
+# differences within it count as none
+MARGIN = {"auroc": 0.01, "point_localization": 0.04, "box_localization": 0.04}
 
 
 def published(score: Score) -> pd.DataFrame:

@@ -40,7 +40,7 @@ def test_scores_chart(seeds):
     assert scores_chart(table, "points") == scores_chart(plain_of_seeds, "points")
     plain = pixels_of(scores_chart(table, "points"))
     published = pd.Series({"Mass": 0.6, "micro": 0.7})
-    full = pixels_of(scores_chart(table, "points", published, {"prior": "prior"}))
+    full = pixels_of(scores_chart(table, "points", published, ("prior",)))
     assert plain.shape[0] == full.shape[0]
     assert len(np.unique(full.reshape(-1, 3), axis=0)) > len(
         np.unique(plain.reshape(-1, 3), axis=0)
