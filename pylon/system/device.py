@@ -1,7 +1,9 @@
 """Set up device and precision with Accelerate."""
 
+import ctypes
 import os
 import re
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +12,11 @@ from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwa
 
 from pylon.system.cli import Device, Precision
 from pylon.system.errors import UserError
+
+# options of glibc's mallopt, from malloc.h
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
 
 
 def make_accelerator(
@@ -36,6 +43,8 @@ def make_accelerator(
             be split evenly.
     """
     chosen = choose_device(device)
+    if chosen == "cpu":
+        keep_freed_memory()
     if precision == "auto":
         # Deviation: the original used apex O1. torch.amp is its successor: fp16 autocast with loss
         # scaling.
@@ -86,6 +95,20 @@ def choose_device(device: Device) -> str:
             "try --device auto"
         )
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks that are freed, for the next step, which needs them too.
+
+    By default glibc returns each to the system, which then clears it page by page when it is asked
+    for again: up to half of a training step. The peak of the memory is the same.
+    """
+    library = ctypes.CDLL(None)
+    if sys.platform != "linux" or not hasattr(library, "mallopt"):
+        return
+    library.mallopt(M_MMAP_MAX, 0)  # large blocks, too, come from the heap,
+    library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # which keeps up to 2 GB of free memory
+    library.mallopt(M_TOP_PAD, 2**28)  # and grows in steps of 256 MB
 
 
 def cpu_has_bf16() -> bool:
