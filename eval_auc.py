@@ -127,7 +127,7 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path) -> None:
 
     # comparisons, and the picture
     why_not = why_not_published(rows[name], "of the complete PYLON network")
-    print_beside("auroc", scored, folder, "", why_not)
+    print_beside("auroc", scored, folder, "", why_not, first.about.get("synthetic"))
     means = published("auroc").mean() if why_not is None else None
     write_atomically(folder / "auroc.png", scores_chart(table, "AUROC", means))
     write_calibration(rows[name], folder)

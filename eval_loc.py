@@ -206,7 +206,9 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
 
     # comparisons
     why_not = why_not_published(rows[name], "of the complete PYLON network's own maps")
-    print_beside("point_localization", scored, folder, suffix, why_not)
+    print_beside(
+        "point_localization", scored, folder, suffix, why_not, first.about.get("synthetic")
+    )
 
     # the picture
     means = published("point_localization").mean() if why_not is None else None

@@ -86,7 +86,9 @@ def main(options: Options) -> None:
     print_counts(data, of_lists.counts | of_boxes.counts | of_files.counts | of_patients.counts)
     print_hashes(data, images)
     faults = of_lists.faults + of_files.faults + of_boxes.faults + of_patients.faults
-    conclude(data, of_files.notes + of_boxes.notes + of_patients.notes, faults)
+    synthetic = chestxray14.what_is_synthetic(data)
+    notes = [] if synthetic is None else [synthetic]
+    conclude(data, notes + of_files.notes + of_boxes.notes + of_patients.notes, faults)
 
 
 def conclude(data: Path, notes: list[str], faults: list[str]) -> None:

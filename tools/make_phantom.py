@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pylon.data.chestxray14 import MARK
 from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
 from pylon.system.progress import track
@@ -33,7 +34,6 @@ LABEL_HEADER = (
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 NIH_BOX_NAME = {"Infiltration": "Infiltrate"}  # NIH's box file uses another word
 TEST_SHARE = 0.25  # share of the patients; NIH's is 0.23 of the images
-MARK = "PHANTOM.txt"  # a folder with this file may be replaced
 
 Radiograph = tuple[int, int]  # patient, follow-up
 Drawn = tuple[list[str], list[Box]]  # findings, and boxes of those that have one

@@ -33,6 +33,7 @@ STD = 0.2483
 
 ORIGINAL_SPLIT = {split: f"original_split_{split}.csv" for split in ("train", "val", "test")}
 BOX_LIST = "BBox_List_2017.csv"
+MARK = "PHANTOM.txt"  # in a folder of synthetic images; its first line says what they are
 VALIDATION_SHARE = 0.1  # fraction of the patients of train+val
 
 NIH_COUNTS = {
@@ -299,6 +300,15 @@ def list_hashes(data: Path) -> dict[str, str]:
     for path in sorted(path for pattern in patterns for path in data.glob(pattern)):
         hashes[path.name] = hash_of_list(path.read_bytes())
     return hashes
+
+
+def what_is_synthetic(data: Path) -> str | None:
+    """What the images of a folder are, if it is marked as synthetic: the first line of the mark."""
+    mark = data / MARK
+    if not mark.exists():
+        return None
+    first, *_ = mark.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    return first.strip() or "Synthetic images."
 
 
 def find_files(data: Path) -> list[tuple[str, str]]:

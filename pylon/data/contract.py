@@ -40,6 +40,7 @@ class Radiographs:
         notes: sentences for the user about how the data was read.
         drawn_from: SHA-256 of the list whose images were split at random, if they were: the split
             is then right only for networks that were trained on this list.
+        synthetic: what the images are if they are not radiographs, a sentence; else None.
     """
 
     images: pd.DataFrame
@@ -52,6 +53,7 @@ class Radiographs:
     picked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     drawn_from: str | None = None
+    synthetic: str | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a reader breaks the contract, which would give wrong results."""

@@ -75,6 +75,7 @@ def read_chestxray14(data: Path, with_boxes: bool = False) -> Radiographs:
         raise_first(faults_of_boxes(listed, data))
         boxes = chestxray14.boxes_of(listed, images)
     hashes = chestxray14.list_hashes(data)
+    synthetic = chestxray14.what_is_synthetic(data)
     return Radiographs(
         images,
         boxes,
@@ -85,6 +86,8 @@ def read_chestxray14(data: Path, with_boxes: bool = False) -> Radiographs:
         f"({chestxray14.WHERE})",
         boxes_from=str(data / chestxray14.BOX_LIST),
         picked=chestxray14.PICKED,
+        notes=() if synthetic is None else (synthetic,),
+        synthetic=synthetic,
     )
 
 

@@ -182,6 +182,7 @@ def about_rows(
         "network": name_of_network(model),
         "precision": precision,
         "not_official": not_official,
+        "synthetic": radiographs.synthetic,
         "list_sha256": radiographs.list_sha256,
         "weights_sha256": card["weights_sha256"],
         "calibration": lines_of(card),

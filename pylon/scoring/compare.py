@@ -127,7 +127,12 @@ def why_not_published(rows_of_seed: dict[str, Rows], whose: str) -> str | None:
 
 
 def print_beside(
-    score: Score, scored: dict[str, Scored], folder: Path, suffix: str, why_not: str | None
+    score: Score,
+    scored: dict[str, Scored],
+    folder: Path,
+    suffix: str,
+    why_not: str | None,
+    synthetic: str | None = None,
 ) -> None:
     """Print and write how the first experiment compares with the published seeds and the others.
 
@@ -137,12 +142,17 @@ def print_beside(
         folder: for the csv files.
         suffix: of their names, after the score.
         why_not: why there is no comparison with the published seeds; None to compare.
+        synthetic: what the images are if they are not radiographs; every verdict then says so.
     """
     ours = next(iter(scored.values()))
     if why_not is None:
         path = folder / f"{score}{suffix}_beside_published.csv"
         scores = ours.scores.loc[:, ours.scores.notna().all()]
-        show("published", beside_published(scores, score), path, "seeds")
+        table = beside_published(scores, score)
+        if synthetic is not None:
+            table["verdict"] += ", on synthetic images"
+            print(f"\nnote: {synthetic} The comparison below says nothing about PYLON.")
+        show("published", table, path, "seeds")
     else:
         print(f"not compared with the published seeds: {why_not}")
     print_paired(score, scored, folder, suffix)
