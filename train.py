@@ -81,6 +81,9 @@ class Options(ClassOptions, CacheOptions):
     compile: bool = False
     """Compile the network (torch.compile): takes minutes at the start, then steps are faster. Needs
     a GPU and a C++ compiler."""
+    augment: Literal["cpu", "device"] = "cpu"
+    """cpu: worker processes augment the images; device: the GPU does, with the same random numbers,
+    where workers cannot keep up with it. Needs --cache-size."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Worker processes that read and augment images."""
     cache_size: int = 0
@@ -112,6 +115,7 @@ from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import MEAN, STD
 from pylon.data.contract import Radiographs, have_unknown, split_hash
 from pylon.data.dataset import eval_loader, train_loader
+from pylon.data.device_transforms import DrawnTransform, augment_on_device
 from pylon.data.options import cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize, train_transform
@@ -218,8 +222,10 @@ def main(options: Options) -> None:
     workers = options.num_workers
     pin = accelerator.device.type == "cuda"
     cache = open_cache(used, cache_folder(options), options.cache_size, workers, say)
+    on_device = options.augment == "device"
+    transform = DrawnTransform(size, options.cache_size) if on_device else train_transform(size)
     train_batches, sampler = train_loader(
-        train, names, train_transform(size), batch_size, workers, options.seed, cache, pin
+        train, names, transform, batch_size, workers, options.seed, cache, pin
     )
     val_batches = eval_loader(val, names, eval_transform(size), batch_size, workers, cache, pin)
 
@@ -270,7 +276,8 @@ def main(options: Options) -> None:
             known = count_known(batch["label"], accelerator) if some_unknown else None
             if known == 0:
                 continue  # nothing to learn from, in any process
-            output = model(normalize(batch["image"], mean, std))
+            pixels = augment_on_device(batch, size) if on_device else batch["image"]
+            output = model(normalize(pixels, mean, std))
             loss = loss_of_known(output.logits, batch["label"], known, accelerator.num_processes)
             accelerator.backward(loss)
             optimizer.step()

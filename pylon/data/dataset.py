@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-import albumentations as A
 import numpy as np
 import pandas as pd
 import torch
@@ -27,12 +26,13 @@ class RadiographDataset(Dataset):
     Args:
         images: a table of images (see contract.py), or some of its rows.
         class_names: the label columns.
-        transform: a transform from transforms.py.
+        transform: a transform from transforms.py or device_transforms.py.
         seed: seed of the transform's random numbers.
         cache: read the images from here instead of their files; must contain all of the table.
 
-    Items are dicts: image (1, S, S) uint8, to be passed to `normalize` of transforms.py; label (C,)
-    float32, NaN if unknown; index, the row; height_width (2,) of the file, pixels.
+    Items are dicts: what the transform returns, image (1, S, S) uint8 at least, to be passed to
+    `normalize` of transforms.py; label (C,) float32, NaN if unknown; index, the row; height_width
+    (2,) of the file, pixels.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RadiographDataset(Dataset):
             generator = np.random.default_rng(numbers.getrandbits(64))
             self.transform.set_random_state(generator, numbers)
         return {
-            "image": self.transform(image=image)["image"],  # (1, S, S) uint8
+            **self.transform(image=image),  # image (1, S, S) uint8
             "label": self.labels[index],
             "index": torch.tensor(index),
             "height_width": torch.tensor(height_width),
@@ -102,7 +102,7 @@ class EpochSampler(Sampler):
 def train_loader(
     images: pd.DataFrame,
     class_names: Sequence[str],
-    transform: A.Compose,
+    transform: Transform,
     batch_size: int,
     num_workers: int,
     seed: int,

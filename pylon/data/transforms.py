@@ -63,13 +63,7 @@ class OneWarp(A.ImageOnlyTransform):
             crop = cv2.resize(part, (width, height), interpolation=self.crop.interpolation)
             return cv2.flip(crop, 1) if flipped else crop
 
-        # map from pixels of the result to the image; pixel centres are at integer coordinates
-        sx = (x1 - x0) / width
-        sy = (y1 - y0) / height
-        back = np.array([[sx, 0, x0 + (sx - 1) / 2], [0, sy, y0 + (sy - 1) / 2], [0, 0, 1]])
-        if flipped:
-            back = back @ np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]])
-        back = np.linalg.inv(rotation) @ back
+        back = back_to_image(rotation, x0y0x1y1, flipped, (height, width))
 
         # OpenCV's cubic warp is twice as fast in float32 as in uint8
         warped = cv2.warpAffine(
@@ -81,6 +75,33 @@ class OneWarp(A.ImageOnlyTransform):
             borderValue=self.rotate.fill,
         )
         return cv2.add(warped, 0, dtype=cv2.CV_8U)  # rounds and clips to [0, 255]
+
+
+def back_to_image(
+    rotation: np.ndarray | None,
+    x0y0x1y1: tuple[int, ...],
+    flipped: bool,
+    height_width: tuple[int, int],
+) -> np.ndarray:
+    """The map from pixels of the result to the image, whose pixel centres are at integers.
+
+    Args:
+        rotation: (3, 3), of the image; None if it is not rotated.
+        x0y0x1y1: the crop, pixels of the rotated image.
+        flipped: whether the result is flipped, left to right.
+        height_width: of the result.
+
+    Returns:
+        (3, 3) float64, for (x, y, 1).
+    """
+    x0, y0, x1, y1 = x0y0x1y1
+    height, width = height_width
+    sx = (x1 - x0) / width
+    sy = (y1 - y0) / height
+    back = np.array([[sx, 0, x0 + (sx - 1) / 2], [0, sy, y0 + (sy - 1) / 2], [0, 0, 1]])
+    if flipped:
+        back = back @ np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]])
+    return back if rotation is None else np.linalg.inv(rotation) @ back
 
 
 def train_transform(image_size: int) -> A.Compose:

@@ -45,6 +45,10 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
     require_cache_size(options, options.cache_size)
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
+    if options.augment == "device" and options.cache_size == 0:
+        raise UserError(
+            "--augment device needs images of one size from a cache; add --cache-size 1024"
+        )
     if options.compile and not has_compiler():
         raise UserError(
             "--compile needs a GPU and a C++ compiler; install g++, or leave --compile out"

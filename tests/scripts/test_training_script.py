@@ -78,6 +78,20 @@ def test_cache_does_not_change_results_if_images_fit(trained, phantom, tmp_path)
         pd.testing.assert_frame_equal(one, other)
 
 
+def test_augmentation_on_the_device_trains_as_in_the_workers(phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path / "data")
+    slowly = ("--lr", 1e-6, "--min-lr", 0, "--epochs", 1)  # or differences would grow
+    options = ("--data", data, *TRAIN, *slowly, "--cache-size", 256)
+    losses = {}
+    for place in ("device", "cpu"):
+        run_script("train.py", *options, "--augment", place, "--name", place, cwd=tmp_path)
+        losses[place] = pd.read_csv(tmp_path / f"csv/{place}/0.csv")["train_loss"][0]
+    assert losses["device"] != losses["cpu"]  # interpolated by other code
+    assert abs(losses["device"] - losses["cpu"]) < 1e-3
+    done = run_script("train.py", *options, "--name", "device", cwd=tmp_path, code=2)
+    assert "was trained with --augment device (now cpu)" in sentence_of(done)
+
+
 def test_resuming_with_other_options_is_refused(trained, phantom):
     options = ("--data", phantom, "--epochs", 3, *TRAIN, "--lr", "5e-4")
     done = run_script("train.py", *options, cwd=trained, code=2)
@@ -151,6 +165,7 @@ def test_missing_image_is_reported_before_training(phantom, tmp_path):
         ),
         (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
         (("--cache-size", "128"), "--cache-size must be 0 or at least --image-size, 256"),
+        (("--augment", "device"), "--augment device needs images of one size from a cache; add"),
     ],
 )
 def test_bad_options(phantom, tmp_path, options, sentence):
@@ -176,7 +191,9 @@ def test_run_of_an_earlier_version_resumes(trained, phantom):
     path = trained / "save/pylon/0/last"
     last = load_last(path)
     try:
-        earlier = {key: last["options"][key] for key in last["options"].keys() - {"compile"}}
+        earlier = {
+            key: last["options"][key] for key in last["options"].keys() - {"compile", "augment"}
+        }
         del earlier["cache_size"]
         save_last(path, {**last, "options": earlier})
         done = run_script("train.py", "--data", phantom, "--epochs", 2, *TRAIN, cwd=trained)
