@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import plain
@@ -104,13 +105,18 @@ def plain_trainer(encoder_name: str, device: torch.device) -> Step:
 
 
 def our_trainer(
-    encoder_name: str, device: torch.device, precision: str
+    encoder_name: str,
+    device: torch.device,
+    precision: str,
+    compiler: Callable[[nn.Module], None] | None = None,
 ) -> tuple[Accelerator, Step]:
-    """Build the training step of train.py."""
+    """Build the training step of train.py; `compiler` compiles the network."""
     accelerator = our_accelerator(device.type, precision, training=True)
     net = fresh(encoder_name, device, torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
     model, optimizer = accelerator.prepare(net, adam)
+    if compiler is not None:
+        compiler(model)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         loss = criterion(model(normalize(images, MEAN, STD)).logits, labels)
@@ -119,6 +125,14 @@ def our_trainer(
         optimizer.zero_grad()
 
     return accelerator, step
+
+
+def random_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 1, 256, 256) uint8 and labels (B, 14) float32."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (size, 1, 256, 256), dtype=torch.uint8, generator=generator)
+    labels = (torch.rand(size, 14, generator=generator) < 0.1).float()
+    return images.to(device), labels.to(device)
 
 
 def precisions(device: torch.device) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ PRELOADED = [
 
 
 @dataclass(frozen=True)
-class Setting:
+class MemorySetting:
     """Setting of a process whose peak memory is measured."""
 
     data: Path
@@ -48,7 +48,9 @@ class Setting:
     cache_size: int  # 0: no cache
 
 
-def measure_training_memory(setting: Setting, batch_size: int, precisions: tuple[str, ...]) -> None:
+def measure_training_memory(
+    setting: MemorySetting, batch_size: int, precisions: tuple[str, ...]
+) -> None:
     plain_peak = in_own_process(plain_training_peak, setting, batch_size)
     peaks = {"plain": [plain_peak]}
     for precision in precisions:
@@ -58,7 +60,7 @@ def measure_training_memory(setting: Setting, batch_size: int, precisions: tuple
     show(what, "GB", peaks, more_is_better=False)
 
 
-def measure_evaluation_memory(setting: Setting, count: int) -> None:
+def measure_evaluation_memory(setting: MemorySetting, count: int) -> None:
     few, many = (in_own_process(evaluation_peak, setting, n) for n in (count, 4 * count))
     print(
         f"| peak memory of evaluation, fp32 | {count} images: {few:.2f} GB "
@@ -66,7 +68,7 @@ def measure_evaluation_memory(setting: Setting, count: int) -> None:
     )
 
 
-def plain_training_peak(setting: Setting, batch_size: int) -> float:
+def plain_training_peak(setting: MemorySetting, batch_size: int) -> float:
     radiographs = read_chestxray14(setting.data)
     step = plain_trainer(setting.encoder_name, setting.device)
     images = radiographs.images[: batch_size * 4]
@@ -79,7 +81,7 @@ def plain_training_peak(setting: Setting, batch_size: int) -> float:
     return peak(setting.device)
 
 
-def training_peak(setting: Setting, batch_size: int, precision: str) -> float:
+def training_peak(setting: MemorySetting, batch_size: int, precision: str) -> float:
     radiographs = read_chestxray14(setting.data)
     images = radiographs.images[: batch_size * 4]
     workers = setting.num_workers
@@ -101,7 +103,7 @@ def training_peak(setting: Setting, batch_size: int, precision: str) -> float:
     return peak(setting.device)
 
 
-def evaluation_peak(setting: Setting, count: int) -> float:
+def evaluation_peak(setting: MemorySetting, count: int) -> float:
     radiographs = read_chestxray14(setting.data)
     images = repeat(radiographs.images, count)
     accelerator = our_accelerator(setting.device.type, "fp32", training=False)

@@ -1,14 +1,18 @@
 """Compare the speed of the plain pipeline of 2020 (plain.py) and ours, alternately in one process.
 
-    python benchmarks/speed.py --data DIR                # DIR as for train.py, 1024 x 1024 images
-    python benchmarks/speed.py --data DIR --device cuda
+    python benchmarks/speed.py --data DIR    # DIR as for train.py, 1024 x 1024 images
+    python benchmarks/speed.py --device cuda
 
 Prints markdown tables of medians, with the factor by which ours is better than the plain pipeline.
-Fills DATA/cache/512 and DATA/cache/1024.
+Fills DATA/cache/512 and DATA/cache/1024. On a GPU it measures training instead (gpu.py), and writes
+the page docs/gpu.md.
 """
 
 import os
+import shlex
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,14 +28,14 @@ from pylon.system.errors import UserError
 class Options:
     """Compare the speed of the plain pipeline of 2020 and ours."""
 
-    data: Path = Path("data")
-    """Folder with NIH's files."""
+    data: Path | None = None
+    """Folder with NIH's files; if not given, 320 images are drawn in a temporary folder."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device of the network."""
     encoder_name: str = "resnet50"
     """Encoder of the network."""
-    batch_size: int | None = None
-    """Images per training step ; if not given, 16 on a CPU, 64 on a GPU."""
+    batch_size: int = 16
+    """Images per training step; 64 and 256 on a GPU."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Worker processes that read images."""
     images: int = 320
@@ -43,24 +47,29 @@ class Options:
     """Number of measurements of each; the median is printed."""
     cache_sizes: tuple[int, ...] = (512, 1024)
     """Cache sizes to measure."""
-    precisions: tuple[Literal["fp32", "fp16", "bf16"], ...] = ()
-    """Precisions to measure; if none is given, those that the device supports in hardware."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ()
+    """Precisions to measure; if none is given, those that the CPU supports in hardware. On a GPU
+    all are."""
+    page: Path = Path("docs/gpu.md")
+    """On a GPU: page to write."""
+    budget: int = 420
+    """On a GPU: seconds for everything; measurements for which they do not suffice are left out."""
 
 
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
-import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 import plain
+from drawn import write_radiographs
 from fed import measure_fed_training
+from gpu import Setting, measure_all
+from gpu_page import Plan
 from measure import (
     Step,
-    allow_tf32,
     alternate,
     flops_an_image,
     fresh,
@@ -72,44 +81,71 @@ from measure import (
     paths_and_labels,
     plain_trainer,
     precisions,
+    random_batch,
     repeat,
     seconds_of,
     show,
 )
-from memory import Setting, measure_evaluation_memory, measure_training_memory
+from memory import MemorySetting, measure_evaluation_memory, measure_training_memory
+from metric_and_pages import measure_metric, measure_pages
 from pylon.data.cache import ImageCache, open_cache
 from pylon.data.checks import require_files
 from pylon.data.chestxray14 import MEAN, STD
 from pylon.data.contract import Radiographs
 from pylon.data.dataset import EpochSampler, eval_loader, train_loader
-from pylon.data.images import read_image
+from pylon.data.device_transforms import DrawnTransform
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, normalize, train_transform
-from pylon.drawing import Row, draw_page
 from pylon.experiment.evaluate import images_at_a_time, predict_logits
 from pylon.model import STRIDE
-from pylon.scoring.metrics import point_localization
+from pylon.system.device import choose_device
 
 # factor of images for a loader that reads a cache, so that it takes seconds like one that decodes
 LONGER = 16
+IMAGES = 320  # drawn where no data are given
 
 
 def main(options: Options) -> None:
+    end = time.perf_counter() + options.budget
     check(options)
-    radiographs = read_chestxray14(options.data)
-    images = radiographs.images
-    require_files(images, radiographs)
+    choose_device(options.device)  # or a UserError
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data is None:
+            data = write_radiographs(Path(folder) / "data", IMAGES, 1024)
+            options = replace(options, data=data)
+        radiographs = read_chestxray14(options.data)
+        images = radiographs.images
+        require_files(images, radiographs)
+        place = options.data / "cache"
+        caches = {
+            size: open_cache(images, place, size, options.num_workers)
+            for size in options.cache_sizes
+        }
+        if options.device == "cpu":
+            measure_on_cpu(options, radiographs, caches)
+        else:
+            measure_on_gpu(options, radiographs, caches, end)
+
+
+def measure_on_gpu(
+    options: Options, radiographs: Radiographs, caches: dict[int, ImageCache], end: float
+) -> None:
+    plan = Plan(cache_sizes=options.cache_sizes)
     device = torch.device(options.device)
-    options = replace(
-        options,
-        batch_size=options.batch_size or (16 if device.type == "cpu" else 64),
-        precisions=options.precisions or precisions(device),
-    )
-    for precision in options.precisions:
-        our_accelerator(options.device, precision, training=True)  # or a UserError
     workers = options.num_workers
-    folder = options.data / "cache"
-    caches = {size: open_cache(images, folder, size, workers) for size in options.cache_sizes}
+    setting = Setting(device, radiographs, caches, options.encoder_name, workers, plan)
+    command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
+    measure_all(setting, options.page, end, command)
+    print(f"{options.page} is written; please send it, as it says")
+
+
+def measure_on_cpu(
+    options: Options, radiographs: Radiographs, caches: dict[int, ImageCache]
+) -> None:
+    device = torch.device("cpu")
+    options = replace(options, precisions=options.precisions or precisions(device))
+    images = radiographs.images
+    workers = options.num_workers
 
     # compared with the plain pipeline
     head = f"{options.encoder_name}, 256 x 256, batches of {options.batch_size}"
@@ -119,24 +155,27 @@ def main(options: Options) -> None:
         measure_loaders(options, radiographs, caches, count)
     measure_training(options, device)
     measure_evaluation(options, radiographs, caches, device)
-    measure_metric(options)
-    measure_pages(options, images)
+    measure_metric(options.rounds)
+    measure_pages(options.rounds, images)
 
     # memory, and the time that training waits for data
-    batch_sizes = (options.batch_size,) if device.type == "cpu" else (64, 256)
     smallest = min(options.cache_sizes, default=0)
-    setting = Setting(options.data, device, options.encoder_name, workers, smallest)
-    for batch_size in batch_sizes:
-        measure_training_memory(setting, batch_size, options.precisions)
+    setting = MemorySetting(options.data, device, options.encoder_name, workers, smallest)
+    measure_training_memory(setting, options.batch_size, options.precisions)
     measure_evaluation_memory(setting, options.images // 5)
-    encoder = options.encoder_name
     measure_fed_training(
-        encoder, radiographs, caches, workers, device, batch_sizes, options.precisions
+        options.encoder_name,
+        radiographs,
+        caches,
+        workers,
+        device,
+        options.batch_size,
+        options.precisions,
     )
 
 
 def check(options: Options) -> None:
-    require_at_least(options, batch_size=2, num_workers=0, images=5, steps=1, rounds=1)
+    require_at_least(options, batch_size=2, num_workers=0, images=5, steps=1, rounds=1, budget=1)
     if min(options.cache_sizes, default=STRIDE) < STRIDE:
         raise UserError(f"--cache-sizes must be at least {STRIDE} each")
 
@@ -164,6 +203,9 @@ def measure_loaders(
     for size, cache in caches.items():
         loader, sampler = train_loader(many, names, ours, 64, workers, 0, cache)
         candidates[f"{size} cache"] = loader_rate(loader, sampler)
+        drawn = DrawnTransform(256, size)
+        loader, sampler = train_loader(many, names, drawn, 64, workers, 0, cache)
+        candidates[f"{size} cache, --augment device"] = loader_rate(loader, sampler)
     measured = alternate(options.rounds, candidates)
     show(f"training loader, {workers} workers", "images/s", measured)
 
@@ -190,9 +232,9 @@ def loader_rate(loader: DataLoader, sampler: EpochSampler | None = None) -> Call
         start = time.perf_counter()
         seen = 0
         for batch in loader:
-            ours = isinstance(batch, dict)
-            ready = normalize(batch["image"], MEAN, STD) if ours else batch[0]
-            seen += len(ready)
+            if isinstance(batch, dict) and "augmentation" not in batch:
+                normalize(batch["image"], MEAN, STD)
+            seen += len(batch["image"] if isinstance(batch, dict) else batch[0])
         return seen / (time.perf_counter() - start)
 
     return measure
@@ -201,20 +243,11 @@ def loader_rate(loader: DataLoader, sampler: EpochSampler | None = None) -> Call
 # the network
 
 
-def random_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 1, 256, 256) uint8 and labels (B, 14) float32."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (size, 1, 256, 256), dtype=torch.uint8, generator=generator)
-    labels = (torch.rand(size, 14, generator=generator) < 0.1).float()
-    return images.to(device), labels.to(device)
-
-
 def measure_training(options: Options, device: torch.device) -> None:
     images, labels = random_batch(options.batch_size, device)
 
-    def rate(step: Step, batch: torch.Tensor, tf32: bool) -> Callable[[int], float]:
+    def rate(step: Step, batch: torch.Tensor) -> Callable[[int], float]:
         def measure(_: int) -> float:
-            allow_tf32(tf32)
             seconds = seconds_of(
                 lambda: [step(batch, labels) for _ in range(options.steps)], device
             )
@@ -225,10 +258,10 @@ def measure_training(options: Options, device: torch.device) -> None:
     # images/s
     theirs = plain_trainer(options.encoder_name, device)
     floats = normalize(images, MEAN, STD).contiguous()
-    candidates = {"plain": rate(theirs, floats, tf32=False)}
+    candidates = {"plain": rate(theirs, floats)}
     for precision in options.precisions:
         _, step = our_trainer(options.encoder_name, device, precision)
-        candidates[precision] = rate(step, images, tf32=True)
+        candidates[precision] = rate(step, images)
     measured = alternate(options.rounds, candidates)
     show("training step", "images/s", measured)
 
@@ -252,8 +285,7 @@ def measure_evaluation(
 ) -> None:
     names = radiographs.class_names
     workers = options.num_workers
-    count = options.images // 5 if device.type == "cpu" else options.images * LONGER
-    table = repeat(radiographs.images, full_batches(count, workers))
+    table = repeat(radiographs.images, full_batches(options.images // 5, workers))
 
     def rate(precision: str, task: Callable[[Accelerator], object]) -> Callable[[int], float]:
         def measure(_: int) -> float:
@@ -276,71 +308,11 @@ def measure_evaluation(
         for name, cache in sources.items():
             accelerator = our_accelerator(device.type, precision, training=False)
             batch_size = images_at_a_time(accelerator)
-            pin = device.type == "cuda"
-            transform = eval_transform(256)
-            loader = eval_loader(table, names, transform, batch_size, workers, cache, pin)
+            loader = eval_loader(table, names, eval_transform(256), batch_size, workers, cache)
             loader = accelerator.prepare(loader)
             task = partial(predict_logits, net, loader, title="predicting", mean=MEAN, std=STD)
             candidates[f"{precision}, {name}"] = rate(precision, task)
     show("evaluation", "images/s", alternate(max(1, options.rounds // 2), candidates))
-
-
-# metric and pages
-
-
-def measure_metric(options: Options) -> None:
-    # 984 boxes on 880 images, at most one per class and image
-    rng = np.random.default_rng(0)
-    count = 984
-    maps = torch.from_numpy(rng.random((880, 14, 64, 64), np.float32))
-    image = np.concatenate([np.arange(880), rng.choice(880, count - 880, replace=False)])
-    image.sort()
-    classes = rng.permuted(np.tile(np.arange(14), (880, 1)), axis=1)
-    pathology = classes[image, np.arange(count) % 14]
-    bbox = np.column_stack([rng.integers(0, 500, (count, 2)), rng.integers(50, 500, (count, 2))])
-    pairs = [[] for _ in range(880)]
-    for n, c, xywh in zip(image, pathology, bbox, strict=True):
-        pairs[n].append((c, xywh))
-    size = np.full((count, 2), 1024)
-    hits = {}
-
-    def theirs() -> None:
-        hits["plain"] = plain.point_localization(maps, pairs)
-
-    def ours() -> None:
-        hits["ours"], _, _ = point_localization(maps[image, pathology], bbox, size, (256, 256))
-
-    candidates = {
-        "plain": lambda _: seconds_of(theirs),
-        "coordinates": lambda _: seconds_of(ours),
-    }
-    measured = alternate(options.rounds, candidates)
-    show(f"metric, {count} boxes", "s", measured, more_is_better=False)
-    assert (hits["plain"] == hits["ours"]).all()
-
-
-def measure_pages(options: Options, images: pd.DataFrame) -> None:
-    rng = np.random.default_rng(0)
-    paths = images["path"].iloc[:10].tolist()
-    maps = rng.random((10, 64, 64), np.float32)
-    title = "Mass: 0.123"
-    bbox = np.array([20, 30, 60, 50])
-
-    def theirs() -> None:
-        plain.draw_page(
-            [(path, heatmap, title, bbox) for path, heatmap in zip(paths, maps, strict=True)]
-        )
-
-    def ours() -> None:
-        draw_page([
-            Row(Path(path).name, read_image(path), heatmap, title, bbox[None])
-            for path, heatmap in zip(paths, maps, strict=True)
-        ])  # fmt: skip
-
-    candidates = {"plain": lambda _: seconds_of(theirs), "ours": lambda _: seconds_of(ours)}
-    measured = alternate(options.rounds, candidates)
-    what = "heatmap page of 20 panels, PNGs decoded"
-    show(what, "s", measured, more_is_better=False)
 
 
 if __name__ == "__main__":

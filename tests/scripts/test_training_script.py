@@ -87,7 +87,7 @@ def test_augmentation_on_the_device_trains_as_in_the_workers(phantom, tmp_path):
         run_script("train.py", *options, "--augment", place, "--name", place, cwd=tmp_path)
         losses[place] = pd.read_csv(tmp_path / f"csv/{place}/0.csv")["train_loss"][0]
     assert losses["device"] != losses["cpu"]  # interpolated by other code
-    assert abs(losses["device"] - losses["cpu"]) < 1e-3
+    assert abs(losses["device"] - losses["cpu"]) < 0.01  # of about 8
     done = run_script("train.py", *options, "--name", "device", cwd=tmp_path, code=2)
     assert "was trained with --augment device (now cpu)" in sentence_of(done)
 
