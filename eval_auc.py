@@ -40,6 +40,7 @@ from pylon.experiment.evaluate import (
     require_numbers,
 )
 from pylon.experiment.from_rows import read_experiments
+from pylon.experiment.runtime import device_for
 from pylon.experiment.selection import choose_experiments, settle
 from pylon.scoring.calibration import reliabilities, table_of_calibration
 from pylon.scoring.charts import reliability_chart, scores_chart
@@ -60,7 +61,8 @@ def main(options: Options) -> None:
 
     # from networks
     experiments = choose_experiments(options)
-    accelerator = make_accelerator(options.device, options.precision, options.batch_size)
+    device = device_for(options.runtime, options.device, options.precision)
+    accelerator = make_accelerator(device, options.precision, options.batch_size)
     experiments = settle(experiments, options, accelerator.print)
     rows = predict_rows(experiments, options, accelerator)
     if accelerator.is_main_process:
@@ -91,7 +93,9 @@ def predict_rows(
                 model, loader, accelerator, f"{name} {seed}", card["mean"], card["std"]
             )
             require_numbers(logits, checkpoints[seed])
-            about = about_rows(model, card, radiographs, not_official, options.precision)
+            about = about_rows(
+                model, card, radiographs, not_official, options.precision, runtime=options.runtime
+            )
             rows[name][seed] = image_rows(test, labels, logits, about)
             if name == first and accelerator.is_main_process:
                 write_rows(Path("csv") / name, seed, "images", rows[name][seed])

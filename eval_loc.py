@@ -55,6 +55,7 @@ from pylon.experiment.evaluate import (
     require_numbers,
 )
 from pylon.experiment.from_rows import read_experiments
+from pylon.experiment.runtime import device_for
 from pylon.experiment.selection import check_method, choose_experiments, settle
 from pylon.scoring.box_tables import BoxScores, score_heatmaps, write_box_tables
 from pylon.scoring.charts import scores_chart
@@ -83,7 +84,8 @@ def main(options: Options) -> None:
     # from networks
     experiments = choose_experiments(options)
     check_method(options.method, options)
-    accelerator = make_accelerator(options.device, options.precision, options.batch_size)
+    device = device_for(options.runtime, options.device, options.precision, options.method)
+    accelerator = make_accelerator(device, options.precision, options.batch_size)
     experiments = settle(experiments, options, accelerator.print)
     rows, scores = localize(experiments, options, suffix, accelerator)
     if accelerator.is_main_process:
@@ -124,8 +126,9 @@ def localize(
             require_numbers(table["probability"].to_numpy(), checkpoints[seed])
             require_numbers(maps, checkpoints[seed])
             about = about_rows(
-                model, card, radiographs, not_official, options.precision, options.method
-            )
+                model, card, radiographs, not_official, options.precision, options.method,
+                options.runtime,
+            )  # fmt: skip
             columns = [column for column in BOX_ROW_COLUMNS if column in table]
             rows[name][seed] = Rows(table[columns], about)
 

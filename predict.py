@@ -2,6 +2,7 @@
 
     python predict.py chest.png --checkpoint save/pylon/0/best
     python predict.py images/ more/ --checkpoint user/name --out predictions/new --save-maps
+    python predict.py --checkpoint save/pylon/0/best --export-onnx pylon.onnx
 
 Reads  PNG, JPEG and TIFF files of 8 or 16 bits, and folders of them; one checkpoint.
 Writes OUT/predictions.csv: one row per image and class: score (probability), present (whether it
@@ -19,7 +20,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pylon.experiment.options import Method
+from pylon.experiment.options import Method, Runtime
 from pylon.system.cli import Device, parse, start
 
 
@@ -27,11 +28,11 @@ from pylon.system.cli import Device, parse, start
 class Options:
     """Findings, heatmaps and boxes of any radiograph."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Images, and folders to search for images."""
     checkpoint: Path
     """A folder such as save/pylon/0/best, user/name on the Hugging Face hub, or the authors'
     model.pkl."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Images, and folders to search for images."""
     out: Path = Path("predictions")
     """Folder for the results."""
     classes: tuple[str, ...] = ()
@@ -64,6 +65,11 @@ class Options:
     """auto: CUDA, then Apple's MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: faster where the hardware supports it; scores and places change a little."""
+    runtime: Runtime = "torch"
+    """What runs the network. On a CPU, onnx (onnxruntime) and openvino are faster than torch, and
+    give the same scores up to rounding in fp32; openvino supports bf16, too."""
+    export_onnx: Path | None = None
+    """Write the network as an ONNX file, too; without images, only that."""
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read images, and threads that draw."""
 
@@ -72,7 +78,6 @@ if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 import errno
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,12 +85,12 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pylon.drawing import SHEET_PANEL
 from pylon.experiment.card import versions
 from pylon.experiment.done import Entry, Progress, Recorder, entry_of, file_of, remove_files
+from pylon.experiment.export import export_onnx
 from pylon.experiment.inputs import MISSING, Found, Read, find_images, read_in_batches
 from pylon.experiment.predictor import Prediction, Predictor, is_window, sheet_of
 from pylon.experiment.results import (
@@ -93,17 +98,18 @@ from pylon.experiment.results import (
     maps_file,
     open_results,
     origin_of,
+    report,
     write_results,
 )
+from pylon.experiment.runtime import device_for, require_installed, sentence_about
 from pylon.experiment.selection import check_method
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
-from pylon.system.files import as_text, one_line, write_atomically
+from pylon.system.files import as_text, write_atomically
 from pylon.system.parallel import on_main_process
 from pylon.system.progress import counted, track
 
-FAULTS_SHOWN = 10
 # of an image next to a folder that has the name of its picture, or of one in very deep folders
 ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
@@ -111,8 +117,14 @@ ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 def main(options: Options) -> None:
     # the options, and the images
     check(options)
-    accelerator = make_accelerator(options.device, options.precision)
+    device = device_for(options.runtime, options.device, options.precision, options.method)
+    accelerator = make_accelerator(device, options.precision)
     say = accelerator.print
+    if options.export_onnx is not None:
+        source = (options.checkpoint, options.export_onnx)
+        say(on_main_process(accelerator, lambda: export_onnx(*source)))
+        if not options.images:
+            return
     found = on_main_process(accelerator, lambda: find_images(options.images, options.out))
     if not found.images:
         raise UserError(next(iter(found.faults.values())))
@@ -125,8 +137,11 @@ def main(options: Options) -> None:
         method=options.method,
         region_threshold=options.region_threshold,
         window=options.window,
+        runtime=options.runtime,
         calibrated=options.calibrated,
     )
+    if compiled := sentence_about(options.runtime, predictor.compile_seconds):
+        say(compiled)
     left = sorted(set(predictor.class_names) - set(predictor.calibration))
     if options.calibrated and left:
         say(f"note: the checkpoint has no calibration of {', '.join(left)}; they stay as they are")
@@ -184,6 +199,10 @@ def check(options: Options) -> None:
     if not options.overlays and (options.classes or options.top is not None):
         raise UserError("--classes and --top choose the maps to draw; leave out --no-overlays")
     check_method(options.method, options)
+    if options.export_onnx is not None:
+        require_installed("onnx", "--export-onnx")
+    elif not options.images:
+        raise UserError("name images, or folders of them; only --export-onnx needs none")
 
 
 def require_classes(options: Options, predictor: Predictor) -> None:
@@ -201,7 +220,7 @@ def require_classes(options: Options, predictor: Predictor) -> None:
 def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
     """Where results come from, for the manifest."""
     choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "region_threshold",
-               "window", "method", "calibrated", "precision")  # fmt: skip
+               "window", "method", "calibrated", "precision", "runtime")  # fmt: skip
     return {
         "folder": as_text(folder),
         "checkpoint": str(options.checkpoint),
@@ -322,28 +341,6 @@ def labels_to_draw(prediction: Prediction, options: Options) -> list[str]:
     if top is not None:
         return [finding["label"] for finding in prediction.findings[:top]]
     return [finding["label"] for finding in prediction.findings if finding["present"]]
-
-
-def report(faults: dict[str, str], given: int, out: Path, accelerator: Accelerator) -> None:
-    """Print what could not be read, and exit with 1 if there is any; with 2 if nothing could.
-
-    Args:
-        faults: by image.
-        given: number of images, and of inputs that have none.
-    """
-    if not faults:
-        return
-    reasons = [one_line(reason) for _, reason in sorted(faults.items())]
-    if len(faults) == given:
-        more = f" ({given - 1} more in {out / 'manifest.json'})" if given > 1 else ""
-        raise UserError(f"nothing could be read: {reasons[0]}{more}")
-    for reason in reasons[:FAULTS_SHOWN]:
-        accelerator.print(f"not read: {reason}", file=sys.stderr)
-    if len(faults) > FAULTS_SHOWN:
-        accelerator.print(f"and {len(faults) - FAULTS_SHOWN} more", file=sys.stderr)
-    sentence = f"{len(faults)} of {given} images could not be read; the others are done. Names and"
-    accelerator.print(f"error: {sentence} reasons are in {out / 'manifest.json'}", file=sys.stderr)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -65,11 +65,16 @@ def own_maps(
     output = model(images)
     maps = output.maps[image_of, class_of]  # (N, h, w)
     probabilities = probability(output.logits[image_of, class_of])  # (N,)
+    return scaled(maps, model), probabilities
+
+
+def scaled(maps: Tensor, model: nn.Module) -> Tensor:
+    """Scale a network's own maps, (.., h, w) float32, to [0, 1], as `heatmaps_of` says."""
     if are_probabilities(model):
-        return maps.sigmoid(), probabilities
-    low = maps.amin(dim=(1, 2), keepdim=True)
-    high = maps.amax(dim=(1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=1e-12), probabilities
+        return maps.sigmoid()
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    high = maps.amax(dim=(-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12)
 
 
 def explained(

@@ -24,6 +24,7 @@ from pylon.encoders import STRIDES
 from pylon.experiment.card import lines_of, read_training_json, require_own_split
 from pylon.experiment.checkpoint import class_names_of, load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
+from pylon.experiment.runtime import run_with, sentence_about
 from pylon.heatmaps import heatmaps_of
 from pylon.hub import config_of
 from pylon.model import STRIDE, Pylon
@@ -131,6 +132,9 @@ def open_networks(
     for seed, path in checkpoints.items():
         # the network's image size is needed before the cache is filled
         model, card = load_network(options, radiographs, path, accelerator)
+        seconds = run_with(model, card["image_size"], options.runtime, options.precision)
+        if sentence := sentence_about(options.runtime, seconds):
+            accelerator.print(f"{path}: {sentence}")
         if cache is None:
             folder = cache_folder(options)
             workers = options.num_workers
@@ -167,6 +171,7 @@ def about_rows(
     not_official: str | None,
     precision: str,
     method: str | None = None,
+    runtime: str = "torch",
 ) -> dict[str, Any]:
     """Build `about` for the rows of a network (see pylon/scoring/rows.py).
 
@@ -175,12 +180,14 @@ def about_rows(
         not_official: from `why_not_official`, the same for all networks.
         precision: in which the network was run.
         method: for rows of boxes, the source of the heatmaps; None for rows of images.
+        runtime: by which the network was run.
     """
     trained = {key: card[key] for key in ("options", "split_sha256") if key in card}
     about = {
         "class_names": list(radiographs.class_names),
         "network": name_of_network(model),
         "precision": precision,
+        "runtime": runtime,
         "not_official": not_official,
         "synthetic": radiographs.synthetic,
         "list_sha256": radiographs.list_sha256,

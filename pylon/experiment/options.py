@@ -18,6 +18,8 @@ Method = Literal[
     "map", "gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "eigencam", "eigengradcam"
 ]
 
+Runtime = Literal["torch", "onnx", "openvino"]  # what runs the network
+
 
 @dataclass
 class EvaluationOptions(CacheOptions):
@@ -48,6 +50,9 @@ class ScoreOptions(EvaluationOptions):
     batch_size: int | None = None
     """Images per batch, over all processes together; if not given, 128 per GPU, or 8 per process on
     a CPU."""
+    runtime: Runtime = "torch"
+    """What runs the network. On a CPU, onnx (onnxruntime) and openvino are faster than torch, and
+    give the same scores up to rounding in fp32; openvino supports bf16, too."""
     compare: tuple[str, ...] = ()
     """Names of other experiments: their seeds (or --seeds) are scored too, for a paired comparison
     with this one. Their own files are not changed."""

@@ -25,6 +25,8 @@ from pylon.drawing import Panel, Scale, draw_sheet, overlay, title_of
 from pylon.experiment.card import calibration_of
 from pylon.experiment.checkpoint import find_checkpoint
 from pylon.experiment.evaluate import images_of_a_batch, open_checkpoint, require_numbers
+from pylon.experiment.options import Runtime
+from pylon.experiment.runtime import device_for, run_with
 from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
 from pylon.scoring.calibration import calibrated_probabilities
 from pylon.scoring.regions import locate
@@ -107,19 +109,23 @@ class Predictor:
         region_threshold: share of its maximum that a map reaches within the box, in (0, 1].
         window: values of 16-bit images that become black and white; by default the 0.5th and
             99.5th percentiles of each image.
+        runtime: "torch"; or, on a CPU and for method "map", "onnx" or "openvino".
         calibrated: give calibrated probabilities, by the Platt scaling that training fitted on the
             validation split: scores, thresholds and maps change, but not what is called present,
             nor any point or box.
 
     Raises:
-        UserError: the checkpoint or the device cannot be used, or it holds no calibration.
+        UserError: the checkpoint, the device or the runtime cannot be used, or it holds no
+            calibration.
         ValueError: another argument is impossible.
 
     Attributes:
         class_names, thresholds, are_probabilities: as in `Prediction`.
         model: the network, in eval mode, on `device`.
         card: how it was trained, as far as that is known.
-        path, device, precision, method, region_threshold, window, calibrated: what was given.
+        path, device, precision, method, region_threshold, window, runtime, calibrated: what was
+            given.
+        compile_seconds: what the runtime took to compile the network.
         calibration: slope and intercept of each class that is calibrated.
         image_size: side of the network's input, pixels.
         batch_size: images that are predicted together.
@@ -134,6 +140,7 @@ class Predictor:
         method: str = "map",
         region_threshold: float = 0.5,
         window: Window | None = None,
+        runtime: Runtime = "torch",
         calibrated: bool = False,
     ):
         if not 0 < region_threshold <= 1:
@@ -146,12 +153,14 @@ class Predictor:
             raise ValueError(f"method {method} needs precision fp32")
         if window is not None and not is_window(window):
             raise ValueError(f"window must be two increasing values up to 65535, got {window}")
+        device = device_for(runtime, device, precision, method)
         self.path = find_checkpoint(checkpoint)
         self.model, self.card = open_checkpoint(self.path)
         self.device = device_of(device)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.precision = precision
         self.method = method
+        self.runtime = runtime
         self.region_threshold = region_threshold
         self.window = window
         self.class_names = tuple(self.card["class_names"])
@@ -165,6 +174,7 @@ class Predictor:
             for name, threshold in self.uncalibrated_thresholds.items()
         }
         self.image_size = self.card["image_size"]
+        self.compile_seconds = run_with(self.model, self.image_size, runtime, precision)
         self.batch_size = images_of_a_batch(self.device.type, self.image_size)
 
     @overload

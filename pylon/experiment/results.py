@@ -14,11 +14,13 @@ are written at the end, from these lines. Each of several processes has its own 
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from pylon.experiment.card import read_json
 from pylon.experiment.done import Entry, Progress, has_entries
@@ -29,11 +31,13 @@ from pylon.system.files import (
     hash_of_json,
     hashed_json,
     hold_lock,
+    one_line,
     require_writable,
     write_atomically,
     write_together,
 )
 
+FAULTS_SHOWN = 10
 COLUMNS = (
     "image", "label", "score", "present", "point_row", "point_column", "box_x", "box_y", "box_w",
     "box_h",
@@ -222,3 +226,25 @@ def coco_results(entries: Iterable[Entry]) -> Iterator[bytes]:
             result = {"image_id": k, "category_id": c, "bbox": box, "score": score}
             yield (b"" if k == c == 1 else b",") + b"\n" + json.dumps(result).encode()
     yield b"\n]\n"
+
+
+def report(faults: dict[str, str], given: int, out: Path, accelerator: Accelerator) -> None:
+    """Print what could not be read, and exit with 1 if there is any; with 2 if nothing could.
+
+    Args:
+        faults: by image.
+        given: number of images, and of inputs that have none.
+    """
+    if not faults:
+        return
+    reasons = [one_line(reason) for _, reason in sorted(faults.items())]
+    if len(faults) == given:
+        more = f" ({given - 1} more in {out / 'manifest.json'})" if given > 1 else ""
+        raise UserError(f"nothing could be read: {reasons[0]}{more}")
+    for reason in reasons[:FAULTS_SHOWN]:
+        accelerator.print(f"not read: {reason}", file=sys.stderr)
+    if len(faults) > FAULTS_SHOWN:
+        accelerator.print(f"and {len(faults) - FAULTS_SHOWN} more", file=sys.stderr)
+    sentence = f"{len(faults)} of {given} images could not be read; the others are done. Names and"
+    accelerator.print(f"error: {sentence} reasons are in {out / 'manifest.json'}", file=sys.stderr)
+    sys.exit(1)

@@ -48,11 +48,12 @@ class Rows:
     Attributes:
         table: one row per image, or per image and class with boxes; columns as above. patient_id is
             int64 or str; labels are int64, or Int64 where some are unknown.
-        about: class_names; network, such as "pylon" or "unet"; precision; for boxes, method, the
-            source of the heatmaps; not_official, why the data is not NIH's test set, or null if it
-            is; synthetic, what the images are if they are not radiographs; list_sha256 of the
-            lists; weights_sha256; calibration, Platt scaling by class; card (training options and
-            split, from training.json) and config of the network.
+        about: class_names; network, such as "pylon" or "unet"; precision; runtime (none in rows of
+            earlier versions: torch); for boxes, method, the source of the heatmaps; not_official,
+            why the data is not NIH's test set, or null if it is; synthetic, what the images are if
+            they are not radiographs; list_sha256 of the lists; weights_sha256; calibration, Platt
+            scaling by class; card (training options and split, from training.json) and config of
+            the network.
     """
 
     table: pd.DataFrame
