@@ -43,6 +43,23 @@ def test_benchmark_measures_everything(phantom, tmp_path):
         assert what in rows
 
 
+def test_runtimes_are_compared(phantom, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    runtimes = ("torch", "onnx", "openvino") if ALL else ("torch", "onnx")
+    few = ("--images", 4, "--batch-sizes", 1, 2, "--rounds", 1, "--num-workers", 0)
+    network = ("--encoder-name", "tu-test_resnet", "--cache-size", 256, "--runtimes", *runtimes)
+    options = ("--data", phantom, *few, *network)
+    done = run_script("benchmarks/runtimes.py", *options, cwd=tmp_path)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = [line.split("|")[1].strip() for line in lines]
+    for runtime in ("plain", *(f"{name} fp32" for name in runtimes)):
+        assert rows.count(runtime) == 2
+    assert "| network alone | batch 1 | batch 2 |" in lines
+    (row,) = [line for line in lines if line.startswith("| torch fp32") and line.count("|") == 5]
+    assert row.split("|")[4].strip() == "0"
+
+
 @pytest.mark.skipif(not ALL, reason="needs PYLON_BENCHMARKS=1")
 def test_prediction_is_compared_with_grad_cam(phantom, tmp_path):
     few = ("--count", 3, "--rounds", 1, "--num-workers", 0, "--precisions", "fp32")
