@@ -32,6 +32,7 @@ from accelerate import Accelerator
 
 from pylon.data.checks import require_files
 from pylon.data.chestxray14 import why_not_official
+from pylon.data.contract import Radiographs
 from pylon.experiment.evaluate import (
     about_rows,
     open_networks,
@@ -41,7 +42,7 @@ from pylon.experiment.evaluate import (
 )
 from pylon.experiment.from_rows import read_experiments
 from pylon.experiment.runtime import device_for
-from pylon.experiment.selection import choose_experiments, settle
+from pylon.experiment.selection import find_experiments
 from pylon.scoring.calibration import reliabilities, table_of_calibration
 from pylon.scoring.charts import reliability_chart, scores_chart
 from pylon.scoring.compare import print_beside, published, why_not_published
@@ -49,7 +50,7 @@ from pylon.scoring.rows import Rows, image_rows, write_rows
 from pylon.scoring.tables import print_table, score_images, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.files import write_atomically, write_csv
-from pylon.system.parallel import is_first_process
+from pylon.system.parallel import is_first_process, same_on_all
 
 
 def main(options: Options) -> None:
@@ -60,10 +61,9 @@ def main(options: Options) -> None:
         return
 
     # from networks
-    experiments = choose_experiments(options)
     device = device_for(options.runtime, options.device, options.precision)
     accelerator = make_accelerator(device, options.precision, options.batch_size)
-    experiments = settle(experiments, options, accelerator.print)
+    experiments = find_experiments(options, accelerator)
     rows = predict_rows(experiments, options, accelerator)
     if accelerator.is_main_process:
         write_tables(rows, Path("csv") / next(iter(rows)))
@@ -80,9 +80,13 @@ def predict_rows(
     """
     first = next(iter(experiments))
     paths = [path for checkpoints in experiments.values() for path in checkpoints.values()]
-    radiographs = read_data(options, paths, accelerator.print)
+    radiographs = same_on_all(
+        accelerator,
+        lambda: read_test_images(options, paths, accelerator),
+        "data",
+        key=lambda data: data.list_sha256,
+    )
     test = radiographs.of_split("test")
-    require_files(test, radiographs)
     not_official = why_not_official(radiographs)
     rows = {}
     for name, checkpoints in experiments.items():
@@ -100,6 +104,15 @@ def predict_rows(
             if name == first and accelerator.is_main_process:
                 write_rows(Path("csv") / name, seed, "images", rows[name][seed])
     return rows
+
+
+def read_test_images(
+    options: Options, checkpoints: list[Path], accelerator: Accelerator
+) -> Radiographs:
+    """Read the data; a UserError if a test image is missing."""
+    radiographs = read_data(options, checkpoints, accelerator.print)
+    require_files(radiographs.of_split("test"), radiographs)
+    return radiographs
 
 
 def write_tables(rows: dict[str, dict[str, Rows]], folder: Path) -> None:

@@ -42,10 +42,12 @@ class Options(BoxOptions, ScoreOptions):
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
+import pandas as pd
 from accelerate import Accelerator
 
 from pylon.data.checks import select_boxed
 from pylon.data.chestxray14 import why_not_official
+from pylon.data.contract import Radiographs
 from pylon.experiment.evaluate import (
     about_rows,
     boxes_with_images,
@@ -56,7 +58,7 @@ from pylon.experiment.evaluate import (
 )
 from pylon.experiment.from_rows import read_experiments
 from pylon.experiment.runtime import device_for
-from pylon.experiment.selection import check_method, choose_experiments, settle
+from pylon.experiment.selection import check_method, find_experiments
 from pylon.scoring.box_tables import BoxScores, score_heatmaps, write_box_tables
 from pylon.scoring.charts import scores_chart
 from pylon.scoring.compare import print_beside, published, why_not_published
@@ -64,7 +66,7 @@ from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, read_maps, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.files import write_atomically, write_csv
-from pylon.system.parallel import is_first_process
+from pylon.system.parallel import is_first_process, same_on_all
 from pylon.system.progress import track
 
 
@@ -82,11 +84,10 @@ def main(options: Options) -> None:
         return
 
     # from networks
-    experiments = choose_experiments(options)
     check_method(options.method, options)
     device = device_for(options.runtime, options.device, options.precision, options.method)
     accelerator = make_accelerator(device, options.precision, options.batch_size)
-    experiments = settle(experiments, options, accelerator.print)
+    experiments = find_experiments(options, accelerator)
     rows, scores = localize(experiments, options, suffix, accelerator)
     if accelerator.is_main_process:
         folder = Path("csv") / next(iter(rows))
@@ -106,8 +107,12 @@ def localize(
     # the boxed test images
     first = next(iter(experiments))
     paths = [path for checkpoints in experiments.values() for path in checkpoints.values()]
-    radiographs = read_data(options, paths, accelerator.print, options.boxes, with_boxes=True)
-    boxed = select_boxed(radiographs)
+    radiographs, boxed = same_on_all(
+        accelerator,
+        lambda: read_boxed_images(options, paths, accelerator),
+        "data",
+        key=lambda read: read[0].list_sha256,
+    )
     boxes = boxes_with_images(boxed, radiographs.boxes)
 
     not_official = why_not_official(radiographs, with_boxes=True)
@@ -141,6 +146,14 @@ def localize(
                 write_rows(Path("csv") / name, seed, what, rows[name][seed], kept)
             scores[name][seed] = score_heatmaps(maps, rows[name][seed])
     return rows, scores
+
+
+def read_boxed_images(
+    options: Options, checkpoints: list[Path], accelerator: Accelerator
+) -> tuple[Radiographs, pd.DataFrame]:
+    """Read the data, and the images that have boxes (see `select_boxed`)."""
+    radiographs = read_data(options, checkpoints, accelerator.print, options.boxes, with_boxes=True)
+    return radiographs, select_boxed(radiographs)
 
 
 def scores_from_maps(

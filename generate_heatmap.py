@@ -46,6 +46,7 @@ from torch import nn
 
 from pylon.data.cache import ImageCache, open_cache
 from pylon.data.checks import select_boxed
+from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
 from pylon.data.options import cache_folder
@@ -58,6 +59,7 @@ from pylon.scoring.rows import bboxes_of, merge_boxes
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import is_number, write_atomically
+from pylon.system.parallel import require_shared, same_on_all
 from pylon.system.progress import track
 
 ROWS_A_PAGE = 10
@@ -75,16 +77,25 @@ class Network:
 def main(options: Options) -> None:
     # the checkpoint
     asked = options.seed is not None
-    name, checkpoints = choose_checkpoints(options, (options.seed,) if asked else ())
     check_method(options.method, options)
     accelerator = make_accelerator(options.device, options.precision)
     say = accelerator.print
-    checkpoints = leave_out_unfinished(name, checkpoints, asked, say, option="--seed", enough=1)
-    path = next(iter(checkpoints.values()))
+
+    def find_checkpoint() -> Path:
+        name, found = choose_checkpoints(options, (options.seed,) if asked else ())
+        found = leave_out_unfinished(name, found, asked, say, option="--seed", enough=1)
+        return next(iter(found.values()))
+
+    path = same_on_all(accelerator, find_checkpoint, "checkpoints")
 
     # the boxed test images, and their boxes sorted by class
-    radiographs = read_data(options, [path], say, options.boxes, with_boxes=True)
-    boxed = select_boxed(radiographs)
+    def read_boxed_images() -> tuple[Radiographs, pd.DataFrame]:
+        radiographs = read_data(options, [path], say, options.boxes, with_boxes=True)
+        return radiographs, select_boxed(radiographs)
+
+    radiographs, boxed = same_on_all(
+        accelerator, read_boxed_images, "data", key=lambda read: read[0].list_sha256
+    )
     boxed = boxed.set_index("image_id", drop=False)
     order = list(radiographs.class_names).index
     by_class = {"key": lambda names: names.map(order), "kind": "stable"}
@@ -102,6 +113,7 @@ def main(options: Options) -> None:
 
     # pages of the paper's images
     out = options.out if options.method == "map" else options.out / options.method
+    require_shared(accelerator, out)
     wanted = radiographs.picked
     picked = [f"{stem}.png" for stem in wanted if f"{stem}.png" in boxed.index]
     lacking = [stem for stem in wanted if f"{stem}.png" not in boxed.index]

@@ -91,7 +91,7 @@ from pylon.drawing import SHEET_PANEL
 from pylon.experiment.card import versions
 from pylon.experiment.done import Entry, Progress, Recorder, entry_of, file_of, remove_files
 from pylon.experiment.export import export_onnx
-from pylon.experiment.inputs import MISSING, Found, Read, find_images, read_in_batches
+from pylon.experiment.inputs import MISSING, Found, Read, find_images, fingerprint, read_in_batches
 from pylon.experiment.predictor import Prediction, Predictor, is_window, sheet_of
 from pylon.experiment.results import (
     how_pixels_are_read,
@@ -107,7 +107,7 @@ from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import as_text, write_atomically
-from pylon.system.parallel import on_main_process
+from pylon.system.parallel import on_main_process, require_shared, same_on_all
 from pylon.system.progress import counted, track
 
 # of an image next to a folder that has the name of its picture, or of one in very deep folders
@@ -130,7 +130,8 @@ def main(options: Options) -> None:
         raise UserError(next(iter(found.faults.values())))
 
     # the network
-    predictor = Predictor(
+    open_network = partial(
+        Predictor,
         options.checkpoint,
         accelerator.device,
         precision=options.precision,
@@ -139,6 +140,9 @@ def main(options: Options) -> None:
         window=options.window,
         runtime=options.runtime,
         calibrated=options.calibrated,
+    )
+    predictor = same_on_all(
+        accelerator, open_network, "weights", lambda opened: opened.card["weights_sha256"]
     )
     if compiled := sentence_about(options.runtime, predictor.compile_seconds):
         say(compiled)
@@ -153,6 +157,9 @@ def main(options: Options) -> None:
     # what is left to do
     about = describe(options, found.folder, predictor)
     left, run = on_main_process(accelerator, lambda: open_and_compare(options, about, found))
+    require_shared(accelerator, options.out)
+    first = os.path.join(found.folder, found.images[0])
+    same_on_all(accelerator, lambda: fingerprint(first), "images")
     size = predictor.batch_size
     turn = accelerator.process_index
     mine = [image for k, image in enumerate(left) if k // size % accelerator.num_processes == turn]

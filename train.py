@@ -14,6 +14,7 @@ Writes csv/NAME/SEED.csv, one row per epoch, and SEED.png, its curves; save/NAME
 import math
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +144,7 @@ from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import write_atomically, write_csv
-from pylon.system.parallel import main_process_first, on_main_process, seed_epoch
+from pylon.system.parallel import main_process_first, on_main_process, same_on_all, seed_epoch
 
 OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
 
@@ -163,7 +164,8 @@ def main(options: Options) -> None:
     say = accelerator.print
 
     # tables, split
-    radiographs = read_radiographs(options, options.classes, options.ignore_columns)
+    read = partial(read_radiographs, options, options.classes, options.ignore_columns)
+    radiographs = same_on_all(accelerator, read, "data", key=lambda data: data.list_sha256)
     names = radiographs.class_names
     images = leave_out_unreadable(
         radiographs,

@@ -31,6 +31,8 @@ from pylon.model import STRIDE, Pylon
 from pylon.scoring.metrics import point_localization
 from pylon.scoring.rows import as_read, bboxes_of, merge_boxes
 from pylon.system.errors import UserError
+from pylon.system.files import hash_of_json
+from pylon.system.parallel import same_on_all
 from pylon.system.progress import track
 
 LARGEST_INPUT = 4096  # pixels; no radiograph is larger
@@ -68,9 +70,15 @@ def load_network(
     """Load the network of a checkpoint, on the device, and its card (training.json).
 
     Raises:
-        UserError: the checkpoint is damaged, or does not fit the classes or the cache.
+        UserError: the checkpoint is damaged, does not fit the classes or the cache, or is not the
+            same for all processes.
     """
-    model, card = open_checkpoint(path)
+    model, card = same_on_all(
+        accelerator,
+        lambda: open_checkpoint(path),
+        f"weights of {path}",
+        key=lambda opened: hash_of_json(opened[1]),
+    )
     if card["class_names"] != list(radiographs.class_names):
         raise UserError(
             f"{path} was trained on the classes {', '.join(card['class_names'])}, which are not "

@@ -42,6 +42,7 @@ COLUMNS = (
     "image", "label", "score", "present", "point_row", "point_column", "box_x", "box_y", "box_w",
     "box_h",
 )  # fmt: skip
+FAULTS_SHOWN = 10
 
 
 def open_results(out: Path, about: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pylon.experiment.checkpoint import fault_of_best, load_last
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import flush_folder, hold_lock, require_writable
-from pylon.system.parallel import on_main_process
+from pylon.system.parallel import on_main_process, require_shared, same_on_all
 
 MAY_CHANGE = {  # options that may differ when a run is resumed
     "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile", "skip_unreadable",
@@ -27,7 +27,8 @@ def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) ->
     next to them until `close_run`.
 
     Raises:
-        UserError: another process is training the run, or a folder is not writable.
+        UserError: another process is training the run; a folder is not writable, or is not the
+            same for all processes.
     """
     place = Path("save") / name / str(seed)
     csv = Path("csv") / name / f"{seed}.csv"
@@ -42,6 +43,7 @@ def open_run(name: str, seed: int, overwrite: bool, accelerator: Accelerator) ->
         require_writable(save)
 
     on_main_process(accelerator, claim)
+    require_shared(accelerator, place.parent)  # each process reads it when the run is resumed
     return save, replacement(csv) if overwrite else csv
 
 
@@ -68,15 +70,24 @@ def find_last(
         UserError: it was trained with other options or data, which the sentence lists; or a part of
             it is missing or damaged.
     """
+
     # what exists; all processes read before one of them writes
-    last = load_last_unless_overwritten(save / "last", overwrite)
-    lost = lost_part(save, last)
-    fault = ""
-    mends = False
-    if last is not None and lost != "best":
-        fault, mends = fault_of_best(save / "best", last["epoch"])
-        mends = mends and not has_ended(last, card["options"])  # otherwise no epoch follows
-    accelerator.wait_for_everyone()
+    def read() -> tuple[dict[str, Any] | None, str, str, bool]:
+        last = load_last_unless_overwritten(save / "last", overwrite)
+        lost = lost_part(save, last)
+        fault = ""
+        mends = False
+        if last is not None and lost != "best":
+            fault, mends = fault_of_best(save / "best", last["epoch"])
+            mends = mends and not has_ended(last, card["options"])  # otherwise no epoch follows
+        return last, lost, fault, mends
+
+    last, lost, fault, mends = same_on_all(
+        accelerator,
+        read,
+        f"files in {save}",
+        key=lambda found: (found[0] and found[0]["epoch"], found[1:]),
+    )
     if lost and not overwrite:
         raise UserError(
             f"{save}/{lost} is missing: cannot resume; choose another --name, or --overwrite"

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from pylon.baselines import kind_of
 from pylon.data.options import require_cache_size
 from pylon.experiment.card import read_json, read_training_json
@@ -19,6 +21,7 @@ from pylon.model import STRIDE
 from pylon.system.cli import check_name, require_at_least
 from pylon.system.errors import UserError
 from pylon.system.files import is_number
+from pylon.system.parallel import same_on_all
 
 
 def choose_checkpoints(
@@ -80,6 +83,19 @@ def label_of(checkpoint: Path) -> str:
         # without the root directory, for paths like /weights/best
         return "-".join(path.parts[1:][-3:-1]) or "best"
     return path.name.removesuffix(".pkl") or "pkl"
+
+
+def find_experiments(options: ScoreOptions, accelerator: Accelerator) -> dict[str, dict[str, Path]]:
+    """Return the finished checkpoints of all experiments; every process calls it.
+
+    Raises:
+        UserError: as `choose_experiments` and `settle`; or the processes find different ones.
+    """
+
+    def find() -> dict[str, dict[str, Path]]:
+        return settle(choose_experiments(options), options, accelerator.print)
+
+    return same_on_all(accelerator, find, "checkpoints")
 
 
 def choose_experiments(options: ScoreOptions) -> dict[str, dict[str, Path]]:

@@ -40,16 +40,24 @@ def start(
 ) -> None:
     """Run `main` on the options; a user's mistake exits with code 2.
 
-    Ctrl-C and SIGTERM exit with 130 and 143, after a line that ends with `after_stop`.
+    Ctrl-C and SIGTERM exit with 130 and 143, the loss of another process with 1, after a line that
+    ends with `after_stop`.
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
         try_to_run(main, options)
     except (KeyboardInterrupt, RuntimeError) as error:
         code = code_of_signal(error)
-        if code is None:
+        if code is not None:
+            stop(code, f"\nstopped; {after_stop}")
+        if not is_lost_connection(error):
             raise
-        stop(code, after_stop)
+        print(f"\n{one_line(str(error))}", file=sys.stderr)
+        stop(
+            1,
+            "error: the connection to another process was lost: it has ended (then it says why), "
+            f"was killed, or its computer is gone; {after_stop}",
+        )
 
 
 def try_to_run(main: Callable[[Options], None], options: Options) -> None:
@@ -89,11 +97,22 @@ def code_of_signal(error: BaseException) -> int | None:
     return 130 if isinstance(error, KeyboardInterrupt) else None
 
 
-def stop(code: int, after_stop: str) -> NoReturn:
-    """Print how to continue and exit at once; no cleanup, since no file is ever half written."""
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error of torch.distributed says that another process is gone."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    # of NCCL and of torchrun's store, whose classes need not be imported here
+    if "DistBackendError" in kinds or "DistNetworkError" in kinds or "DistStoreError" in kinds:
+        return True
+    words = ("connection closed", "connection reset", "broken pipe", "timed out", "timeout")
+    said = str(error).lower()
+    return "gloo" in said and any(word in said for word in words)
+
+
+def stop(code: int, sentence: str) -> NoReturn:
+    """Print a sentence and exit at once; no cleanup, since no file is ever half written."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, ignore)
-    print(f"\nstopped; {after_stop}", file=sys.stderr, flush=True)
+    print(sentence, file=sys.stderr, flush=True)
     sys.stdout.flush()
     for worker in multiprocessing.active_children():
         worker.kill()

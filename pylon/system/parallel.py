@@ -2,8 +2,11 @@
 
 import os
 import signal
+import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,10 +14,11 @@ import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from pylon.system.errors import UserError
+from pylon.system.files import write_atomically
 from pylon.system.progress import track
 
 
@@ -107,10 +111,80 @@ def main_process_first(accelerator: Accelerator, function: Callable[[], Any]) ->
         try:
             answer = function()
         except UserError as error:
-            fault = error
-    if fault is not None:
-        raise fault
+            fault = str(error)
+    require_same(None, fault, "files")
     return answer
+
+
+def same_on_all(
+    accelerator: Accelerator,
+    function: Callable[[], Any],
+    what: str,
+    key: Callable[[Any], Any] = lambda answer: answer,
+) -> Any:
+    """Call a function that reads files on every process, of which each may be on another computer.
+
+    Args:
+        what: it reads, for the error.
+        key: the part of its result, picklable, that must be the same on every process.
+
+    Raises:
+        UserError: on every process, if the function raises one on any of them, or if results
+            differ; the sentence names the process and its folder.
+    """
+    answer = None
+    found = None
+    fault = None
+    try:
+        answer = function()
+        found = key(answer)
+    except UserError as error:
+        if accelerator.num_processes == 1:
+            raise
+        fault = str(error)
+    require_same(found, fault, what)
+    return answer
+
+
+def require_same(found: Any, fault: str | None, what: str) -> None:
+    """Raise a UserError on every process if one has a fault, or has found something else."""
+    here = f"{Path.cwd()} on {socket.gethostname()}"
+    of_all = gather_object([(found, fault, here)])
+    faults = [fault for _, fault, _ in of_all]
+    if len(set(faults)) == 1 and fault is not None:
+        raise UserError(fault)
+
+    # the first process that differs from the main one
+    _, fault_of_main, main = of_all[0]
+    for process, (other, fault_of_other, there) in enumerate(of_all):
+        if (other, fault_of_other) == of_all[0][:2]:
+            continue
+        others = f"process {process}, in {there}"
+        if fault_of_main == fault_of_other:
+            problem = f"{others}, reads other {what} than process 0, in {main}"
+        elif fault_of_other is not None:
+            problem = f"{others}, differs from process 0, in {main}: {fault_of_other}"
+        else:
+            problem = f"process 0, in {main}, differs from {others}: {fault_of_main}"
+        raise UserError(f"start every node in one shared folder, with the same data; {problem}")
+
+
+def require_shared(accelerator: Accelerator, folder: Path) -> None:
+    """Raise a UserError on every process if one does not see the main process's folder."""
+    if accelerator.num_processes == 1:
+        return
+    mark = folder / on_main_process(accelerator, lambda: f".shared-{uuid.uuid4().hex}")
+    on_main_process(accelerator, lambda: write_atomically(mark, b""))
+
+    def look() -> None:
+        if not mark.exists():
+            raise UserError(f"{folder} is not the same folder")
+
+    try:
+        same_on_all(accelerator, look, "files")
+    finally:
+        if accelerator.is_main_process:
+            mark.unlink()
 
 
 def is_first_process() -> bool:

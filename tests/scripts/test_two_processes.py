@@ -118,7 +118,7 @@ def build_otherwise():
     Pylon.__init__ = build_with_spare
 
 
-def write_down_each_loss():
+def write_down_each_loss(batch_statistics=False):
     """Log the loss of each step, without batch statistics, which differ between the processes."""
     loss_of = training.loss_of_known
 
@@ -133,7 +133,8 @@ def write_down_each_loss():
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
 
     training.loss_of_known = noted
-    torch.nn.BatchNorm2d.forward = forward
+    if not batch_statistics:
+        torch.nn.BatchNorm2d.forward = forward
 
 
 def be_one_of_two(variables, sabotage):
@@ -141,9 +142,9 @@ def be_one_of_two(variables, sabotage):
 
     Fail if a wrapped network outlives its process group.
     """
+    os.environ.update(variables)
     if sabotage is not None:
         sabotage()
-    os.environ.update(variables)
     end_training = Accelerator.end_training
 
     def watched(accelerator):
