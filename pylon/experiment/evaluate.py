@@ -76,7 +76,7 @@ def load_network(
     model, card = same_on_all(
         accelerator,
         lambda: open_checkpoint(path),
-        f"weights of {path}",
+        f"contents of {path}",
         key=lambda opened: hash_of_json(opened[1]),
     )
     if card["class_names"] != list(radiographs.class_names):

@@ -69,7 +69,10 @@ def test_system_error_is_one_sentence(capsys, error, sentence):
     assert sentence in said
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("no file"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a bug"), RuntimeError("[gloo] a bug"), OSError("no file"), ValueError("a bug")],
+)
 def test_a_bug_is_not_hidden(error):
     def main(_):
         raise error
@@ -100,6 +103,38 @@ start(main, None, after_stop="the same command resumes")
     done = run(script)
     assert done.returncode == code
     assert done.stderr.endswith("stopped; the same command resumes\n")
+
+
+GLOO = "[third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.7]:9"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("RuntimeError", GLOO),
+        ("DistNetworkError", "Failed to recv, got 0 bytes. Connection was likely closed."),
+        ("DistBackendError", "NCCL communicator was aborted on rank 0."),
+    ],
+)
+def test_lost_process_is_one_sentence(kind, said):
+    script = f"""
+from pylon.system.cli import start
+
+class DistNetworkError(RuntimeError): pass
+class DistBackendError(RuntimeError): pass
+
+def main(_):
+    raise {kind}("{said}")
+
+start(main, None, after_stop="the same command resumes")
+"""
+    done = run(script)
+    assert done.returncode == 1
+    *_, torch_says, sentence = done.stderr.splitlines()
+    assert torch_says == said
+    assert sentence.startswith("error: the connection to another process was lost: it has ended")
+    assert sentence.endswith("; the same command resumes")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_worker_that_ends_while_a_script_stops():
