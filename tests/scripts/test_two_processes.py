@@ -92,7 +92,9 @@ def test_two_processes_score_as_one(trained, phantom, tmp_path):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             command = [*torchrun, "--nproc-per-node", 2, ROOT / script, *options]
             command = list(map(str, command))
-            subprocess.run(command, cwd=trained, check=True, capture_output=True, timeout=300)
+            streams = {"capture_output": True, "text": True}
+            done = subprocess.run(command, cwd=trained, timeout=300, **streams)
+            assert done.returncode == 0, done.stderr
         else:
             run_as_two(script, *options, cwd=trained, out=tmp_path)
         pd.testing.assert_frame_equal(single, pd.read_csv(trained / "csv/pylon" / name), rtol=1e-6)
