@@ -31,6 +31,16 @@ def test_published_seeds_reproduce_themselves(score, shift):
     assert alone["low"].isna().all()
 
 
+def test_verdicts_on_synthetic_images_say_so(tmp_path, capsys):
+    ours = Scored(published("auroc"), None, None)
+    print_beside("auroc", {"ours": ours}, tmp_path, "", None, "Invented pixels.")
+    assert "note: Invented pixels. The comparison below says nothing about PYLON" in (
+        capsys.readouterr().out
+    )
+    table = pd.read_csv(tmp_path / "auroc_beside_published.csv")
+    assert set(table["verdict"]) == {"reproduced, on synthetic images"}
+
+
 def test_margin_is_wider_only_where_published_seeds_vary():
     wide = {
         score: beside_published(published(score), score)["margin"]
