@@ -81,7 +81,6 @@ import errno
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -102,7 +101,7 @@ from pylon.experiment.results import (
     write_results,
 )
 from pylon.experiment.runtime import device_for, require_installed, sentence_about
-from pylon.experiment.selection import check_method
+from pylon.experiment.selection import check_method, require_classes
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
@@ -149,7 +148,7 @@ def main(options: Options) -> None:
     left = sorted(set(predictor.class_names) - set(predictor.calibration))
     if options.calibrated and left:
         say(f"note: the checkpoint has no calibration of {', '.join(left)}; they stay as they are")
-    require_classes(options, predictor)
+    require_classes(options.classes, predictor.class_names, options.checkpoint)
     if options.scale == "absolute" and not predictor.are_probabilities:
         say("note: these maps are not probabilities: each is drawn from its minimum to its maximum")
         options = replace(options, scale="minmax")
@@ -210,18 +209,6 @@ def check(options: Options) -> None:
         require_installed("onnx", "--export-onnx")
     elif not options.images:
         raise UserError("name images, or folders of them; only --export-onnx needs none")
-
-
-def require_classes(options: Options, predictor: Predictor) -> None:
-    """Raise a UserError if the network does not have the classes to draw."""
-    for name in options.classes:
-        if name not in predictor.class_names:
-            near = get_close_matches(name, predictor.class_names, n=3, cutoff=0.4)
-            if near:
-                hint = f"did you mean {', '.join(near)}?"
-            else:
-                hint = f"choose among {', '.join(predictor.class_names)}"
-            raise UserError(f"--classes {name} is not a class of {options.checkpoint}; {hint}")
 
 
 def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Checkpoints are keyed by their name in the tables: the seed, or the name of a fi
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,18 @@ def without_identity(card: dict[str, Any]) -> dict[str, Any]:
 
 def with_kind(config: dict[str, Any]) -> dict[str, Any]:
     return {**arguments_of(config), "kind": kind_of(config)}  # earlier versions did not write it
+
+
+def require_classes(wanted: Sequence[str], class_names: Sequence[str], checkpoint: Path) -> None:
+    """Raise a UserError if a network does not have a class of --classes; it names those like it."""
+    for name in wanted:
+        if name not in class_names:
+            near = get_close_matches(name, class_names, n=3, cutoff=0.4)
+            if near:
+                hint = f"did you mean {', '.join(near)}?"
+            else:
+                hint = f"choose among {', '.join(class_names)}"
+            raise UserError(f"--classes {name} is not a class of {checkpoint}; {hint}")
 
 
 def check_method(method: Method, options: EvaluationOptions) -> None:
