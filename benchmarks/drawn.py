@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from pylon.data.chestxray14 import PATHOLOGIES
+from pylon.system.parallel import start_worker
 
 GRAIN = 1.8  # grey levels; a PNG of 1024 x 1024 then takes about 400 KB, as NIH's do
 
@@ -16,7 +17,8 @@ GRAIN = 1.8  # grey levels; a PNG of 1024 x 1024 then takes about 400 KB, as NIH
 def write_radiographs(folder: Path, count: int, size: int) -> Path:
     """Write grey PNGs of `size` x `size` and lists, in NIH's layout; returns the folder."""
     (folder / "images").mkdir(parents=True)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    start = {"initializer": start_worker, "initargs": (0,)}
+    with ProcessPoolExecutor(os.cpu_count(), **start) as pool:
         names = list(pool.map(partial(write_image, folder=folder, size=size), range(count)))
     rows = [f"{name},{PATHOLOGIES[k % 14]},0,{k}" for k, name in enumerate(names)]
     head = "Image Index,Finding Labels,Follow-up #,Patient ID"
@@ -28,7 +30,6 @@ def write_radiographs(folder: Path, count: int, size: int) -> Path:
 
 def write_image(k: int, folder: Path, size: int) -> str:
     """Write image `k`, smooth shapes under grain; returns its file's name."""
-    cv2.setNumThreads(1)  # the processes are the parallelism
     rng = np.random.default_rng(k)
     shapes = rng.uniform(30, 225, (8, 8)).astype(np.float32)
     smooth = cv2.resize(shapes, (size, size), interpolation=cv2.INTER_CUBIC)

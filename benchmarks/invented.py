@@ -20,6 +20,7 @@ from pylon.data import chestxray14
 from pylon.data.chestxray14 import BOX_LIST, MARK, PATHOLOGIES
 from pylon.system.errors import UserError
 from pylon.system.files import write_atomically
+from pylon.system.parallel import start_worker
 from pylon.system.progress import track
 
 SIDE = 1024  # pixels, of NIH's images
@@ -74,7 +75,8 @@ def write_data_set(metadata: Path, out: Path, share: int, size: int, num_workers
     # draw it
     for folder in {path.parent for path, _, _ in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(max(1, num_workers)) as pool:
+    start = {"initializer": start_worker, "initargs": (0,)}
+    with ProcessPoolExecutor(max(1, num_workers), **start) as pool:
         drawn = pool.map(partial(write_image, size=size), jobs, chunksize=64)
         for _ in track(drawn, "drawing", "image", total=len(jobs), with_rate=True):
             pass

@@ -69,7 +69,8 @@ def loader_generator() -> torch.Generator:
 
 def start_worker(_worker: int) -> None:
     """Set up a loader's worker: one thread, and Ctrl-C is left to the main process."""
-    cv2.setNumThreads(0)  # the workers are the parallelism
+    # The workers are the parallelism. (1 would wait for OpenCV's threads, which a fork leaves.)
+    cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all; the main process ends the rest
     sys.excepthook = show_unless_stopped
 
