@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 from conftest import run_script
 
-from invented import SENTENCE, SIDE, SIGN, copy_lists, draw, sign_of, write_data_set
+from invented import SENTENCE, SIDE, copy_lists, draw, enlarge, sign_of, write_data_set
 from pylon.data.chestxray14 import NIH_SHA256, list_hashes
-from pylon.data.images import read_image
 from pylon.data.sources import read_chestxray14
 from pylon.system.errors import UserError
 from watched import watch
@@ -41,17 +40,12 @@ def test_invented_images_have_the_given_lists_and_say_what_they_are(phantom, inv
     assert (invented / "images_012/images").is_dir()
 
 
-def test_sign_lies_in_the_box(invented):
-    radiographs = read_chestxray14(invented, with_boxes=True)
-    path_of = radiographs.images.set_index("image_id")["path"]
-    alone = radiographs.boxes.drop_duplicates("image_id", keep=False)
-    box = alone[(alone["x"] > 64) & (alone["y"] > 64)].iloc[0]  # not cut off at the edge
-    image = read_image(path_of[box["image_id"]])
-    assert image.shape == (SIDE, SIDE)
-    cells = image[::16, ::16]  # one pixel of each cell
-    x = int((box["x"] + box["w"] / 2) / 16 - SIGN / 2)
-    y = int((box["y"] + box["h"] / 2) / 16 - SIGN / 2)
-    np.testing.assert_array_equal(cells[y : y + SIGN, x : x + SIGN], sign_of(box["pathology"]))
+def test_sign_lies_in_the_box():
+    cells = draw("00000001_000.png", ["Mass"], [("Mass", 480.0, 200.0, 160.0, 80.0)], 64)
+    np.testing.assert_array_equal(cells[12:18, 32:38], sign_of("Mass"))  # around (560, 240)
+    assert enlarge(cells).shape == (SIDE, SIDE)
+    cells = draw("00000001_000.png", ["Mass"], [("Mass", 0.0, 1000.0, 10.0, 24.0)], 64)
+    np.testing.assert_array_equal(cells[58:64, :6], sign_of("Mass"))  # not beyond the edge
 
 
 def test_a_drawing_depends_on_its_name_alone():
