@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import rows_of, run_script, sentence_of
+from conftest import run_script, sentence_of
 from test_without_libraries import CPU, hide
 
 BEST = ("--checkpoint", "save/pylon/0/best")
@@ -40,27 +40,28 @@ def test_predictions_of_onnxruntime(trained, phantom, network_file):
     assert "--out b holds results with --runtime onnx, not torch" in sentence_of(done)
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_evaluations_by_runtime(trained, phantom, runtime):
-    pytest.importorskip("onnx")
-    pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime))
-    options = ("--data", phantom, *CPU)
-    run_script("eval_auc.py", *options, cwd=trained)
-    expected = rows_of(trained)
-    run_script("eval_auc.py", *options, "--runtime", runtime, cwd=trained)
-    logits = [name for name in expected if name.startswith("logit_")]
-    np.testing.assert_allclose(rows_of(trained)[logits], expected[logits], atol=1e-4)
-    about = json.loads((trained / "csv/pylon/0_images.json").read_text())
+def rows_by(runtime, script, what, trained, phantom):
+    """Score with a runtime; return the rows."""
+    run_script(script, "--data", phantom, *CPU, "--runtime", runtime, cwd=trained)
+    about = json.loads((trained / f"csv/pylon/0_{what}.json").read_text())
     assert about["runtime"] == runtime
+    return pd.read_csv(trained / f"csv/pylon/0_{what}.csv")
 
 
-def test_boxes_by_onnxruntime(trained, phantom):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    options = ("--data", phantom, *CPU, "--runtime", "onnx")
-    run_script("eval_loc.py", *options, cwd=trained)
-    about = json.loads((trained / "csv/pylon/0_boxes.json").read_text())
-    assert about["runtime"] == "onnx"
+def test_evaluations_by_runtime(trained, phantom):
+    for library in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(library)
+    expected = rows_by("torch", "eval_auc.py", "images", trained, phantom)
+    rows = rows_by("openvino", "eval_auc.py", "images", trained, phantom)
+    logits = [name for name in expected if name.startswith("logit_")]
+    assert len(logits) == 14
+    np.testing.assert_allclose(rows[logits], expected[logits], atol=1e-4)
+    assert not rows[logits].equals(expected[logits])
+
+    expected = rows_by("torch", "eval_loc.py", "boxes", trained, phantom)
+    rows = rows_by("onnx", "eval_loc.py", "boxes", trained, phantom)
+    np.testing.assert_allclose(rows["probability"], expected["probability"], atol=1e-4)
+    assert not rows["probability"].equals(expected["probability"])
 
 
 def test_images_or_export_are_needed(trained):
