@@ -130,7 +130,8 @@ def keys_of(paths: pd.Series, folder: Path) -> list[str]:
     base = os.path.abspath(folder.parent)
     of_folder = {}  # a data set has few folders, and relpath takes long
     keys = []
-    for path in paths.tolist():  # iterating over a column of texts takes three times as long
+    # three times as fast as iterating over a column of texts
+    for path in pd.Series(paths).tolist():
         head, tail = os.path.split(path)
         if head not in of_folder:
             of_folder[head] = os.path.relpath(os.path.abspath(head), base)

@@ -42,6 +42,9 @@ def read_experiments(options: ScoreOptions, what: str, table: str) -> dict[str, 
         rows[name] = read_all_rows(place, what, labels)
         require_rows_alike(name, rows[name])
     require_same_data(rows, folders)
+    first = next(iter(rows[folder.name].values()))
+    if first.about.get("synthetic") is not None:
+        print(f"note: {first.about['synthetic']}")
     return rows
 
 

@@ -39,7 +39,7 @@ def test_evaluation_tables(trained, phantom):
     assert list(table.columns) == [*PATHOLOGIES, "weighted", "macro"]
     assert (table.loc["0"].dropna() == table.loc["7"].dropna()).all()
     assert (table.loc["std"].dropna() == 0).all()
-    assert f" | {table.loc['0', 'macro']:.6f} |" in done.stdout.splitlines()[2]
+    assert f" | {table.loc['0', 'macro']:.6f} |" in done.stdout.splitlines()[3]
 
     done = run_script("eval_loc.py", *options, "--seeds", 7, cwd=trained)
     table = pd.read_csv(trained / "csv/pylon/point_localization.csv", index_col="seed")

@@ -270,7 +270,7 @@ def test_other_options_than_before_are_refused(checkpoint, predicted, images, tm
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "name the images or folders to predict"),
+        ((), "name images, or folders of them"),
         (("nowhere.png",), "nowhere.png cannot be read (No such file or directory)"),
         (("none",), "none has no images"),
         (("x.png",), "x.png has no images"),  # a folder
