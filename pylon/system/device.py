@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -97,11 +98,12 @@ def choose_device(device: Device) -> str:
     return device
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let the C library keep large blocks that are freed, for the next step, which needs them too.
 
     By default glibc returns each to the system, which then clears it page by page when it is asked
-    for again: up to half of a training step. The peak of the memory is the same.
+    for again: up to half of a training step.
     """
     library = ctypes.CDLL(None)
     if sys.platform != "linux" or not hasattr(library, "mallopt"):
@@ -109,6 +111,8 @@ def keep_freed_memory() -> None:
     library.mallopt(M_MMAP_MAX, 0)  # large blocks, too, come from the heap,
     library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # which keeps up to 2 GB of free memory
     library.mallopt(M_TOP_PAD, 2**28)  # and grows in steps of 256 MB
+    # A worker would otherwise keep its own copy of what is free when it is forked.
+    os.register_at_fork(before=lambda: library.malloc_trim(0))
 
 
 def cpu_has_bf16() -> bool:
