@@ -36,6 +36,7 @@ def test_benchmark_measures_everything(phantom, tmp_path):
         assert what in rows
 
 
+@pytest.mark.skipif(not ALL, reason="needs PYLON_BENCHMARKS=1")
 def test_runtimes_are_compared(phantom, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
