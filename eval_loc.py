@@ -42,18 +42,15 @@ class Options(BoxOptions, ScoreOptions):
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
-import pandas as pd
 from accelerate import Accelerator
 
-from pylon.data.checks import select_boxed
 from pylon.data.chestxray14 import why_not_official
-from pylon.data.contract import Radiographs
 from pylon.experiment.evaluate import (
     about_rows,
     boxes_with_images,
     localize_boxes,
     open_networks,
-    read_data,
+    read_boxed_images,
     require_numbers,
 )
 from pylon.experiment.from_rows import read_experiments
@@ -66,7 +63,7 @@ from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, read_maps, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.files import write_atomically, write_csv
-from pylon.system.parallel import is_first_process, same_on_all
+from pylon.system.parallel import is_first_process
 from pylon.system.progress import track
 
 
@@ -107,12 +104,7 @@ def localize(
     # the boxed test images
     first = next(iter(experiments))
     paths = [path for checkpoints in experiments.values() for path in checkpoints.values()]
-    radiographs, boxed = same_on_all(
-        accelerator,
-        lambda: read_boxed_images(options, paths, accelerator),
-        "data",
-        key=lambda read: read[0].list_sha256,
-    )
+    radiographs, boxed = read_boxed_images(options, paths, accelerator, options.boxes)
     boxes = boxes_with_images(boxed, radiographs.boxes)
 
     not_official = why_not_official(radiographs, with_boxes=True)
@@ -146,14 +138,6 @@ def localize(
                 write_rows(Path("csv") / name, seed, what, rows[name][seed], kept)
             scores[name][seed] = score_heatmaps(maps, rows[name][seed])
     return rows, scores
-
-
-def read_boxed_images(
-    options: Options, checkpoints: list[Path], accelerator: Accelerator
-) -> tuple[Radiographs, pd.DataFrame]:
-    """Read the data, and the images that have boxes (see `select_boxed`)."""
-    radiographs = read_data(options, checkpoints, accelerator.print, options.boxes, with_boxes=True)
-    return radiographs, select_boxed(radiographs)
 
 
 def scores_from_maps(

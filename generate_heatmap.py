@@ -45,14 +45,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from pylon.data.cache import ImageCache, open_cache
-from pylon.data.checks import select_boxed
-from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
 from pylon.data.options import cache_folder
 from pylon.data.transforms import eval_transform, normalize
 from pylon.drawing import Row, draw_page, title_of
-from pylon.experiment.evaluate import load_network, read_data, require_numbers
+from pylon.experiment.evaluate import load_network, read_boxed_images, require_numbers
 from pylon.experiment.selection import check_method, choose_checkpoints, leave_out_unfinished
 from pylon.heatmaps import are_probabilities, heatmaps_of
 from pylon.scoring.rows import bboxes_of, merge_boxes
@@ -89,13 +87,7 @@ def main(options: Options) -> None:
     path = same_on_all(accelerator, find_checkpoint, "checkpoints")
 
     # the boxed test images, and their boxes sorted by class
-    def read_boxed_images() -> tuple[Radiographs, pd.DataFrame]:
-        radiographs = read_data(options, [path], say, options.boxes, with_boxes=True)
-        return radiographs, select_boxed(radiographs)
-
-    radiographs, boxed = same_on_all(
-        accelerator, read_boxed_images, "data", key=lambda read: read[0].list_sha256
-    )
+    radiographs, boxed = read_boxed_images(options, [path], accelerator, options.boxes)
     boxed = boxed.set_index("image_id", drop=False)
     order = list(radiographs.class_names).index
     by_class = {"key": lambda names: names.map(order), "kind": "stable"}

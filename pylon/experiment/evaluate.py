@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from pylon.baselines import Baseline
 from pylon.data.cache import open_cache
+from pylon.data.checks import select_boxed
 from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
 from pylon.data.images import width_height_of
@@ -62,6 +63,21 @@ def read_data(
     for note in radiographs.notes:
         say(f"note: {note}")
     return radiographs
+
+
+def read_boxed_images(
+    options: EvaluationOptions,
+    checkpoints: Sequence[Path],
+    accelerator: Accelerator,
+    boxes: Path | None,
+) -> tuple[Radiographs, pd.DataFrame]:
+    """Read the data, and the images that have boxes; every process calls it (see `read_data`)."""
+
+    def read() -> tuple[Radiographs, pd.DataFrame]:
+        radiographs = read_data(options, checkpoints, accelerator.print, boxes, with_boxes=True)
+        return radiographs, select_boxed(radiographs)
+
+    return same_on_all(accelerator, read, "data", key=lambda found: found[0].list_sha256)
 
 
 def load_network(

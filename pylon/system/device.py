@@ -105,8 +105,8 @@ def keep_freed_memory() -> None:
     By default glibc returns each to the system, which then clears it page by page when it is asked
     for again: up to half of a training step.
     """
-    library = ctypes.CDLL(None)
-    if sys.platform != "linux" or not hasattr(library, "mallopt"):
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "mallopt"):
         return
     library.mallopt(M_MMAP_MAX, 0)  # large blocks, too, come from the heap,
     library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # which keeps up to 2 GB of free memory
