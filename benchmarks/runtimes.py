@@ -43,9 +43,10 @@ if __name__ == "__main__":
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -74,8 +75,12 @@ def main(options: Options) -> None:
     ours = networks(net, options)
     print(machine(CPU))
     print(f"{options.encoder_name}, {len(images)} images, {options.num_workers} workers\n")
+    measure_network(net, ours, options)
+    measure_whole_way(net, ours, images, radiographs.class_names, options)
 
-    # the network alone
+
+def measure_network(net: Pylon, ours: dict[str, Predict], options: Options) -> None:
+    """Print images per second of the network alone, by batch size."""
     print(f"| network alone | {' | '.join(f'batch {b}' for b in options.batch_sizes)} |")
     print("|---" * (len(options.batch_sizes) + 1) + "|")
     rates = {name: [] for name in ["plain", *ours]}
@@ -92,16 +97,23 @@ def main(options: Options) -> None:
     for name, values in rates.items():
         print(f"| {name} | {' | '.join(f'{value:.3g}' for value in values)} |")
 
-    # from file to probability
-    class_names = radiographs.class_names
+
+def measure_whole_way(
+    net: Pylon,
+    ours: dict[str, Predict],
+    images: pd.DataFrame,
+    class_names: Sequence[str],
+    options: Options,
+) -> None:
+    """Print images per second from file to probability, and the largest differences."""
+    workers = options.num_workers
+    batch = images_of_a_batch("cpu")
+    paths, labels = paths_and_labels(images, class_names)
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         unique = images.drop_duplicates("path")
-        cache = open_cache(unique, Path(folder), options.cache_size, options.num_workers, print)
-        batch = images_of_a_batch("cpu")
-        workers = options.num_workers
-        paths, labels = paths_and_labels(images, class_names)
+        cache = open_cache(unique, Path(folder), options.cache_size, workers, print)
         given = plain.loader(paths, labels, plain.eval_transform(), 64, workers)
-        found = {}
 
         def published(_: int) -> float:
             def task() -> None:
