@@ -4,12 +4,13 @@
     python predict.py images/ more/ --checkpoint user/name --out predictions/new --save-maps
     python predict.py --checkpoint save/pylon/0/best --export-onnx pylon.onnx
 
-Reads  PNG, JPEG and TIFF files of 8 or 16 bits, and folders of them; one checkpoint.
+Reads  PNG, JPEG, TIFF and DICOM files, and folders of them; one checkpoint.
 Writes OUT/predictions.csv: one row per image and class: score (probability), present (whether it
        reaches the checkpoint's threshold), point (maximum of the map), box (the region around it);
        OUT/overlays/IMAGE.png: the radiograph and the maps of the findings called present;
        OUT/manifest.json: what the results come from, and the files that could not be read;
-       with --save-maps OUT/maps/IMAGE.npz; with --save-coco OUT/coco.json, coco_results.json.
+       with --save-maps OUT/maps/IMAGE.npz; with --save-coco OUT/coco.json, coco_results.json;
+       with --dicom-out OUT/captures/IMAGE.dcm and OUT/reports/IMAGE.dcm of each DICOM file.
 A file that cannot be read does not stop the others: exit code 1. The same command resumes.
 """
 
@@ -50,12 +51,15 @@ class Options:
     row of a map to x and y of the image."""
     save_coco: bool = False
     """Save images and boxes in the format of COCO."""
+    dicom_out: bool = False
+    """For each DICOM file, write the overlays as Secondary Capture, and findings and regions as
+    Structured Report, in the patient's study: these two hold the patient's data."""
     region_threshold: float = 0.5
     """The box encloses the connected region around the maximum in which the map is at least this
     share of it."""
-    window: tuple[int, int] | None = None
-    """For images of 16 bits: values that become black and white; if not given, the 0.5th and 99.5th
-    percentiles of each image."""
+    window: tuple[float, float] | None = None
+    """For images of 16 bits and DICOM: centre and width of the values from black to white; if not
+    given, a DICOM file's own, or the 0.5th and 99.5th percentiles of each image."""
     method: Method = "map"
     """Heatmaps: map, the network's own maps; or a method of the grad-cam library."""
     calibrated: bool = False
@@ -88,13 +92,14 @@ from accelerate.utils import gather_object
 
 from pylon.drawing import SHEET_PANEL
 from pylon.experiment.card import versions
-from pylon.experiment.done import Entry, Progress, Recorder, entry_of, file_of, remove_files
+from pylon.experiment.dicom_objects import NotWritable, Origin
+from pylon.experiment.done import Progress, Recorder, remove_files
 from pylon.experiment.export import export_onnx
+from pylon.experiment.image_files import Wanted, kinds_of, save_files
 from pylon.experiment.inputs import MISSING, Found, Read, find_images, fingerprint, read_in_batches
-from pylon.experiment.predictor import Prediction, Predictor, is_window, sheet_of
+from pylon.experiment.predictor import Predictor, is_window
 from pylon.experiment.results import (
     how_pixels_are_read,
-    maps_file,
     open_results,
     origin_of,
     report,
@@ -105,7 +110,7 @@ from pylon.experiment.selection import check_method, require_classes
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
-from pylon.system.files import as_text, write_atomically
+from pylon.system.files import as_text
 from pylon.system.parallel import on_main_process, require_shared, same_on_all
 from pylon.system.progress import counted, track
 
@@ -155,7 +160,8 @@ def main(options: Options) -> None:
 
     # what is left to do
     about = describe(options, found.folder, predictor)
-    left, run = on_main_process(accelerator, lambda: open_and_compare(options, about, found))
+    wanted = what_to_write(options, found.folder, predictor.card["weights_sha256"])
+    left, run = on_main_process(accelerator, lambda: open_and_compare(wanted, about, found))
     require_shared(accelerator, options.out)
     first = os.path.join(found.folder, found.images[0])
     same_on_all(accelerator, lambda: fingerprint(first), "images")
@@ -168,7 +174,7 @@ def main(options: Options) -> None:
     started = time.monotonic()
     recorder = Recorder(options.out, origin_of(about), accelerator.process_index, run)
     faults = {}
-    steps = predict_all(mine, found.folder, predictor, options, recorder, faults)
+    steps = predict_all(mine, predictor, options, wanted, recorder, faults)
     shown = accelerator.is_main_process
     for _ in track(steps, "predicting", "image", len(mine), shown, leave=True, with_rate=True):
         pass
@@ -176,7 +182,7 @@ def main(options: Options) -> None:
     # the tables
     faults = dict(gather_object(list(faults.items()))) | found.faults
     names = predictor.class_names
-    coloured = on_main_process(
+    odd = on_main_process(
         accelerator, lambda: write_results(options.out, about, names, faults, options.save_coco)
     )
     seconds = time.monotonic() - started
@@ -184,8 +190,13 @@ def main(options: Options) -> None:
     if done:
         rate = f"{seconds:.1f} s, {done / seconds:.1f} images/s"
         say(f"{counted(done)} predicted in {rate}; see {options.out / 'predictions.csv'}")
-    if coloured:
-        say(f"note: {counted(coloured)} stored in colour: the grey values were read")
+    if odd["coloured"]:
+        say(f"note: {counted(odd['coloured'])} stored in colour: the grey values were read")
+    if odd["lateral"]:
+        say(
+            f"note: {counted(odd['lateral'])} of lateral views (see the manifest): a network "
+            "trained on frontal ones knows nothing of them"
+        )
     accelerator.end_training()
     report(faults, len(found.images) + len(found.faults), options.out, accelerator)
 
@@ -198,13 +209,18 @@ def check(options: Options) -> None:
             f"--region-threshold must be above 0 and at most 1, not {options.region_threshold}"
         )
     if options.window is not None and not is_window(options.window):
-        low, high = options.window
-        raise UserError(f"--window must be two increasing values up to 65535, not {low} {high}")
+        centre, width = options.window
+        raise UserError(
+            f"--window must be a centre and a width of at least 1, not {centre} {width}"
+        )
     if options.classes and options.top is not None:
         raise UserError("--classes and --top both choose the maps to draw; leave one out")
-    if not options.overlays and (options.classes or options.top is not None):
+    draws = options.overlays or options.dicom_out
+    if not draws and (options.classes or options.top is not None):
         raise UserError("--classes and --top choose the maps to draw; leave out --no-overlays")
     check_method(options.method, options)
+    if options.dicom_out:
+        require_installed("dicom", "--dicom-out")
     if options.export_onnx is not None:
         require_installed("onnx", "--export-onnx")
     elif not options.images:
@@ -213,8 +229,9 @@ def check(options: Options) -> None:
 
 def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
     """Where results come from, for the manifest."""
-    choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "region_threshold",
-               "window", "method", "calibrated", "precision", "runtime")  # fmt: skip
+    choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "dicom_out",
+               "region_threshold", "window", "method", "calibrated", "precision",
+               "runtime")  # fmt: skip
     return {
         "folder": as_text(folder),
         "checkpoint": str(options.checkpoint),
@@ -234,44 +251,52 @@ def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, A
     }
 
 
-def open_and_compare(
-    options: Options, about: dict[str, Any], found: Found
-) -> tuple[list[str], int]:
+def what_to_write(options: Options, folder: str, weights_sha256: str) -> Wanted:
+    parameters = (f"method {options.method}", f"region threshold {options.region_threshold}")
+    return Wanted(
+        folder,
+        options.out,
+        options.overlays,
+        options.save_maps,
+        options.dicom_out,
+        options.classes,
+        options.top,
+        options.scale,
+        Origin(weights_sha256, parameters),
+    )
+
+
+def open_and_compare(wanted: Wanted, about: dict[str, Any], found: Found) -> tuple[list[str], int]:
     """Open the folder of results; the images that are left, and the number of this run."""
-    open_results(options.out, about)
-    progress = Progress(options.out, origin_of(about))
-    return progress.left(found, kinds_of(options)), progress.run + 1
-
-
-def kinds_of(options: Options) -> list[str]:
-    """The files that each image has."""
-    return ["overlays"] * options.overlays + ["maps"] * options.save_maps
+    open_results(wanted.out, about)
+    progress = Progress(wanted.out, origin_of(about))
+    return progress.left(found, partial(kinds_of, wanted=wanted)), progress.run + 1
 
 
 def predict_all(
     images: list[str],
-    folder: str,
     predictor: Predictor,
     options: Options,
+    wanted: Wanted,
     recorder: Recorder,
     faults: dict[str, str],
 ) -> Iterator[None]:
     """Predict images and write their results, batch by batch; yield once per image.
 
     Args:
-        images: paths relative to `folder`.
+        images: paths relative to the folder of all inputs.
         faults: filled with why images have no results.
     """
     batches = read_in_batches(
         images,
-        folder,
+        wanted.folder,
         predictor.batch_size,
         options.num_workers,
         image_size=predictor.image_size,
         window=options.window,
-        side=SHEET_PANEL if options.overlays else 0,
+        side=SHEET_PANEL if options.overlays or options.dicom_out else 0,
     )
-    save = partial(save_files, options=options)
+    save = partial(save_files, wanted=wanted)
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
         before = None
         for batch in batches:
@@ -298,6 +323,8 @@ def record(
     for image, task in saved.items():
         try:
             entries.append(task.result())
+        except NotWritable as error:
+            faults[image] = str(error)
         except UserError as error:
             if getattr(error.__cause__, "errno", None) not in ERRORS_OF_NAMES:
                 raise
@@ -311,30 +338,6 @@ def record(
         remove_files(recorder.out, image)
     recorder.add(entries, unreadable)
     yield from (None for _ in bad)
-
-
-def save_files(read: Read, prediction: Prediction, options: Options) -> Entry:
-    """Write the picture and the maps of an image, if they are wanted; return what to record."""
-    if options.overlays:
-        labels = labels_to_draw(prediction, options)
-        name = as_text(os.path.basename(read.image))
-        sheet = sheet_of(prediction, labels, name, options.scale)
-        write_atomically(file_of(options.out, "overlays", read.image), sheet)
-    if options.save_maps:
-        maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
-        write_atomically(file_of(options.out, "maps", read.image), maps)
-    return entry_of(read, prediction)
-
-
-def labels_to_draw(prediction: Prediction, options: Options) -> list[str]:
-    """The classes whose maps are drawn."""
-    if options.classes:
-        return list(options.classes)
-    no_thresholds = all(value is None for value in prediction.thresholds.values())
-    top = options.top or (1 if no_thresholds else None)
-    if top is not None:
-        return [finding["label"] for finding in prediction.findings[:top]]
-    return [finding["label"] for finding in prediction.findings if finding["present"]]
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ BAD = {
     "cut jpg": (encoded(".jpg", NOISE)[:-300], "cannot be read as an image; copy it again"),
     "dicom": (
         b"\0" * 128 + b"DICM" + b"\2\0\0\0UL",
-        "is a DICOM file, which is not read; convert it to PNG",
+        "is a DICOM file without a transfer syntax; copy it again, or convert it to PNG",
     ),
     "32 bits": (
         encoded(".tif", NOISE.astype(np.float32)),

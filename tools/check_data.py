@@ -28,7 +28,6 @@ if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, so that --help is fast
 
 import pandas as pd
-from PIL import Image
 
 from pylon.data import chestxray14
 from pylon.data.checks import (
@@ -42,7 +41,7 @@ from pylon.data.checks import (
 from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES, WHERE
 from pylon.data.contract import SPLITS, Radiographs, no_boxes, shared_patients, split_hash
 from pylon.data.csv_cells import read_cells
-from pylon.data.images import fault_of, read_image, width_height_of
+from pylon.data.images import read_pixels, width_height_of
 from pylon.data.sources import read_radiographs
 from pylon.data.table import choose_classes, faults_of_cells
 from pylon.data.table_boxes import add_boxes, read_listed
@@ -207,7 +206,7 @@ def check_files(
 
     # decode every image
     answers = look_at(found["path"], look, num_workers, "decoding")
-    files = pd.DataFrame(answers, columns=["fault", "size", "channels"], index=found.index)
+    files = pd.DataFrame(answers, columns=["fault", "size", "colour", "lateral"], index=found.index)
     files[["image_id", "path"]] = found[["image_id", "path"]]
     is_readable = files["fault"] == ""
     part.faults += files["fault"][~is_readable].tolist()
@@ -218,9 +217,12 @@ def check_files(
     odd = readable["image_id"][readable["size"] != usual]
     if len(odd):
         part.notes.append(f"{subject(odd)} not {usual}, the most common size")
-    coloured = readable["image_id"][readable["channels"] != 1]
+    coloured = readable["image_id"][readable["colour"].astype(bool)]
     if len(coloured):
         part.notes.append(f"{subject(coloured)} not greyscale, but read as greyscale")
+    lateral = readable["image_id"][readable["lateral"].astype(bool)]
+    if len(lateral):
+        part.notes.append(f"{subject(lateral)} lateral by the DICOM files, among frontal ones?")
     part.counts = {
         "images missing": len(missing),
         "images unreadable": len(files) - len(readable),
@@ -230,13 +232,15 @@ def check_files(
     return part, readable
 
 
-def look(path: str) -> tuple[str, str, int]:
-    """What is wrong with an image file, if anything; otherwise its size and channels."""
-    fault = fault_of(path, read_image) or fault_of(path, width_height_of)
-    if fault:
-        return fault, "", 0
-    with Image.open(path) as image:
-        return "", f"{image.width} x {image.height}", len(image.getbands())
+def look(path: str) -> tuple[str, str, bool, bool]:
+    """What is wrong with an image file; if nothing, its size, if it has colours, if lateral."""
+    try:
+        pixels = read_pixels(path)
+        width_height_of(path)
+    except UserError as error:
+        return str(error), "", False, False
+    height, width = pixels.image.shape
+    return "", f"{width} x {height}", pixels.colour, pixels.lateral
 
 
 def check_boxes(data: Path, images: pd.DataFrame, readable: pd.DataFrame) -> Part:

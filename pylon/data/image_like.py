@@ -7,15 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pylon.data.images import (
-    Pixels,
-    Window,
-    header_of,
-    pixels_of,
-    read_pixels,
-    require_fit,
-    require_one_page,
-)
+from pylon.data.images import header_of, read_pixels, require_one_page
+from pylon.data.pixels import Pixels, Window, pixels_of, require_fit
 from pylon.system.errors import UserError
 
 # paths, arrays (H, W) uint8 or uint16, PIL images

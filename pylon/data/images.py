@@ -1,8 +1,8 @@
 """Read radiographs from disk, or report why a file cannot be read.
 
 PNG, JPEG or TIFF of 8 or 16 bits per pixel, grey or colour, becomes (H, W) uint8, grey. 8 bits are
-taken as they are; 16 bits are stretched between two percentiles of the image, or between the limits
-of a given window. OpenCV decodes; Pillow reads the header before.
+taken as they are; 16 bits are stretched between two percentiles of the image, or by a given window.
+OpenCV decodes; Pillow reads the header before. DICOM files are told by their preamble (dicom.py).
 """
 
 import io
@@ -19,13 +19,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pylon.data.dicom import is_dicom, is_dicom_file, read_dicom, width_height_of_dicom
+from pylon.data.pixels import MOST_PIXELS, Pixels, Window, pixels_of, require_fit, too_large
 from pylon.system.errors import UserError
 
 READING = "grey-8-bit"  # for caches: change it if `decode` reads a file otherwise than before
-SMALLEST_SIDE = 16  # pixels; anything narrower is not a radiograph
-MOST_PIXELS = 80_000_000  # the largest radiographs have a quarter of it
 MOST_BYTES = 8 * MOST_PIXELS  # of a file; of 16 bits and four channels, not compressed
-PERCENTILES = (0.5, 99.5)  # of the pixels of a 16-bit image, which become black and white
 # Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored. (That of a TIFF
 # file is applied all the same, by Pillow too.)
 AS_STORED = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -37,33 +36,23 @@ JPEG = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
 
 
-Window = tuple[int, int]  # values of a 16-bit image that become 0 and 255
-
-
-class Pixels(NamedTuple):
-    """An image and how its pixels were read."""
-
-    image: np.ndarray  # (H, W) uint8
-    bits: int = 8  # per pixel and channel of the source: 8 or 16
-    colour: bool = False  # whether the source has colours, of which the grey values were taken
-    window: Window | None = None  # None: no stretch; 8 bits, or 16 bits that only hold 8
-
-
 def read_image(path: str) -> np.ndarray:
-    """Read a PNG, JPEG or TIFF as grey, (H, W) uint8; see `read_pixels`."""
+    """Read a PNG, JPEG, TIFF or DICOM file as grey, (H, W) uint8; see `read_pixels`."""
     return read_pixels(path).image
 
 
 def read_pixels(path: str, window: Window | None = None) -> Pixels:
-    """Read a PNG, JPEG or TIFF.
+    """Read a PNG, JPEG, TIFF or DICOM file.
 
     Args:
         path: of the file.
-        window: for 16 bits, the values that become 0 and 255; by default those of `PERCENTILES`.
+        window: for 16 bits and DICOM, centre and width; by default that between two percentiles,
+            or a DICOM file's own.
 
     Raises:
         UserError: the file is missing, truncated, not an image, narrower than 16 pixels, of more
-            than `MOST_PIXELS`, of other than 8 or 16 bits, or has several pages.
+            than `MOST_PIXELS`, of other than 8 or 16 bits, or has several pages; or as for
+            `read_dicom`.
     """
     return decode(path, read_file(path), window)
 
@@ -88,8 +77,8 @@ def read_file(path: str) -> bytes:
 
 def decode(path: str, data: bytes, window: Window | None = None) -> Pixels:
     """Decode the contents of a file; see `read_pixels`."""
-    if data[128:132] == b"DICM":
-        raise UserError(f"{path} is a DICOM file, which is not read; convert it to PNG")
+    if is_dicom(data):
+        return read_dicom(path, data, window)
     header = read_header(path, io.BytesIO(data))
     require_fit(path, header.height, header.width)
     require_one_page(path, header)
@@ -108,28 +97,6 @@ def decode(path: str, data: bytes, window: Window | None = None) -> Pixels:
     if header.min_is_white and image.dtype == np.uint16:  # with 8 bits, OpenCV does it
         image = 65535 - image
     return pixels_of(image, header.colour, window)
-
-
-def pixels_of(image: np.ndarray, colour: bool = False, window: Window | None = None) -> Pixels:
-    """Bring a grey image (H, W) uint8 or uint16 to 8 bits; see `read_pixels`."""
-    if image.dtype == np.uint8:
-        return Pixels(image, 8, colour)
-
-    # an 8-bit image saved with 16 bits: each value times 257
-    counts = np.zeros(65536, np.int64)
-    for row in range(0, len(image), 256):  # bincount makes a copy of 8 bytes a pixel
-        counts += np.bincount(image[row : row + 256].ravel(), minlength=65536)
-    if window is None and not (np.flatnonzero(counts) % 257).any():
-        return Pixels((image // 257).astype(np.uint8), 16, colour)
-
-    # stretched
-    if window is None:
-        shares = np.array(PERCENTILES) / 100
-        low, high = np.searchsorted(counts.cumsum(), shares * image.size).tolist()
-        window = (low, high)
-    low, high = window
-    levels = (np.arange(65536) - low) * (255 / max(1, high - low))
-    return Pixels(levels.round().clip(0, 255).astype(np.uint8)[image], 16, colour, window)
 
 
 class Header(NamedTuple):
@@ -191,6 +158,8 @@ def require_one_page(path: str, header: Header) -> None:
 @cache
 def width_height_of(path: str) -> tuple[int, int]:
     """Width and height, from the header of the file."""
+    if is_dicom_file(path):
+        return width_height_of_dicom(path)
     return read_header(path, path)[:2]
 
 
@@ -219,23 +188,6 @@ def require_readable(path: str) -> None:
     width = int.from_bytes(view[16:20], "big")
     height = int.from_bytes(view[20:24], "big")
     require_fit(path, height, width)
-
-
-def require_fit(path: str, height: int, width: int) -> None:
-    if min(height, width) < SMALLEST_SIDE:
-        raise UserError(
-            f"{path} is {width} x {height} pixels, too small for a radiograph; "
-            "replace it with the right image"
-        )
-    if height * width > MOST_PIXELS:
-        raise UserError(too_large(path))
-
-
-def too_large(path: str) -> str:
-    return (
-        f"{path} has more than {MOST_PIXELS / 1e6:.0f} million pixels; no radiograph is as large: "
-        "shrink it, or replace it with the right image"
-    )
 
 
 def unreadable(path: str) -> str:

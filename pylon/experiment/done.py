@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pylon.experiment.inputs import Found, Read, fingerprint
 from pylon.experiment.predictor import Prediction
 from pylon.system.errors import UserError
 
-ENDING_OF = {"overlays": ".png", "maps": ".npz"}
+ENDING_OF = {"overlays": ".png", "maps": ".npz", "captures": ".dcm", "reports": ".dcm"}
 BAD = -1  # in place of an index: the image could not be read
 LONGEST_NAME = 240  # bytes, of 255: leaves room for the ending of temporary names
 
@@ -33,7 +33,8 @@ class Entry(NamedTuple):
     width: int
     bits: int  # how the pixels were read: see `Pixels` of pylon/data/images.py
     colour: bool
-    window: list[int] | None
+    window: list[float] | None
+    lateral: bool
     findings: list[list[Any]]  # per class: score, present, row, column, x, y, w, h
 
 
@@ -47,9 +48,7 @@ def entry_of(read: Read, prediction: Prediction) -> Entry:
         places = (*finding["point"], *finding["box"])
         findings.append([finding["score"], finding["present"], *places])
     size = (prepared.height, prepared.width)
-    return Entry(
-        read.image, *read.fingerprint, *size, pixels.bits, pixels.colour, pixels.window, findings
-    )
+    return Entry(read.image, *read.fingerprint, *size, *pixels[1:], findings)
 
 
 class Place(NamedTuple):
@@ -87,21 +86,22 @@ class Progress:
         self.bad = {image for image, place in places.items() if place.index == BAD}
         self.places = {image: place for image, place in places.items() if place.index != BAD}
 
-    def left(self, found: Found, kinds: Sequence[str]) -> list[str]:
+    def left(self, found: Found, kinds_of: Callable[[str], Sequence[str]]) -> list[str]:
         """The images that have no results, or whose file has changed since.
 
         Those that could not be read before come last, so that the others are in the same batches
         as in a run that was not interrupted.
 
         Args:
-            kinds: folders of files that each image must have.
+            kinds_of: gives the kinds of files that an image must have, by its path.
         """
 
         def is_done(image: str) -> bool:
             if image not in self.places:
                 return False
-            there = all(file_of(self.out, kind, image).exists() for kind in kinds)
-            file = fingerprint(os.path.join(found.folder, image))
+            path = os.path.join(found.folder, image)
+            there = all(file_of(self.out, kind, image).exists() for kind in kinds_of(path))
+            file = fingerprint(path)
             return there and file == self.places[image].fingerprint
 
         left = [image for image in found.images if not is_done(image)]
@@ -175,7 +175,7 @@ class Recorder:
 
 
 def remove_files(out: Path, image: str) -> None:
-    """Remove the picture and the maps of an image, if there are any."""
+    """Remove the files of an image, of all kinds, if there are any."""
     for kind in ENDING_OF:
         with suppress(OSError):
             file_of(out, kind, image).unlink()
@@ -191,12 +191,12 @@ def has_entries(out: Path) -> bool:
 
 
 def file_of(out: Path, kind: str, image: str) -> Path:
-    """The picture or the maps of an image: its path with an ending added.
+    """The file of an image of a kind (see `ENDING_OF`): its path with an ending added.
 
     Very long names are cut, and end in a hash.
 
     Args:
-        kind: "overlays" or "maps".
+        kind: the folder.
         image: path relative to the folder of all inputs.
     """
     ending = ENDING_OF[kind]

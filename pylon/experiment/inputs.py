@@ -13,14 +13,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pylon.data.images import Window
+from pylon.data.dicom import is_dicom_file
+from pylon.data.pixels import Window
 from pylon.drawing import fit
 from pylon.experiment.predictor import Prepared, prepare
 from pylon.system.errors import UserError
 from pylon.system.parallel import look_in_batches
 
 MISSING = (0, 0)  # in place of size and time of modification
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+INDEX = "DICOMDIR"  # the index of a medium: DICOM, too, but not an image
 
 
 class Found(NamedTuple):
@@ -40,7 +42,8 @@ class Found(NamedTuple):
 def find_images(given: Sequence[Path], out: Path) -> Found:
     """Find the images in files and folders; folders are searched with their subfolders.
 
-    In folders, images are told by the ends of their names (`ENDINGS`); hidden files are ignored.
+    In folders, images are told by the ends of their names (`ENDINGS`), and DICOM files by their
+    contents, whatever their name; hidden files are ignored.
 
     Args:
         given: files and folders.
@@ -75,8 +78,8 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
         if not there and path not in faults:
             endings = " ".join(ENDINGS)
             faults[path] = (
-                f"{path} has no images: no file that ends in {endings} and is no result of "
-                "predict.py"
+                f"{path} has no images: no file that is DICOM or ends in {endings}, and is no "
+                "result of predict.py"
             )
         paths += there
 
@@ -106,9 +109,17 @@ def images_in(folder: str, out: Path, faults: dict[str, str]) -> list[str]:
             continue
         above[place] = so_far | {real}
         below[:] = [name for name in below if not name.startswith(".")]
-        images = [name for name in names if name.lower().endswith(ENDINGS)]
-        found += [os.path.join(place, name) for name in images if not name.startswith(".")]
+        images = [name for name in names if not name.startswith(".")]
+        found += [path for name in images if is_image(path := os.path.join(place, name))]
     return found
+
+
+def is_image(path: str) -> bool:
+    """Whether a file in a folder is one of the images, by its name or, of DICOM, its contents."""
+    name = os.path.basename(path)
+    if name.lower().endswith(ENDINGS):
+        return True
+    return name != INDEX and os.path.isfile(path) and is_dicom_file(path)
 
 
 class Read(NamedTuple):

@@ -8,9 +8,10 @@
 predict.py does the same for files and folders.
 """
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -19,9 +20,9 @@ import torch
 from torch import Tensor
 
 from pylon.data.image_like import ImageLike, Images, pixels_of_any
-from pylon.data.images import Pixels, Window
+from pylon.data.pixels import Pixels, Window
 from pylon.data.transforms import normalize, resize
-from pylon.drawing import Panel, Scale, draw_sheet, overlay, title_of
+from pylon.drawing import Scale, overlay
 from pylon.experiment.card import calibration_of
 from pylon.experiment.checkpoint import find_checkpoint
 from pylon.experiment.evaluate import images_of_a_batch, open_checkpoint, require_numbers
@@ -29,7 +30,7 @@ from pylon.experiment.options import Runtime
 from pylon.experiment.runtime import device_for, run_with
 from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
 from pylon.scoring.calibration import calibrated_probabilities
-from pylon.scoring.regions import locate
+from pylon.scoring.regions import Places, locate
 from pylon.system.device import choose_device
 
 
@@ -54,7 +55,8 @@ class Prediction:
             present: whether the score reaches the checkpoint's threshold, None if it has none;
             point: (row, column) of the maximum of the map, enlarged to the network's input;
             box: (x, y, w, h) of the connected region around it in which the map is at least
-                `region_threshold`, by default half, of its maximum.
+                `region_threshold`, by default half, of its maximum;
+            outline: [(x, y), ..], the corners of that region (see pylon/scoring/regions.py).
         maps: (C, h, w) float32 in [0, 1], in the order of `class_names`: probability per pixel of
             the map, or heatmaps on a scale of their own (see `are_probabilities`).
         class_names: the C classes.
@@ -64,6 +66,8 @@ class Prediction:
         image: (H, W) uint8, the radiograph as it was read; in predict.py, resized for drawing.
         affine: (2, 3) float64: (x, y) in pixels of the image = affine @ (column, row, 1) of a map,
             where whole numbers are the centres of pixels.
+        lateral: whether a DICOM file says that it is a lateral view, of which networks trained on
+            frontal ones know nothing.
     """
 
     findings: list[dict[str, Any]]
@@ -73,6 +77,7 @@ class Prediction:
     are_probabilities: bool = field(repr=False)
     image: np.ndarray = field(repr=False)
     affine: np.ndarray = field(repr=False)
+    lateral: bool = False
 
     def finding(self, label: str) -> dict[str, Any]:
         """The finding of a class; a ValueError if there is no such class."""
@@ -107,7 +112,8 @@ class Predictor:
         precision: "fp32" or "bf16", faster where the hardware supports it, less precise maps.
         method: "map", the network's own maps, or a method of pylon/heatmaps.py.
         region_threshold: share of its maximum that a map reaches within the box, in (0, 1].
-        window: values of 16-bit images that become black and white; by default the 0.5th and
+        window: centre and width of 16-bit and DICOM images, as DICOM defines them (see
+            pylon/data/pixels.py); by default a DICOM file's own, or that between the 0.5th and
             99.5th percentiles of each image.
         runtime: "torch"; or, on a CPU and for method "map", "onnx" or "openvino".
         calibrated: give calibrated probabilities, by the Platt scaling that training fitted on the
@@ -152,7 +158,7 @@ class Predictor:
         if method != "map" and precision != "fp32":
             raise ValueError(f"method {method} needs precision fp32")
         if window is not None and not is_window(window):
-            raise ValueError(f"window must be two increasing values up to 65535, got {window}")
+            raise ValueError(f"window must be a centre and a width of at least 1, got {window}")
         device = device_for(runtime, device, precision, method)
         self.path = find_checkpoint(checkpoint)
         self.model, self.card = open_checkpoint(self.path)
@@ -187,8 +193,8 @@ class Predictor:
         """Predict one radiograph, or a list of them.
 
         Args:
-            image: path of a PNG, JPEG or TIFF file, array (H, W) uint8 or uint16, or PIL image; or
-                a list or tuple of these.
+            image: path of a PNG, JPEG, TIFF or DICOM file, array (H, W) uint8 or uint16, or PIL
+                image; or a list or tuple of these.
 
         Raises:
             UserError: a file cannot be read.
@@ -224,12 +230,13 @@ class Predictor:
             (self.image_size, self.image_size),
             self.region_threshold,
         )
-        points, boxes = (of.reshape(len(batch), count, -1).tolist() for of in places)
         maps = heatmaps.cpu().numpy()
-        return [
-            self._prediction(*of_image)
-            for of_image in zip(batch, scores.tolist(), points, boxes, maps, strict=True)
-        ]
+        predictions = []
+        for k, prepared in enumerate(batch):
+            own = slice(k * count, (k + 1) * count)
+            of_image = Places(*(each[own] for each in places))
+            predictions.append(self._prediction(prepared, scores[k].tolist(), of_image, maps[k]))
+        return predictions
 
     def _run(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Run the network: inputs (B, S, S) uint8 -> heatmaps (B, C, h, w), scores (B, C)."""
@@ -252,8 +259,7 @@ class Predictor:
         self,
         prepared: Prepared,
         scores: list[float],
-        points: list[list[int]],
-        boxes: list[list[int]],
+        places: Places,
         maps: np.ndarray,
     ) -> Prediction:
         findings = []
@@ -266,8 +272,12 @@ class Predictor:
                 score = self._calibrate(label, score).item()
                 if self.are_probabilities:
                     maps[c] = self._calibrate(label, maps[c])
-            finding = {"label": label, "score": score, "present": present}
-            findings.append({**finding, "point": tuple(points[c]), "box": tuple(boxes[c])})
+            place = {
+                "point": tuple(places.points[c].tolist()),
+                "box": tuple(places.boxes[c].tolist()),
+                "outline": [tuple(corner) for corner in places.outlines[c].tolist()],
+            }
+            findings.append({"label": label, "score": score, "present": present, **place})
         return Prediction(
             sorted(findings, key=lambda finding: -finding["score"]),
             maps,
@@ -276,6 +286,7 @@ class Predictor:
             self.are_probabilities,
             prepared.pixels.image,
             affine_of(maps.shape[1:], (prepared.height, prepared.width)),
+            prepared.pixels.lateral,
         )
 
     def _calibrate(self, label: str, probabilities: float | np.ndarray) -> np.ndarray:
@@ -285,14 +296,12 @@ class Predictor:
 
 
 def is_window(window: Any) -> bool:
-    """Whether it is two increasing values of a 16-bit image."""
+    """Whether it is a centre and a width of at least 1."""
     if not isinstance(window, list | tuple) or len(window) != 2:
         return False
-    try:
-        low, high = map(operator.index, window)
-    except (TypeError, ValueError):
+    if not all(isinstance(value, Real) and isfinite(value) for value in window):
         return False
-    return 0 <= low < high <= 65535
+    return window[1] >= 1
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -314,30 +323,6 @@ def prepare(image: ImageLike, image_size: int, window: Window | None = None) -> 
     pixels = pixels_of_any(image, window)
     resized = resize(pixels.image, image_size)["image"][0].numpy()
     return Prepared(pixels, *pixels.image.shape, resized)
-
-
-def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale) -> bytes:
-    """Draw the radiograph and the maps of some classes, with titles; a PNG file.
-
-    Args:
-        labels: the classes.
-        name: title of the radiograph.
-        scale: of the maps (see `Prediction.overlay`).
-    """
-    grey = np.repeat(prediction.image[..., None], 3, axis=2)
-    panels = [Panel(grey, name, "" if labels else "no finding is called present")]
-    for label in labels:
-        finding = prediction.finding(label)
-        threshold = prediction.thresholds[label]
-        about = "no threshold"
-        if scale == "minmax":
-            about = "scaled from its minimum to its maximum"
-        elif threshold is not None:
-            word = "contour at the" if finding["present"] else "below the"
-            about = f"{word} threshold, {threshold:.3f}"
-        title = title_of(label, finding["score"], finding["present"])
-        panels.append(Panel(prediction.overlay(label, scale), title, about))
-    return draw_sheet(panels, with_bar=scale == "absolute" and labels != [])
 
 
 def affine_of(map_size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:

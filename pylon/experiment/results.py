@@ -3,6 +3,7 @@
 OUT/predictions.csv    one row per image and class
     overlays/          pictures, named after the images
     maps/              with --save-maps, the maps of each image: .npz
+    captures/, reports/    with --dicom-out, the two DICOM files of each DICOM image
     coco.json, coco_results.json     with --save-coco, the images, and boxes with scores
     manifest.json      what the results come from, and the files that could not be read
     .progress-*.jsonl  one line per finished batch: what resumption needs (done.py)
@@ -15,11 +16,11 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 
 from pylon.experiment.card import read_json
@@ -37,7 +38,6 @@ from pylon.system.files import (
     write_together,
 )
 
-FAULTS_SHOWN = 10
 COLUMNS = (
     "image", "label", "score", "present", "point_row", "point_column", "box_x", "box_y", "box_w",
     "box_h",
@@ -121,8 +121,10 @@ def how_pixels_are_read(image_size: int) -> dict[str, Any]:
     """What the manifest says about it."""
     return {
         "8 bits": "as stored",
-        "16 bits": "stretched to 0 to 255 between the values in windows: those of --window, or "
-        "the 0.5th and 99.5th percentiles of the image; 8-bit values times 257 are divided by 257",
+        "16 bits": "stretched by the windows below (centre, width): that of --window, or from the "
+        "0.5th to the 99.5th percentile of the image; 8-bit values times 257 are divided by 257",
+        "DICOM": "rescaled, then as 16 bits, but by the file's own VOI LUT or first window if "
+        "--window is not given; without either, 8 bits as stored; MONOCHROME1 is inverted",
         "colour": "the grey values (OpenCV)",
         "orientation": "EXIF orientation is ignored, that of TIFF files is applied",
         "size": f"resized to {image_size} x {image_size}, bicubic, without antialiasing (OpenCV)",
@@ -139,21 +141,14 @@ def shown(value: Any) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
-def maps_file(maps: np.ndarray, class_names: Sequence[str], affine: np.ndarray) -> bytes:
-    """An .npz file of maps (C, h, w) float32, class_names and affine (see `Prediction`)."""
-    buffer = io.BytesIO()
-    np.savez(buffer, maps=maps, class_names=np.array(class_names, str), affine=affine)
-    return buffer.getvalue()
-
-
 def write_results(
     out: Path,
     about: dict[str, Any],
     class_names: Sequence[str],
     faults: dict[str, str],
     with_coco: bool,
-) -> int:
-    """Write predictions.csv, the COCO files and the manifest; return the number in colour.
+) -> dict[str, int]:
+    """Write predictions.csv, the COCO files and the manifest; return the numbers of odd images.
 
     Args:
         about: as for `open_results`.
@@ -161,14 +156,18 @@ def write_results(
     """
     progress = Progress(out, origin_of(about))
     images = sorted(progress.places)
-    counts = {"8 bits": 0, "16 bits": 0}
+    bits = Counter()
     coloured = 0
     windows = {}
+    lateral = []
     for entry in progress.entries(images):
-        counts[f"{entry.bits} bits"] += 1
+        bits[entry.bits] += 1
         coloured += entry.colour
         if entry.window is not None:
             windows[as_text(entry.image)] = entry.window
+        if entry.lateral:
+            lateral.append(as_text(entry.image))
+    counts = {f"{each} bits": bits[each] for each in sorted({8, 16, *bits})}
     unreadable = [
         {"image": as_text(image), "reason": as_text(reason)}
         for image, reason in sorted(faults.items())
@@ -183,6 +182,7 @@ def write_results(
             "counts": {**counts, "stored in colour, read as grey": coloured},
             "windows": windows,
         },
+        "lateral views": lateral,
         "unreadable": unreadable,
     }
     files = {}
@@ -192,7 +192,7 @@ def write_results(
         files[out / "coco.json"] = coco_images(progress.entries(images), class_names)
         files[out / "coco_results.json"] = coco_results(progress.entries(images))
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
-    return coloured
+    return {"coloured": coloured, "lateral": len(lateral)}
 
 
 def table(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[bytes]:

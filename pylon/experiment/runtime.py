@@ -20,7 +20,11 @@ from pylon.experiment.options import Runtime
 from pylon.model import Pylon, PylonOutput
 from pylon.system.errors import UserError
 
-NEEDED = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # by extra
+NEEDED = {
+    "dicom": ("pydicom", "highdicom"),
+    "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+}  # by extra
 TITLES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 OPSET = 17
 

@@ -117,8 +117,8 @@ def test_16_bits_that_hold_8_are_read_as_the_8(tmp_path, rng, ending):
     assert fault_of(str(path)) == ""
     pixels = read_pixels(str(path))
     np.testing.assert_array_equal(pixels.image, grey)
-    assert pixels[1:] == (16, False, None)
-    assert read_pixels(str(path), window=(0, 65535)).window == (0, 65535)
+    assert pixels[1:] == (16, False, None, False)
+    assert read_pixels(str(path), window=(32768, 65536)).window == (32768, 65536)
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
@@ -128,11 +128,10 @@ def test_16_bits_are_stretched_between_percentiles(tmp_path, ending):
     values = np.repeat([0, 1000, 2000, 3000, 60000], [4, 2, 988, 2, 4])
     values = np.random.default_rng(0).permutation(values).reshape(25, 40)
     pixels = read_pixels(str(deep(tmp_path / f"a{ending}", values)))
-    assert pixels.window == (1000, 3000)
+    assert pixels.window == (2000.5, 2001)  # from 1000 to 3000
     for value, level in {0: 0, 1000: 0, 2000: 128, 3000: 255, 60000: 255}.items():
         assert (pixels.image[values == value] == level).all()
-    pixels = read_pixels(str(tmp_path / f"a{ending}"), window=(0, 10_000))
-    assert pixels.window == (0, 10_000)
+    pixels = read_pixels(str(tmp_path / f"a{ending}"), window=(5000.5, 10_001))
     assert (pixels.image[values == 2000] == 51).all()
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 import pylon
 from pylon.data.transforms import normalize
-from pylon.experiment.predictor import affine_of, sheet_of
+from pylon.experiment.image_files import sheet_of
+from pylon.experiment.predictor import affine_of
 from pylon.scoring.regions import locate
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json
@@ -49,13 +50,15 @@ def test_prediction_is_what_the_network_gives(predictor, files):
     assert [f["score"] for f in prediction.findings] == pytest.approx(
         scores.sort(descending=True).values.tolist(), abs=1e-5
     )
-    points, boxes = locate(torch.from_numpy(prediction.maps), np.array([[128, 128]]), (256, 256))
+    size = np.array([[128, 128]] * 14)
+    points, boxes, outlines = locate(torch.from_numpy(prediction.maps), size, (256, 256))
     for c, label in enumerate(about.class_names):
         finding = prediction.finding(label)
         assert finding["label"] == label
         assert finding["score"] == pytest.approx(prediction.maps[c].max(), abs=1e-6)
         assert finding["point"] == tuple(points[c])
         assert finding["box"] == tuple(boxes[c])
+        np.testing.assert_array_equal(finding["outline"], outlines[c])
         threshold = about.thresholds[label]
         called = None if threshold is None else finding["score"] >= threshold
         assert finding["present"] is called
@@ -97,7 +100,7 @@ def test_paths_arrays_and_pil_images_are_equal(predictor, files, tmp_path):
 
 def test_window_of_16_bits(checkpoint, predictor, rng):
     values = rng.integers(0, 4096, (64, 64)).astype(np.uint16)
-    windowed = pylon.Predictor(checkpoint, "cpu", window=(1000, 3000))(values)
+    windowed = pylon.Predictor(checkpoint, "cpu", window=(2000.5, 2001))(values)
     assert (windowed.image[values <= 1000] == 0).all()
     assert (windowed.image[values >= 3000] == 255).all()
     assert not same(windowed, predictor(values))
@@ -149,8 +152,10 @@ def test_bad_files_and_sizes_are_refused(predictor, tmp_path):
         ({"precision": "fp16"}, "precision must be fp32 or bf16"),
         ({"method": "gradcam", "precision": "bf16"}, "method gradcam needs precision fp32"),
         ({"method": "gradkam"}, "method must be map or one of gradcam"),
-        ({"window": (5, 5)}, "window must be two increasing values"),
-        ({"window": (0.5, 5)}, "window must be two increasing values"),
+        ({"window": (5, 0.5)}, "window must be a centre and a width of at least 1"),
+        ({"window": (float("nan"), 5)}, "window must be a centre and a width"),
+        ({"window": (1, 2, 3)}, "window must be a centre and a width"),
+        ({"window": ("1", 2)}, "window must be a centre and a width"),
         ({"device": "tpu"}, "device must be auto, cpu, cuda or mps"),
     ],
 )

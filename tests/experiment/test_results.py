@@ -5,7 +5,8 @@ import pytest
 from entries import entry
 
 from pylon.experiment.done import Recorder
-from pylon.experiment.results import coco_images, coco_results, maps_file, open_results, table
+from pylon.experiment.image_files import maps_file
+from pylon.experiment.results import coco_images, coco_results, open_results, table
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json
 

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon.scoring.metrics import point_localization
-from pylon.scoring.regions import locate
+from pylon.scoring.regions import locate, outline_of
 
 
 def located(heatmap, image_size, share=0.5):
     """Point and box of one heatmap, at its own size."""
     heatmaps = torch.tensor(heatmap, dtype=torch.float32)[None]
     size = np.array([image_size])
-    points, boxes = locate(heatmaps, size, tuple(heatmaps.shape[1:]), share)
+    points, boxes, _ = locate(heatmaps, size, tuple(heatmaps.shape[1:]), share)
     return points[0].tolist(), boxes[0].tolist()
 
 
@@ -56,12 +56,38 @@ def test_constant_heatmap_is_one_region():
 def test_point_is_that_of_point_localization_and_in_the_box(seed, height, width, share):
     heatmaps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) ** 4
     size = np.array([[height, width]] * 3)
-    points, boxes = locate(heatmaps, size, (32, 32), share)
+    points, boxes, outlines = locate(heatmaps, size, (32, 32), share)
     hit, row, column = point_localization(heatmaps, boxes, size, (32, 32))
     assert hit.tolist() == [1, 1, 1]
     assert points.tolist() == np.stack([row, column], axis=1).tolist()
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= [width, height]).all()
+    for (x, y, w, h), outline in zip(boxes, outlines, strict=True):
+        assert np.floor(outline.min(axis=0)).tolist() == [x, y]
+        assert np.ceil(outline.max(axis=0)).tolist() == [x + w, y + h]
+
+
+def outlined(region):
+    """Corners of a region of a mask."""
+    return outline_of(2 * np.array(region, np.uint8)).tolist()
+
+
+def test_hand_worked_outlines():
+    # corners in the order of OpenCV, against the clock on the screen; holes are left out
+    assert outlined([[1]]) == [[0, 0], [0, 1], [1, 1], [1, 0]]
+    assert outlined([[1, 1], [1, 0]]) == [[0, 0], [0, 2], [1, 2], [1, 1], [2, 1], [2, 0]]
+    assert outlined([[1, 1, 1], [1, 0, 1], [1, 1, 1]]) == [[0, 0], [0, 3], [3, 3], [3, 0]]
+    notched = [[0, 0], [0, 2], [3, 2], [3, 0], [2, 0], [2, 1], [1, 1], [1, 0]]
+    assert outlined([[1, 0, 1], [1, 1, 1]]) == notched
+    # by a corner: passed twice
+    by_corner = [[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0]]
+    assert outlined([[1, 0], [0, 1]]) == by_corner
+
+
+def test_outline_is_in_pixels_of_the_file():
+    size = np.array([[10, 25]])
+    [outline] = locate(torch.tensor(HEATMAP)[None], size, (4, 5), 0.95).outlines
+    assert outline.tolist() == [[10, 5], [10, 7.5], [15, 7.5], [15, 5]]
 
 
 def test_other_types_are_refused():

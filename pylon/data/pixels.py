@@ -1,0 +1,92 @@
+"""The pixels of a radiograph as all networks and pictures take them: grey, 8 bits.
+
+8 bits are taken as they are; more are stretched between two percentiles of the image, or between
+the limits of a window, as DICOM defines it: centre C and width W make C - W / 2 black, and
+C + W / 2 - 1 white (PS3.3, C.11.2.1.2.1).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pylon.system.errors import UserError
+
+SMALLEST_SIDE = 16  # pixels; anything narrower is not a radiograph
+MOST_PIXELS = 80_000_000  # the largest radiographs have a quarter of it
+PERCENTILES = (0.5, 99.5)  # of the pixels, which become black and white
+
+Window = tuple[float, float]  # centre and width, in values of the image
+
+
+class Pixels(NamedTuple):
+    """An image and how its pixels were read."""
+
+    image: np.ndarray  # (H, W) uint8
+    bits: int = 8  # per pixel and channel of the source
+    colour: bool = False  # whether the source has colours, of which the grey values were taken
+    window: Window | None = None  # None: no stretch, as of 8 bits, or a DICOM file's own table
+    lateral: bool = False  # whether a DICOM file says that it is a lateral view
+
+
+def pixels_of(image: np.ndarray, colour: bool = False, window: Window | None = None) -> Pixels:
+    """Bring a grey image to 8 bits.
+
+    Args:
+        image: (H, W) uint8 or uint16.
+        colour: see `Pixels`.
+        window: of 16 bits; by default, that between `PERCENTILES`.
+    """
+    if image.dtype == np.uint8:
+        return Pixels(image, 8, colour)
+
+    # an 8-bit image saved with 16 bits: each value times 257
+    counts = np.zeros(65536, np.int64)
+    for row in range(0, len(image), 256):  # bincount makes a copy of 8 bytes a pixel
+        counts += np.bincount(image[row : row + 256].ravel(), minlength=65536)
+    if window is None and not (np.flatnonzero(counts) % 257).any():
+        return Pixels((image // 257).astype(np.uint8), 16, colour)
+
+    # stretched
+    if window is None:
+        window = window_of(*percentiles(counts, image.size))
+    levels = stretch(np.arange(65536), window)
+    return Pixels(levels[image], 16, colour, window)
+
+
+def percentiles(counts: np.ndarray, pixels: int) -> tuple[int, int]:
+    """The places in a histogram at which `PERCENTILES` of the pixels are reached."""
+    shares = np.array(PERCENTILES) / 100
+    low, high = np.searchsorted(counts.cumsum(), shares * pixels).tolist()
+    return low, high
+
+
+def stretch(values: np.ndarray, window: Window) -> np.ndarray:
+    """Bring values of any shape and type to uint8 in the same shape, by a window."""
+    centre, width = window
+    low = centre - width / 2
+    levels = (values - low) * (255 / max(1, width - 1))
+    return levels.round().clip(0, 255).astype(np.uint8)
+
+
+def window_of(low: float, high: float) -> Window:
+    """The window between the values that become black and white."""
+    width = high - low + 1
+    return low + width / 2, width
+
+
+def require_fit(path: str, height: int, width: int) -> None:
+    """Raise a UserError if an image is too small or too large for a radiograph."""
+    if min(height, width) < SMALLEST_SIDE:
+        raise UserError(
+            f"{path} is {width} x {height} pixels, too small for a radiograph; "
+            "replace it with the right image"
+        )
+    if height * width > MOST_PIXELS:
+        raise UserError(too_large(path))
+
+
+def too_large(path: str) -> str:
+    return (
+        f"{path} has more than {MOST_PIXELS / 1e6:.0f} million pixels; no radiograph is as large: "
+        "shrink it, or replace it with the right image"
+    )

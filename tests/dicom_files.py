@@ -1,0 +1,118 @@
+"""Write DICOM radiographs of an invented patient, in all syntaxes that can be written here."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
+
+# of the patient: what must not appear in results without --dicom-out
+PATIENT = {
+    "PatientName": "Quixote^Alonso",
+    "PatientID": "LAMANCHA-1605",
+    "PatientBirthDate": "15470929",
+    "AccessionNumber": "ACC160516",
+    "ReferringPhysicianName": "Panza^Sancho",
+    "StudyDate": "16050116",
+}
+# compressed by pydicom's own encoders, with 16 bits
+ENCODED = {
+    "RLE Lossless": RLELossless,
+    "JPEG-LS Lossless": JPEGLSLossless,
+    "JPEG 2000 Lossless": JPEG2000Lossless,
+}
+
+
+def dicom(pixels: np.ndarray, bits: int, **attributes: object) -> Dataset:
+    """A radiograph, MONOCHROME2 and not compressed unless attributes say otherwise.
+
+    Args:
+        pixels: (H, W) uint8, uint16 or int16.
+        bits: stored.
+    """
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(dataset, name, generate_uid())
+    for name, value in PATIENT.items():
+        setattr(dataset, name, value)
+    dataset.PatientSex = "M"
+    dataset.StudyID = "1"
+    dataset.StudyTime = "101112"
+    dataset.Modality = "DX"
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated = 8 * pixels.itemsize
+    dataset.BitsStored = bits
+    dataset.HighBit = bits - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    dataset.PixelData = pixels.tobytes()
+    dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def save(dataset: Dataset, path: Path) -> Path:
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def file_of(dataset: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def implicit(dataset: Dataset) -> Dataset:
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    return dataset
+
+
+def jpeg(pixels: np.ndarray) -> Dataset:
+    """A radiograph of 8 bits in JPEG Baseline, by OpenCV."""
+    dataset = dicom(pixels, 8)
+    stream = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    return dataset
+
+
+def jpeg_lossless(dataset: Dataset, folder: Path) -> Path:
+    """The same radiograph in JPEG Lossless, by GDCM."""
+    gdcm = pytest.importorskip("gdcm")
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(save(dataset, folder / "uncompressed.dcm")))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    path = folder / "jpeg_lossless.dcm"
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    return path
