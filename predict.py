@@ -10,7 +10,8 @@ Writes OUT/predictions.csv: one row per image and class: score (probability), pr
        OUT/overlays/IMAGE.png: the radiograph and the maps of the findings called present;
        OUT/manifest.json: what the results come from, and the files that could not be read;
        with --save-maps OUT/maps/IMAGE.npz; with --save-coco OUT/coco.json, coco_results.json;
-       with --dicom-out OUT/captures/IMAGE.dcm and OUT/reports/IMAGE.dcm of each DICOM file.
+       with --dicom-out OUT/captures/IMAGE.dcm and OUT/reports/IMAGE.dcm of each DICOM file;
+       with --html OUT/html/index.html, a page to look through in a browser.
 A file that cannot be read does not stop the others: exit code 1. The same command resumes.
 """
 
@@ -54,6 +55,8 @@ class Options:
     dicom_out: bool = False
     """For each DICOM file, write the overlays as Secondary Capture, and findings and regions as
     Structured Report, in the patient's study: these two hold the patient's data."""
+    html: bool = False
+    """Write a page with the heatmaps of all classes, to look through in a browser."""
     region_threshold: float = 0.5
     """The box encloses the connected region around the maximum in which the map is at least this
     share of it."""
@@ -181,10 +184,8 @@ def main(options: Options) -> None:
 
     # the tables
     faults = dict(gather_object(list(faults.items()))) | found.faults
-    names = predictor.class_names
-    odd = on_main_process(
-        accelerator, lambda: write_results(options.out, about, names, faults, options.save_coco)
-    )
+    write = partial(write_results, options.out, about, predictor, faults)
+    odd = on_main_process(accelerator, write)
     seconds = time.monotonic() - started
     done = len(left) - len(faults.keys() & set(left))
     if done:
@@ -229,7 +230,7 @@ def check(options: Options) -> None:
 
 def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
     """Where results come from, for the manifest."""
-    choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "dicom_out",
+    choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "dicom_out", "html",
                "region_threshold", "window", "method", "calibrated", "precision",
                "runtime")  # fmt: skip
     return {
@@ -259,6 +260,7 @@ def what_to_write(options: Options, folder: str, weights_sha256: str) -> Wanted:
         options.overlays,
         options.save_maps,
         options.dicom_out,
+        options.html,
         options.classes,
         options.top,
         options.scale,
@@ -294,7 +296,7 @@ def predict_all(
         options.num_workers,
         image_size=predictor.image_size,
         window=options.window,
-        side=SHEET_PANEL if options.overlays or options.dicom_out else 0,
+        side=SHEET_PANEL if options.overlays or options.dicom_out or options.html else 0,
     )
     save = partial(save_files, wanted=wanted)
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:

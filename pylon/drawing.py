@@ -122,6 +122,21 @@ def draw_contour(picture: np.ndarray, heatmap: np.ndarray, threshold: float) -> 
     cv2.drawContours(picture, contours, -1, CONTOUR_COLOUR, thickness)
 
 
+def contour_path(heatmap: np.ndarray, threshold: float) -> str:
+    """Where a heatmap (h, w) reaches a threshold, for the `d` of an SVG path; 1000 x 1000 units."""
+    side = 256
+    large = cv2.resize(heatmap, (side, side), interpolation=cv2.INTER_LINEAR)
+    high = (large >= min(threshold, large.max())).astype(np.uint8)
+    high = cv2.dilate(high, np.ones((3, 3), np.uint8))  # a little outside, as in a picture
+    contours, _ = cv2.findContours(high, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    path = ""
+    for contour in contours:
+        points = cv2.approxPolyDP(contour, 0.6, closed=True)[:, 0]  # (N, 2) x, y of pixels
+        units = np.round((points + 0.5) * 1000 / side).astype(int)
+        path += "M" + " ".join(f"{x} {y}" for x, y in units.tolist()) + "z"
+    return path
+
+
 def title_of(label: str, probability: float, present: bool | None) -> str:
     """Title of an overlay; `present` is None where there is no threshold."""
     return f"{label}: {probability:.3f}" + (", not called present" if present is False else "")

@@ -14,11 +14,20 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pylon.drawing import contour_path
 from pylon.experiment.inputs import Found, Read, fingerprint
 from pylon.experiment.predictor import Prediction
 from pylon.system.errors import UserError
 
-ENDING_OF = {"overlays": ".png", "maps": ".npz", "captures": ".dcm", "reports": ".dcm"}
+ENDING_OF = {
+    "overlays": ".png",
+    "maps": ".npz",
+    "captures": ".dcm",
+    "reports": ".dcm",
+    "radiographs": ".jpg",
+    "heatmaps": ".png",
+}
+KINDS = ("overlays", "maps", "captures", "reports", "html/radiographs", "html/heatmaps")
 BAD = -1  # in place of an index: the image could not be read
 LONGEST_NAME = 240  # bytes, of 255: leaves room for the ending of temporary names
 
@@ -36,19 +45,24 @@ class Entry(NamedTuple):
     window: list[float] | None
     lateral: bool
     findings: list[list[Any]]  # per class: score, present, row, column, x, y, w, h
+    contours: list[str] | None = None  # per class, for the page of --html (see `contour_path`)
 
 
-def entry_of(read: Read, prediction: Prediction) -> Entry:
+def entry_of(read: Read, prediction: Prediction, with_contours: bool) -> Entry:
     """The results of an image, to be recorded."""
     prepared = read.prepared
-    pixels = prepared.pixels
     findings = []
-    for label in prediction.class_names:
+    contours = []
+    for label, heatmap in zip(prediction.class_names, prediction.maps, strict=True):
         finding = prediction.finding(label)
         places = (*finding["point"], *finding["box"])
         findings.append([finding["score"], finding["present"], *places])
+        if with_contours:
+            drawn = finding["present"] and prediction.are_probabilities
+            contours.append(contour_path(heatmap, prediction.thresholds[label]) if drawn else "")
     size = (prepared.height, prepared.width)
-    return Entry(read.image, *read.fingerprint, *size, *pixels[1:], findings)
+    _, *how = prepared.pixels  # bits, colour, window, lateral
+    return Entry(read.image, *read.fingerprint, *size, *how, findings, contours or None)
 
 
 class Place(NamedTuple):
@@ -176,7 +190,7 @@ class Recorder:
 
 def remove_files(out: Path, image: str) -> None:
     """Remove the files of an image, of all kinds, if there are any."""
-    for kind in ENDING_OF:
+    for kind in KINDS:
         with suppress(OSError):
             file_of(out, kind, image).unlink()
 
@@ -196,10 +210,10 @@ def file_of(out: Path, kind: str, image: str) -> Path:
     Very long names are cut, and end in a hash.
 
     Args:
-        kind: the folder.
+        kind: one of `KINDS`, or its last part.
         image: path relative to the folder of all inputs.
     """
-    ending = ENDING_OF[kind]
+    ending = ENDING_OF[os.path.basename(kind)]
     place, name = os.path.split(image)
     encoded = os.fsencode(name)
     if len(encoded) + len(ending) > LONGEST_NAME:

@@ -1,4 +1,4 @@
-"""The files that predict.py writes for an image: picture, maps, DICOM."""
+"""The files that predict.py writes for an image: pictures, maps, DICOM."""
 
 import io
 import os
@@ -13,6 +13,7 @@ from pylon.drawing import Panel, Scale, draw_sheet, title_of
 from pylon.experiment.dicom_objects import CAVEAT, Origin, dicom_objects
 from pylon.experiment.done import Entry, entry_of, file_of
 from pylon.experiment.inputs import Read
+from pylon.experiment.page import write_pictures
 from pylon.experiment.predictor import Prediction
 from pylon.system.files import as_text, write_atomically
 
@@ -25,6 +26,7 @@ class Wanted(NamedTuple):
     overlays: bool
     save_maps: bool
     dicom_out: bool
+    html: bool
     classes: tuple[str, ...]  # see `labels_to_draw`
     top: int | None
     scale: Scale
@@ -32,10 +34,12 @@ class Wanted(NamedTuple):
 
 
 def kinds_of(path: str, wanted: Wanted) -> list[str]:
-    """The kinds of files of an image, by its path: keys of `ENDING_OF` (done.py)."""
+    """The kinds of files of an image, by its path: some of `KINDS` (done.py)."""
     kinds = ["overlays"] * wanted.overlays + ["maps"] * wanted.save_maps
     if wanted.dicom_out and is_dicom_file(path):
         kinds += ["captures", "reports"]
+    if wanted.html:
+        kinds += ["html/radiographs", "html/heatmaps"]
     return kinds
 
 
@@ -61,7 +65,9 @@ def save_files(read: Read, prediction: Prediction, wanted: Wanted) -> Entry:
     if "maps" in kinds:
         maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
         write_atomically(file_of(out, "maps", read.image), maps)
-    return entry_of(read, prediction)
+    if wanted.html:
+        write_pictures(out / "html", read.image, prediction.image, prediction.maps)
+    return entry_of(read, prediction, wanted.html)
 
 
 def labels_to_draw(

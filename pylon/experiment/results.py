@@ -5,11 +5,13 @@ OUT/predictions.csv    one row per image and class
     maps/              with --save-maps, the maps of each image: .npz
     captures/, reports/    with --dicom-out, the two DICOM files of each DICOM image
     coco.json, coco_results.json     with --save-coco, the images, and boxes with scores
+    html/              with --html, a page to look through in a browser (page.py)
     manifest.json      what the results come from, and the files that could not be read
     .progress-*.jsonl  one line per finished batch: what resumption needs (done.py)
 
-A killed run is resumed after its last line; predictions.csv, the COCO files and the final manifest
-are written at the end, from these lines. Each of several processes has its own .progress file.
+A killed run is resumed after its last line; predictions.csv, the COCO files, the page and the final
+manifest are written at the end, from these lines. Each of several processes has its own .progress
+file.
 """
 
 import csv
@@ -21,10 +23,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from accelerate import Accelerator
 
+from pylon.data.chestxray14 import what_is_synthetic
 from pylon.experiment.card import read_json
 from pylon.experiment.done import Entry, Progress, has_entries
+from pylon.experiment.page import About, Finding, Pictured, title_of_page, write_page
+from pylon.experiment.predictor import Predictor
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import (
@@ -142,18 +149,17 @@ def shown(value: Any) -> str:
 
 
 def write_results(
-    out: Path,
-    about: dict[str, Any],
-    class_names: Sequence[str],
-    faults: dict[str, str],
-    with_coco: bool,
+    out: Path, about: dict[str, Any], predictor: Predictor, faults: dict[str, str]
 ) -> dict[str, int]:
-    """Write predictions.csv, the COCO files and the manifest; return the numbers of odd images.
+    """Write the tables, the page and the manifest; return the numbers of odd images.
 
     Args:
         about: as for `open_results`.
+        predictor: that the results come from.
         faults: why files could not be read, by image.
     """
+    class_names = predictor.class_names
+    wanted = about["options"]
     progress = Progress(out, origin_of(about))
     images = sorted(progress.places)
     bits = Counter()
@@ -188,9 +194,12 @@ def write_results(
     files = {}
     if images:
         files[out / "predictions.csv"] = table(progress.entries(images), class_names)
-    if with_coco and images:  # pycocotools does not read empty results
+    if wanted["save_coco"] and images:  # pycocotools does not read empty results
         files[out / "coco.json"] = coco_images(progress.entries(images), class_names)
         files[out / "coco_results.json"] = coco_results(progress.entries(images))
+    if wanted["html"] and images:
+        pictured = pictured_of(progress.entries(images), class_names)
+        write_page(out / "html", about_page(about, progress, predictor), images, pictured)
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
     return {"coloured": coloured, "lateral": len(lateral)}
 
@@ -227,6 +236,51 @@ def coco_results(entries: Iterable[Entry]) -> Iterator[bytes]:
             result = {"image_id": k, "category_id": c, "bbox": box, "score": score}
             yield (b"" if k == c == 1 else b",") + b"\n" + json.dumps(result).encode()
     yield b"\n]\n"
+
+
+def pictured_of(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[Pictured]:
+    """The images of the page, whose rows are the classes."""
+    for entry in entries:
+        findings = []
+        of_class = zip(class_names, entry.findings, entry.contours, strict=True)
+        for name, (score, present, row, column, *box), contour in of_class:
+            place = (row, column)
+            findings.append(Finding(name, score, present, None, place, [], box, contour))
+        yield Pictured(entry.image, entry.height, entry.width, findings)
+
+
+def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) -> About:
+    """What the page says about its rows.
+
+    Args:
+        about: as for `open_results`.
+    """
+    # scores and calls of each class
+    scores = []
+    called = []
+    for entry in progress.entries(sorted(progress.places)):
+        scores.append([score for score, *_ in entry.findings])
+        called.append([present is True for _, present, *_ in entry.findings])
+    table = pd.DataFrame(index=pd.Index(predictor.class_names, name="finding"))
+    thresholds = [predictor.thresholds[name] for name in predictor.class_names]
+    table["threshold"] = ["none" if each is None else f"{each:.3f}" for each in thresholds]
+    table["called present"] = np.sum(called, axis=0).astype(str)
+    table["median score"] = [f"{score:.3f}" for score in np.median(scores, axis=0)]
+    table["highest score"] = [f"{score:.3f}" for score in np.max(scores, axis=0)]
+
+    # synthetic images are marked next to their folder, or in it
+    folder = Path(about["folder"])
+    synthetic = what_is_synthetic(folder) or what_is_synthetic(folder.parent)
+    notes = ["Nothing here says whether a heatmap is right: no boxes are known."]
+    return About(
+        title_of_page(np.size(scores), len(scores), synthetic),
+        notes if synthetic is None else [synthetic, *notes],
+        predictor.class_names,
+        table,
+        predictor.are_probabilities,
+        about["options"]["scale"],
+        about["weights_sha256"],
+    )
 
 
 def report(faults: dict[str, str], given: int, out: Path, accelerator: Accelerator) -> None:
