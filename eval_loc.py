@@ -5,9 +5,10 @@
     python eval_loc.py --compare backbone        # paired comparison with save/backbone/
     python eval_loc.py --method gradcam          # Grad-CAM instead of the network's own maps
     python eval_loc.py --from csv/pylon          # rebuild the tables from saved rows
+    python eval_loc.py --from csv/pylon --html   # and write a page to look through in a browser
 
 Reads  checkpoints and DATA, with BBox_List_2017.csv, or --table and --boxes of your own; or, with
-       --from, only rows and heatmaps.
+       --from, only rows and heatmaps (and the images, with --html).
 Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; SEED_maps.npz, their
        heatmaps;
        csv/NAME/point_localization.csv: one row per seed, mean and standard deviation, intervals
@@ -16,7 +17,8 @@ Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; S
        csv/NAME/box_localization.csv: the same for the boxes around the regions of the heatmaps;
        csv/NAME/point_localization_beside_published.csv, .._beside_OTHER.csv: one row per class,
        with differences and verdicts; point_localization.png, box_localization.png: both tables as
-       pictures. (With a METHOD other than map: .._METHOD.csv, .png.)
+       pictures. (With a METHOD other than map: .._METHOD.csv, .png);
+       with --html csv/NAME/html/index.html: the heatmaps of one seed, in a page.
 """
 
 from dataclasses import dataclass
@@ -37,14 +39,20 @@ class Options(BoxOptions, ScoreOptions):
     save_maps: bool = True
     """Save the heatmaps of the boxes in csv/NAME/SEED_maps.npz: maps, (N, h, w) float32, in the
     order of the rows; 16 MB for NIH's 984 boxes. Without them, --from cannot score boxes again."""
+    html: bool = False
+    """Write a page of the first seed's heatmaps, to look through in a browser. With --from, it
+    needs the images (--data, or --table and --boxes)."""
 
 
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
+import pandas as pd
 from accelerate import Accelerator
 
+from pylon.data.checks import select_boxed
 from pylon.data.chestxray14 import why_not_official
+from pylon.data.sources import read_radiographs
 from pylon.experiment.evaluate import (
     about_rows,
     boxes_with_images,
@@ -54,6 +62,7 @@ from pylon.experiment.evaluate import (
     require_numbers,
 )
 from pylon.experiment.from_rows import read_experiments
+from pylon.experiment.page import page_of_boxes
 from pylon.experiment.runtime import device_for
 from pylon.experiment.selection import check_method, find_experiments
 from pylon.scoring.box_tables import BoxScores, score_heatmaps, write_box_tables
@@ -62,22 +71,27 @@ from pylon.scoring.compare import print_beside, published, why_not_published
 from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, read_maps, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
+from pylon.system.errors import UserError
 from pylon.system.files import write_atomically, write_csv
 from pylon.system.parallel import is_first_process
 from pylon.system.progress import track
 
 
 def main(options: Options) -> None:
-    # from saved rows: needs no network and no data
+    # from saved rows: needs no network, and only for --html the data
+    if options.html and not options.save_maps:
+        raise UserError("--html draws the heatmaps that are saved; leave out --no-save-maps")
     suffix = "" if options.method == "map" else f"_{options.method}"
     if options.from_ is not None:
         if is_first_process():
             table = f"point_localization{suffix}.csv"
             rows = read_experiments(options, f"boxes{suffix}", table)
-            write_tables(rows, options.from_, suffix)
+            points = write_tables(rows, options.from_, suffix)
             scores = scores_from_maps(rows, options.from_, f"boxes{suffix}")
             if next(iter(rows)) in scores:
                 write_box_tables(rows, scores, options.from_, suffix)
+            if options.html:
+                write_html(rows, points, options.from_, suffix, options)
         return
 
     # from networks
@@ -88,8 +102,10 @@ def main(options: Options) -> None:
     rows, scores = localize(experiments, options, suffix, accelerator)
     if accelerator.is_main_process:
         folder = Path("csv") / next(iter(rows))
-        write_tables(rows, folder, suffix)
+        points = write_tables(rows, folder, suffix)
         write_box_tables(rows, scores, folder, suffix)
+        if options.html:
+            write_html(rows, points, folder, suffix, options)
     accelerator.end_training()
 
 
@@ -168,8 +184,10 @@ def scores_from_maps(
     return scores
 
 
-def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) -> None:
+def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) -> pd.DataFrame:
     """Print and write the first experiment's scores, compared with the published and other ones.
+
+    The table of point localization is returned.
 
     Args:
         rows: rows by experiment and seed.
@@ -214,6 +232,43 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
     means = published("point_localization").mean() if why_not is None else None
     picture = scores_chart(table, "point localization", means, ("prior", "image centre"))
     write_atomically(folder / f"point_localization{suffix}.png", picture)
+    return table
+
+
+def write_html(
+    rows: dict[str, dict[str, Rows]],
+    table: pd.DataFrame,
+    folder: Path,
+    suffix: str,
+    options: Options,
+) -> None:
+    """Write the page of the first experiment's first seed, from its saved heatmaps.
+
+    Args:
+        rows: by experiment and seed.
+        table: of point localization.
+        folder: of the experiment's rows.
+        suffix: of file names, which names the method.
+    """
+    seed, of_seed = next(iter(next(iter(rows.values())).items()))
+    maps = read_maps(folder, seed, f"boxes{suffix}", len(of_seed.table))
+    if maps is None:
+        raise UserError(
+            f"{folder} has no heatmaps of seed {seed}, which --html draws; they are saved when a "
+            "network is scored without --no-save-maps"
+        )
+    radiographs = read_radiographs(
+        options, of_seed.class_names, boxes=options.boxes, with_boxes=True, asked_by=str(folder)
+    )
+    if radiographs.list_sha256 != of_seed.about["list_sha256"]:
+        raise UserError(
+            f"the rows in {folder} are not of {radiographs.name}; name the data that was scored, "
+            "with --data, or with --table and --boxes"
+        )
+    paths = select_boxed(radiographs).set_index("image_id")["path"].to_dict()
+    out = folder / f"html{suffix}"
+    page_of_boxes(out, of_seed, maps, paths, table, "minmax", options.num_workers)
+    print(f"the heatmaps of seed {seed} are in {out / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 Reads  one checkpoint and DATA, with BBox_List_2017.csv, or --table and --boxes of your own.
 Writes figs/picked/PAGE.jpg, the images of the paper's figure, and figs/all/PAGE.jpg, all images:
-       one row per image and class with boxes, ten rows per page.
+       one row per image and class with boxes, ten rows per page;
+       with --html figs/html/index.html: all of them in a page to look through in a browser.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Options(BoxOptions, EvaluationOptions):
     scale: Literal["minmax", "absolute"] = "minmax"
     """minmax: each map from its own minimum to its own maximum, as in the published figures.
     absolute: colours stand for probabilities from 0 to 1, with a contour at the threshold."""
+    html: bool = False
+    """Write a page, too, to look through in a browser: OUT/html, or OUT/METHOD/html."""
 
 
 if __name__ == "__main__":
@@ -45,19 +48,30 @@ from accelerate import Accelerator
 from torch import nn
 
 from pylon.data.cache import ImageCache, open_cache
+from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
 from pylon.data.options import cache_folder
 from pylon.data.transforms import eval_transform, normalize
 from pylon.drawing import Row, draw_page, title_of
-from pylon.experiment.evaluate import load_network, read_boxed_images, require_numbers
+from pylon.experiment.evaluate import (
+    about_rows,
+    boxes_with_images,
+    images_at_a_time,
+    load_network,
+    localize_boxes,
+    read_boxed_images,
+    require_numbers,
+)
+from pylon.experiment.page import page_of_boxes
 from pylon.experiment.selection import check_method, choose_checkpoints, leave_out_unfinished
 from pylon.heatmaps import are_probabilities, heatmaps_of
-from pylon.scoring.rows import bboxes_of, merge_boxes
+from pylon.scoring.rows import Rows, bboxes_of, merge_boxes
+from pylon.scoring.tables import add_reference_points, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import is_number, write_atomically
-from pylon.system.parallel import require_shared, same_on_all
+from pylon.system.parallel import on_main_process, require_shared, same_on_all
 from pylon.system.progress import track
 
 ROWS_A_PAGE = 10
@@ -122,6 +136,8 @@ def main(options: Options) -> None:
     # pages of all images
     rows = boxes_of_images(list(boxed.index), boxes)
     draw_pages(out / "all", rows, boxed, cache, network, options, accelerator)
+    if options.html:
+        write_html(out / "html", radiographs, boxed, cache, network, options, accelerator)
     accelerator.end_training()
 
 
@@ -189,6 +205,50 @@ def draw_pages(
             panels.append(Row(row.image_id, image, heatmap, title, bboxes, threshold))
         write_atomically(folder / f"{page + 1}.jpg", draw_page(panels, options.scale))
     remove_pages_from(folder, len(loader) + 1)
+
+
+def write_html(
+    folder: Path,
+    radiographs: Radiographs,
+    boxed: pd.DataFrame,
+    cache: ImageCache | None,
+    network: Network,
+    options: Options,
+    accelerator: Accelerator,
+) -> None:
+    """Write the page for a browser, with the rows and scores of eval_loc.py.
+
+    Args:
+        boxed, cache: as for `draw_pages`.
+    """
+    loader = eval_loader(
+        boxed,
+        radiographs.class_names,
+        eval_transform(network.card["image_size"]),
+        images_at_a_time(accelerator),
+        options.num_workers,
+        cache,
+        accelerator.device.type == "cuda",
+    )
+    shown = accelerator.is_main_process
+    batches = track(accelerator.prepare(loader), "scoring", "batch", shown=shown)
+    boxes = boxes_with_images(boxed, radiographs.boxes)
+    with accelerator.autocast():
+        table, maps = localize_boxes(
+            network.model, network.card, batches, boxed, boxes, options.method
+        )
+    about = about_rows(
+        network.model, network.card, radiographs, None, options.precision, options.method
+    )
+    rows = Rows(table, about)
+
+    def write() -> None:
+        scores = table_of_seeds(score_boxes({"0": rows}))
+        add_reference_points(scores, {"0": rows})
+        paths = boxed["path"].to_dict()
+        page_of_boxes(folder, rows, maps, paths, scores, options.scale, options.num_workers)
+
+    on_main_process(accelerator, write)
 
 
 def remove_pages_from(folder: Path, first: int) -> None:

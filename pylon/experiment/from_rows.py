@@ -50,8 +50,9 @@ def read_experiments(options: ScoreOptions, what: str, table: str) -> dict[str, 
 
 def require_rows_alone(options: ScoreOptions) -> None:
     """Raise a UserError if an option is set that applies only when networks are run."""
+    of_page = ("data", "table", "boxes") if getattr(options, "html", False) else ()
     for field in fields(options):
-        free = field.name in ("from_", "seeds", "compare", "method")
+        free = field.name in ("from_", "seeds", "compare", "method", "html", *of_page)
         if not free and getattr(options, field.name) != field.default:
             raise UserError(
                 f"{flag(field.name)} is for scoring networks; leave out either it or --from"
