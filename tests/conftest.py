@@ -24,6 +24,7 @@ NETWORK = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
 TINY = (*NETWORK, "--precision", "fp32", "--device", "cpu")
 TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
 NO_REFERENCE = "needs the reference files, which are not part of the project"
+NO_BROWSER = "needs Debian's chromium, and playwright"
 # reference files that are not part of the project: tests that need them are skipped without them
 SHARED = ROOT.parent / "shared"
 
@@ -189,20 +190,23 @@ def shared() -> Path:
     return SHARED
 
 
-WITHOUT_REFERENCE = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Count the tests that were skipped because the reference files are absent."""
+    """Count the tests that were skipped because reference files, or a browser, are absent."""
     skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
-    config.stash[WITHOUT_REFERENCE] = sum(NO_REFERENCE in str(reason) for reason in skipped)
+    reference = sum(NO_REFERENCE in str(reason) for reason in skipped)
+    lines = [f"{reference} checks were left out because the reference files are absent"]
+    if browser := sum(NO_BROWSER in str(reason) for reason in skipped):
+        lines.append(f"{browser} checks were left out because a browser is absent: {NO_BROWSER}")
+    config.stash[LEFT_OUT] = lines
 
 
 def pytest_unconfigure(config):
-    """Print that count as the last line, below the summary and the coverage."""
-    if WITHOUT_REFERENCE in config.stash:
-        count = config.stash[WITHOUT_REFERENCE]
-        print(f"{count} checks were left out because the reference files are absent")
+    """Print these counts as the last lines, below the summary and the coverage."""
+    for line in config.stash.get(LEFT_OUT, []):
+        print(line)
 
 
 @pytest.fixture(scope="session")

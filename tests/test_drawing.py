@@ -17,6 +17,7 @@ from pylon.drawing import (
     Panel,
     Row,
     colour_bar,
+    contour_path,
     draw_page,
     draw_sheet,
     fit,
@@ -192,3 +193,20 @@ def test_long_names_lose_their_middle():
 def test_title_says_what_is_not_called_present():
     assert title_of("Mass", 0.02, False) == "Mass: 0.020, not called present"
     assert title_of("Mass", 0.52, True) == title_of("Mass", 0.52, None) == "Mass: 0.520"
+
+
+def test_contour_path_encloses_what_reaches_the_threshold():
+    heatmap = np.zeros((8, 8), np.float32)
+    heatmap[2:4, 4:7] = 0.8  # rows 250 to 500, columns 500 to 875 of 1000
+    path = contour_path(heatmap, 0.4)
+    assert re.fullmatch(r"M(\d+ \d+ ?)+z", path)
+    points = np.array(re.findall(r"(\d+) (\d+)", path), int)
+    np.testing.assert_allclose(points.min(axis=0), (500, 250), atol=12)
+    np.testing.assert_allclose(points.max(axis=0), (875, 500), atol=12)
+
+
+def test_contour_path_of_several_regions_and_of_a_peak_that_interpolation_lowers():
+    heatmap = np.zeros((64, 64), np.float32)
+    heatmap[10, 10] = heatmap[50, 50] = 0.8
+    assert contour_path(heatmap, 0.5).count("M") == 2
+    assert contour_path(heatmap, 0.8).count("M") == 2

@@ -281,15 +281,16 @@ def title_of_page(rows: int, images: int, synthetic: str | None) -> str:
 def scores_of_boxes(rows: Rows, table: pd.DataFrame) -> pd.DataFrame:
     """The table on top of the page: point localization by class, with intervals."""
     seed = table.index[0]
+    shown = table.map(lambda score: "" if np.isnan(score) else f"{score:.3f}")
     counts = rows.table["pathology"].value_counts()
     lines = {}
     for name in [*boxed_classes(rows), "micro"]:
-        low, high = table.loc[[f"{seed} low", f"{seed} high"], name]
+        of_class = shown[name]
         lines["all" if name == "micro" else name] = {
-            "rows": f"{counts.get(name, len(rows.table))}",
-            "hits": f"{table.loc[seed, name]:.3f}",
-            "95 % interval": f"{low:.3f} to {high:.3f}",
-            "hits of the best fixed point": f"{table.loc['prior', name]:.3f}",
-            "called present": f"{table.loc['called present', name]:.3f}",
+            "rows": str(counts.get(name, len(rows.table))),
+            "hits": of_class[seed],
+            "95 % interval": f"{of_class[f'{seed} low']} to {of_class[f'{seed} high']}",
+            "hits of the best fixed point": of_class["prior"],
+            "called present": of_class["called present"],
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("finding")

@@ -59,6 +59,9 @@ function cardOf(row) {
   link.setAttribute("aria-label", `${image.name}, ${row.label}`);
   link.tabIndex = -1;
   link.addEventListener("focus", () => setCurrent(row));
+  // a browser that follows a link to the row focuses the row itself
+  card.tabIndex = -1;
+  card.addEventListener("focus", () => link.focus({ preventScroll: true }));
   row.card = card;
   row.link = link;
   return card;
