@@ -23,9 +23,9 @@ from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
 
 CLASSES = ["Atelectasis", "Cardiomegaly", "Effusion", "Mass"]
-FIRST_IMAGE = """document.addEventListener(
-    "load", (event) => { window.firstImage ??= performance.now(); }, true
-)"""
+FIRST_IMAGE = """document.addEventListener("load", (event) => {
+    if (event.target.tagName === "IMG") window.firstImage ??= performance.now();
+}, true)"""
 OPENED = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
 FILTER = """async () => {
     const start = performance.now();
