@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 NETWORK = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
 TINY = (*NETWORK, "--precision", "fp32", "--device", "cpu")
 TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
+NO_BROWSER = "needs a browser"
 NO_REFERENCE = "needs the reference files, which are not part of the project"
 NO_BROWSER = "needs Debian's chromium, and playwright"
 # reference files that are not part of the project: tests that need them are skipped without them

@@ -21,6 +21,7 @@ from pylon.model import Pylon, PylonOutput
 from pylon.system.errors import UserError
 
 NEEDED = {
+    "demo": ("gradio",),
     "dicom": ("pydicom", "highdicom"),
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("onnx", "openvino"),

@@ -1,0 +1,192 @@
+"""A page in the browser: drop a radiograph, see findings and heatmaps.
+
+    python app.py --checkpoint save/demo/0/best
+    python app.py --checkpoint user/name --port 7861
+
+Answers on this computer alone (127.0.0.1) unless --host says otherwise. Uploads are deleted after
+the answer, and nothing that is drawn is written to the disk. It runs as a Hugging Face Space, too:
+see docs/share.md.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pylon.experiment.options import Runtime
+from pylon.system.cli import Device, parse, require_at_least, start
+
+
+@dataclass
+class Options:
+    """A page in the browser: drop a radiograph, see findings and heatmaps."""
+
+    checkpoint: Path | None = None
+    """As for predict.py; if not given, what the environment variable PYLON_CHECKPOINT says."""
+    host: str = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    """Address to answer on. 0.0.0.0: for everybody who can reach this computer."""
+    port: int = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    """Port to answer on."""
+    device: Device = "auto"
+    """auto: CUDA, then Apple's MPS, then the CPU."""
+    runtime: Runtime = "torch"
+    """What runs the network, as for predict.py."""
+
+
+if __name__ == "__main__":
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
+
+import base64
+import html
+import shutil
+import tempfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from pylon.drawing import fit, overlay
+from pylon.experiment.predictor import Prediction, Predictor
+from pylon.experiment.runtime import require_installed
+from pylon.system.errors import UserError
+from pylon.system.files import one_line
+
+if TYPE_CHECKING:
+    import gradio
+
+MOST_MEGABYTES = 100  # of an upload
+SIDE = 1024  # longer side of the picture, pixels
+SECONDS = 3600  # for which a radiograph and its maps are kept in memory, for the sliders
+CAVEAT = "Research use only, not a diagnosis."
+TRUST = (
+    "A network calls findings present in healthy chests, too. It knows frontal radiographs of "
+    "adults, if it was trained on those; a place is as good as its scores on images with boxes."
+)
+
+
+class Shown(NamedTuple):
+    """What the page keeps of a radiograph."""
+
+    name: str
+    image: np.ndarray  # (H, W) uint8, sides at most `SIDE`
+    maps: dict[str, np.ndarray]  # by class, (h, w) float32
+    thresholds: dict[str, float | None]
+
+
+def main(options: Options) -> None:
+    checkpoint = options.checkpoint or os.environ.get("PYLON_CHECKPOINT")
+    if not checkpoint:
+        raise UserError("name a checkpoint: --checkpoint save/demo/0/best, or user/name on the hub")
+    require_at_least(options, port=1)
+    require_installed("demo", "app.py")
+    predictor = Predictor(checkpoint, options.device, runtime=options.runtime)
+    with tempfile.TemporaryDirectory() as uploads:
+        # read when gradio is imported
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        serve(page_of(predictor), options)
+
+
+def serve(page: "gradio.Blocks", options: Options) -> None:
+    """Answer until the process is stopped."""
+    import gradio
+
+    system = ("system-ui", "sans-serif")  # not the default, which is fetched from the network
+    theme = gradio.themes.Default(font=system, font_mono=("ui-monospace", "monospace"))
+    try:
+        page.queue(max_size=20).launch(
+            server_name=options.host,
+            server_port=options.port,
+            max_file_size=f"{MOST_MEGABYTES}mb",
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=theme,
+            css=".column .wrap { flex-direction: column; }",
+            footer_links=[],
+        )
+    except OSError as error:
+        raise UserError(
+            f"--host {options.host} --port {options.port} cannot be used; choose others, or stop "
+            "what answers there"
+        ) from error
+    print(f"http://{options.host}:{options.port} answers until Ctrl-C; {CAVEAT}", flush=True)
+    page.block_thread()
+
+
+def page_of(predictor: Predictor) -> "gradio.Blocks":
+    """The page: a file in, the findings, a picture with sliders."""
+    import gradio
+
+    scales = [("probabilities, 0 to 1", "absolute"), ("each map's own range", "minmax")]
+    if not predictor.are_probabilities:
+        scales = scales[1:]
+
+    def look(path: str) -> tuple[Any, ...]:
+        try:
+            shown, findings = shown_of(predictor(path), os.path.basename(path))
+        except (UserError, ValueError) as error:
+            sentence = one_line(str(error).replace(path, os.path.basename(path)))
+            raise gradio.Error(sentence, print_exception=False) from None
+        finally:
+            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+        label = findings[0][1]
+        choice = gradio.Radio(findings, value=label, label=f"Findings in {shown.name}")
+        return None, shown, choice, threshold_of(shown, label)
+
+    def draw(shown: Shown | None, label: str, strength: float, threshold: float, scale: str) -> str:
+        return "" if shown is None else picture_of(shown, label, strength, threshold, scale)
+
+    def threshold_of(shown: Shown | None, label: str) -> float:
+        return 0.5 if shown is None else round(shown.thresholds[label] or 0.5, 3)
+
+    with gradio.Blocks(title="PYLON", analytics_enabled=False, delete_cache=(60, 60)) as page:
+        gradio.Markdown(f"# PYLON: where is the finding?\n**{CAVEAT}** {TRUST}")
+        shown = gradio.State(None, time_to_live=SECONDS)
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                file = gradio.File(label="Radiograph: PNG, JPEG, TIFF or DICOM", type="filepath")
+                findings = gradio.Radio([], label="Findings", elem_classes="column")
+                strength = gradio.Slider(0, 1, 1, step=0.05, label="Strength of the map")
+                threshold = gradio.Slider(
+                    0, 1, 0.5, step=0.001, label="Threshold: the contour encloses what reaches it"
+                )
+                scale = gradio.Radio(scales, value=scales[0][1], label="Colours stand for")
+            with gradio.Column(scale=2):
+                picture = gradio.HTML()
+        weights = predictor.card["weights_sha256"]
+        gradio.Markdown(f"{CAVEAT} Weights: SHA-256 {weights}.")
+
+        # what happens when something is changed
+        inputs = [shown, findings, strength, threshold, scale]
+        file.upload(look, file, [file, shown, findings, threshold]).then(draw, inputs, picture)
+        findings.input(threshold_of, [shown, findings], threshold).then(draw, inputs, picture)
+        for slider in (strength, threshold):
+            slider.release(draw, inputs, picture, show_progress="hidden")
+        scale.input(draw, inputs, picture)
+    return page
+
+
+def shown_of(prediction: Prediction, name: str) -> tuple[Shown, list[tuple[str, str]]]:
+    """What the page keeps of a prediction; and its findings, as text and class."""
+    maps = dict(zip(prediction.class_names, prediction.maps, strict=True))
+    small = fit(prediction.image, SIDE) if max(prediction.image.shape) > SIDE else prediction.image
+    texts = []
+    for finding in prediction.findings:
+        called = {True: ", called present", False: "", None: ", no threshold"}[finding["present"]]
+        texts.append((f"{finding['label']}: {finding['score']:.3f}{called}", finding["label"]))
+    name = f"{name}, a lateral view, which it may not know" if prediction.lateral else name
+    return Shown(name, small, maps, prediction.thresholds), texts
+
+
+def picture_of(shown: Shown, label: str, strength: float, threshold: float, scale: str) -> str:
+    """The map of a class on the radiograph, faded, as an HTML element that holds the picture."""
+    drawn = overlay(shown.image, shown.maps[label], scale, threshold)
+    grey = shown.image[..., None]
+    picture = (grey + strength * (drawn.astype(np.float32) - grey)).round().astype(np.uint8)
+    data = base64.b64encode(cv2.imencode(".png", picture[..., ::-1])[1]).decode()
+    described = html.escape(f"{shown.name} with the map of {label}", quote=True)
+    return f'<img alt="{described}" style="width: 100%" src="data:image/png;base64,{data}">'
+
+
+if __name__ == "__main__":
+    start(main, OPTIONS, "the page is closed")

@@ -1,0 +1,152 @@
+"""app.py: a radiograph dropped on the page, in a real browser."""
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import NO_BROWSER, run_script, sentence_of, start_script
+from dicom_files import PATIENT, dicom, save
+
+playwright = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
+pytest.importorskip("gradio", reason="needs the extra demo")
+CHROMIUM = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained_once) -> Path:
+    return trained_once / "save/pylon/0/best"
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory) -> Path:
+    """Where the app's temporary files are."""
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint, uploads, tmp_path_factory) -> Iterator[str]:
+    """A running app."""
+    cwd = tmp_path_factory.mktemp("app")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(uploads))
+        arguments = ("--checkpoint", checkpoint, "--device", "cpu", "--port", port)
+        process = start_script("app.py", *arguments, cwd=cwd, out=cwd)
+    (cwd / "stdout").touch()
+    while "answers until Ctrl-C" not in (cwd / "stdout").read_text():
+        assert process.is_alive(), (cwd / "stderr").read_text()
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+
+    # stopped as with Ctrl-C, it leaves nothing
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+    assert "Traceback" not in (cwd / "stderr").read_text()
+    assert files_in(uploads) == []
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def page(address) -> Iterator["playwright.Page"]:
+    """The page in a browser; all it asks for must come from the app."""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        asked = []
+        errors = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda it: errors.append(it.text) if it.type == "error" else None)
+        page.goto(address)
+        page.wait_for_selector("input[type=file]", state="attached")
+        yield page
+        browser.close()
+    assert [url for url in asked if not url.startswith((f"{address}/", "data:", "blob:"))] == []
+    assert errors == []
+
+
+def drop(page, path: Path) -> None:
+    page.set_input_files("input[type=file]", str(path))
+
+
+def picture(page) -> str:
+    """The picture that is shown, once it is."""
+    return page.wait_for_selector("img[alt*='with the map of']").get_attribute("src")
+
+
+@needs_browser
+def test_a_png_and_the_sliders(page, phantom, uploads):
+    drop(page, sorted((phantom / "images").glob("*.png"))[0])
+    first = picture(page)
+    assert page.get_by_text("Findings in 00000001_000.png").is_visible()
+    radios = page.locator(".column input[type=radio]")
+    assert radios.count() == 14
+    assert radios.first.is_checked()
+    assert "with the map of" in page.locator("img[alt*='with the map']").get_attribute("alt")
+    assert files_in(uploads) == []  # the upload is gone
+
+    # another finding, no map, each map's own range
+    seen = [first]
+    for change in (
+        lambda: radios.nth(3).check(),
+        lambda: page.get_by_label("each map's own range").check(),
+        lambda: page.get_by_label("number input for Strength of the map").fill("0"),
+    ):
+        change()
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "src => document.querySelector('img[alt*=map]')?.src != src", arg=seen[-1]
+        )
+        seen.append(picture(page))
+    assert len(set(seen)) == 4
+
+
+@needs_browser
+def test_a_dicom_file(page, phantom, tmp_path, uploads):
+    image = cv2.imread(str(next((phantom / "images").glob("*.png"))), cv2.IMREAD_GRAYSCALE)
+    drop(page, save(dicom(image.astype(np.uint16) * 16, 12, ViewPosition="LL"), tmp_path / "IM1"))
+    assert picture(page)
+    assert page.get_by_text("Findings in IM1, a lateral view").is_visible()
+    assert not any(value in page.content() for value in PATIENT.values())
+    assert files_in(uploads) == []
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["letter.png", "huge.png"])
+def test_what_is_no_radiograph(page, tmp_path, name, uploads):
+    sentence = "letter.png cannot be read as an image"
+    (tmp_path / "letter.png").write_text("this is a letter")
+    if name == "huge.png":
+        cv2.imwrite(str(tmp_path / name), np.zeros((20_000, 10_000), np.uint8))
+        sentence = "huge.png has more than 80 million pixels"
+    drop(page, tmp_path / name)
+    page.get_by_text(sentence).wait_for()
+    assert str(uploads) not in page.content()
+    assert files_in(uploads) == []
+
+
+def test_mistakes(checkpoint, tmp_path):
+    assert "name a checkpoint" in sentence_of(run_script("app.py", cwd=tmp_path, code=2))
+    arguments = ("--checkpoint", checkpoint, "--device", "cpu")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_script("app.py", *arguments, "--port", port, cwd=tmp_path, code=2)
+    assert f"--host 127.0.0.1 --port {port} cannot be used" in sentence_of(done)
+    done = run_script("app.py", *arguments, "--port", 0, cwd=tmp_path, code=2)
+    assert "--port must be at least 1" in sentence_of(done)
