@@ -199,9 +199,10 @@ def receive_all(source: Source, part: Path, pause: Callable[[float], None]) -> N
     furthest = size_of(part)
     while True:
         try:
-            received = megabytes(receive(source, part), size_of(part))
-            total = -(-(source.size or SIZES[source.name]) // MB)
-            for _ in track(received, source.name, "megabyte", total - size_of(part) // MB):
+            begun = size_of(part) // MB
+            total = (source.size or SIZES[source.name]) // MB - begun
+            received = megabytes(receive(source, part), begun)
+            for _ in track(received, source.name, "megabyte", total, shown=total > 0):
                 pass
             return
         except Broken as error:
@@ -216,9 +217,8 @@ def receive_all(source: Source, part: Path, pause: Callable[[float], None]) -> N
             pause(min(2**failures, 60))
 
 
-def megabytes(positions: Iterator[int], position: int) -> Iterator[None]:
-    """Yield once per megabyte, given a position (in bytes) and those that follow."""
-    done = position // MB
+def megabytes(positions: Iterator[int], done: int) -> Iterator[None]:
+    """Yield once per megabyte after the first `done`, given positions in bytes."""
     for position in positions:
         while position // MB > done:
             done += 1
@@ -274,11 +274,15 @@ def read_links(path: Path) -> tuple[Source, ...]:
         UserError: the file cannot be read, or a row is wrong.
     """
     try:
-        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
+        reader = csv.DictReader(path.read_text("utf-8-sig").splitlines())
+        lines = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a csv file ({error}); see --links") from error
+    lacking = {"name", "url"}.difference(reader.fieldnames or ())
+    if lacking:
+        raise UserError(f"{path} has no column {min(lacking)!r}; see --links")
     sources = {source.name: source for source in NIH}
-    for line, row in enumerate(rows, start=2):
+    for line, row in lines:
         cells = {name: (row.get(name) or "").strip() for name in ("name", "url", "size", "hash")}
         name, url, size, digest = cells.values()
         wrong = None

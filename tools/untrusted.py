@@ -55,10 +55,8 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, file, code, message, headers, url):
         there = urllib.parse.urlsplit(url).scheme
         if there not in ("http", "https") or (request.type == "https" and there == "http"):
-            raise UserError(
-                f"{request.full_url} redirects to {one_line(url)}, which is not followed: it is "
-                "not secure; give another link with --links"
-            )
+            reason = f"a redirect to {url}, which is not followed"
+            raise urllib.error.HTTPError(url, code, reason, headers, file)
         return super().redirect_request(request, file, code, message, headers, url)
 
 
@@ -180,10 +178,11 @@ def begin(
             "another link with --links"
         )
     require_kind(response, source)
-    if size is not None and source.size not in (None, size):
+    most = source.size or LARGEST_ARCHIVE
+    if size is not None and (size > most or size != (source.size or size)):
         raise UserError(
             f"{source.name} has {size:,} bytes at {source.url}, but should have "
-            f"{source.size:,}; give another link with --links"
+            f"{'' if source.size else 'at most '}{most:,}; give another link with --links"
         )
     return have, size
 
@@ -272,11 +271,11 @@ def unpack(archive: Path, folder: Path) -> int:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     names: set[str] = set()
-    title = f"unpacking {archive.name}"
-    total = -(-archive.stat().st_size // MB)
+    total = archive.stat().st_size // MB
     try:
         with open(archive, "rb") as file:
-            for _ in track(write_images(file, partial, names), title, "megabyte", total):
+            written = write_images(file, partial, names)
+            for _ in track(written, f"unpacking {archive.name}", "megabyte", total, total > 0):
                 pass
         if not names:
             raise Refused("it has no images (images/NAME.png)")

@@ -1,0 +1,214 @@
+"""tools/download.py, as a user runs it, with a server on this machine in place of NIH's."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import tarfile
+import time
+
+import bad_server
+import pytest
+from bad_server import File
+from conftest import run_script, sentence_of, start_script
+
+import download
+
+LISTS = tuple(name for name, *_ in download.LISTS)
+ARCHIVES = tuple(f"images_{number:03}.tar.gz" for number in range(1, 13))
+SCRIPT = "tools/download.py"
+
+
+def pack(images):
+    """A .tar.gz of image files, as NIH packs them."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path in images:
+            archive.add(path, f"images/{path.name}")
+    return packed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def distributed(phantom):
+    """Contents of the four lists and twelve archives, made of the phantom."""
+    files = {name: (phantom / name).read_bytes() for name in LISTS[1:]}
+    files[LISTS[0]] = (phantom / "Data_Entry_2017.csv").read_bytes()
+    images = sorted((phantom / "images").iterdir())
+    return files | {name: pack(images[k::12]) for k, name in enumerate(ARCHIVES)}
+
+
+@pytest.fixture
+def server(distributed, tmp_path, monkeypatch):
+    """A server of these files; links.csv has its links, with sizes and hashes."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with bad_server.running() as server:
+        rows = ["name,url,size,hash"]
+        for name, content in distributed.items():
+            server.files[f"/{name}"] = File(content)
+            digest = hashlib.md5(content).hexdigest()
+            rows.append(f"{name},{server.url('/' + name)},{len(content)},{digest}")
+        (tmp_path / "links.csv").write_text("\n".join(rows))
+        yield server
+
+
+def no_pauses():
+    """In the script's process."""
+    time.sleep = lambda _: None
+
+
+def run(cwd, *options, code=0, sabotage=no_pauses):
+    options = ("--out", "data", "--links", "links.csv", *options)
+    return run_script(SCRIPT, *options, cwd=cwd, code=code, sabotage=sabotage)
+
+
+def asked(server):
+    """The files that were asked for since the last time."""
+    paths = [path[1:] for path, _ in server.asked]
+    server.asked.clear()
+    return paths
+
+
+def unpacked(data):
+    return {path.name: path.read_bytes() for path in data.glob("images_*/images/*")}
+
+
+def test_download_is_complete_and_is_what_the_other_scripts_read(server, phantom, tmp_path):
+    for file in server.files.values():
+        file.cut = len(file.content) * 2 // 3
+    done = run(tmp_path)
+    assert done.stdout.splitlines()[0] == "data/images_001: 8 images"
+    assert done.stdout.endswith("complete; now run python tools/check_data.py --data data\n")
+    assert asked(server) == [name for name in (*LISTS, *ARCHIVES) for _ in range(2)]
+    data = tmp_path / "data"
+    assert unpacked(data) == {path.name: path.read_bytes() for path in phantom.glob("images/*")}
+    assert set(json.loads((data / "downloads.json").read_text())) == {*LISTS, *ARCHIVES}
+    hidden = [path.name for path in data.iterdir() if path.name.startswith(".")]
+    assert hidden == [".download.lock"]
+    checked = run_script("tools/check_data.py", "--data", "data", cwd=tmp_path)
+    assert checked.stdout.endswith("\nready\n")
+
+    # nothing is left to do but to remove the archives
+    assert run(tmp_path).stdout == done.stdout.splitlines(keepends=True)[-1]
+    assert (data / ARCHIVES[0]).exists()
+    run(tmp_path, "--remove-archives")
+    assert not list(data.glob("*.tar.gz"))
+    assert len(unpacked(data)) == 90
+    assert asked(server) == []
+
+
+def test_only_what_is_left_is_done(server, distributed, tmp_path):
+    data = tmp_path / "data"
+    (data / "images_001/images").mkdir(parents=True)
+    (data / "Data_Entry_2017.csv").write_bytes(b"mine")
+    (data / "test_list.txt").write_bytes(b"mine")
+    (data / ARCHIVES[1]).write_bytes(distributed[ARCHIVES[1]])
+    run(tmp_path, "--remove-archives")
+    assert asked(server) == ["BBox_List_2017.csv", "train_val_list.txt", *ARCHIVES[2:]]
+    assert not list(data.glob("*.tar.gz"))
+    assert (data / "test_list.txt").read_bytes() == b"mine"
+    assert len(list(data.glob("images_002/images/*"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_killed_download_goes_on(server, phantom, tmp_path, number, code):
+    """Killed while the third archive arrives, and once more while it is unpacked."""
+    third = server.files[f"/{ARCHIVES[2]}"]
+    third.cut = len(third.content) // 2
+    third.waits = True
+    part = tmp_path / f"data/.{ARCHIVES[2]}.part"
+    options = ("--out", "data", "--links", "links.csv")
+    process = start_script(SCRIPT, *options, cwd=tmp_path, out=tmp_path)
+    while not (part.exists() and part.stat().st_size):
+        assert process.is_alive()
+        process.join(0.02)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code
+    if number != signal.SIGKILL:
+        said = (tmp_path / "stderr").read_text()
+        assert said.endswith("stopped; the same command goes on where it stopped\n")
+    size = part.stat().st_size
+    assert size <= third.cut
+    third.cut = None
+
+    run(tmp_path, code=-9, sabotage=die_in_unpacking)
+    assert server.ranges()[-1] == f"bytes={size}-"
+    asked(server)
+    assert not (tmp_path / "data/images_003").exists()
+    run(tmp_path)
+    assert asked(server) == list(ARCHIVES[3:])
+    images = unpacked(tmp_path / "data")
+    assert images == {path.name: path.read_bytes() for path in phantom.glob("images/*")}
+    assert not list(tmp_path.glob("data/.images*"))
+
+
+def die_in_unpacking():
+    extract = tarfile.TarFile.extract
+
+    def extract_and_die(self, *args, **options):
+        extract(self, *args, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tarfile.TarFile.extract = extract_and_die
+
+
+def test_hostile_archive_is_named_and_the_others_kept(server, tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("images/../../../evil.png"))
+    server.files[f"/{ARCHIVES[1]}"].content = packed.getvalue()
+    url = server.url(f"/{ARCHIVES[1]}")
+    links = (tmp_path / "links.csv").read_text().splitlines()
+    links = [f"{ARCHIVES[1]},{url}" if line.startswith(ARCHIVES[1]) else line for line in links]
+    (tmp_path / "links.csv").write_text("\n".join(links))
+    said = sentence_of(run(tmp_path, code=2, sabotage=room_for_everything))
+    assert "data/images_002.tar.gz is damaged or hostile, and is not unpacked: " in said
+    assert "evil.png" in said
+    assert not list(tmp_path.rglob("evil.png"))
+    assert len(unpacked(tmp_path / "data")) == 8
+    assert not list(tmp_path.glob("data/images_002*/"))
+
+
+def room_for_everything():
+    usage = shutil.disk_usage("/")._replace(free=10**12)
+    shutil.disk_usage = lambda _: usage
+
+
+def no_room():
+    usage = shutil.disk_usage("/")._replace(free=1_500_000_000)
+    shutil.disk_usage = lambda _: usage
+
+
+def test_room_is_asked_for_first(tmp_path):
+    """With NIH's own table, and without a single request."""
+    done = run_script(SCRIPT, cwd=tmp_path, code=2, sabotage=no_room)
+    assert "data needs 90.2 GB more, but its disk has 1.5 GB free; free up" in sentence_of(done)
+
+
+def test_other_images_are_not_mixed_with_nihs(phantom, tmp_path):
+    done = run_script(SCRIPT, "--out", phantom, cwd=tmp_path, code=2)
+    assert f"{phantom} has synthetic images; choose another folder" in sentence_of(done)
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/images/00000001_000.png").write_bytes(b"")
+    done = run_script(SCRIPT, cwd=tmp_path, code=2)
+    assert "data/images has images already, and each would be there twice" in sentence_of(done)
+
+
+def test_two_downloads_to_one_folder_are_refused(server, tmp_path):
+    first = server.files[f"/{LISTS[0]}"]
+    first.cut = 600
+    first.waits = True
+    options = ("--out", "data", "--links", "links.csv")
+    (tmp_path / "first").mkdir()
+    process = start_script(SCRIPT, *options, cwd=tmp_path, out=tmp_path / "first")
+    while not server.asked:
+        assert process.is_alive()
+        process.join(0.02)
+    said = sentence_of(run(tmp_path, code=2))
+    process.kill()
+    process.join()
+    assert "another process downloads to data; wait until it ends" in said
