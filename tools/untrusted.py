@@ -279,9 +279,6 @@ def unpack(archive: Path, folder: Path) -> int:
                 pass
         if not names:
             raise Refused("it has no images (images/NAME.png)")
-        # the files first, then the name that says that they are complete
-        if hasattr(os, "sync"):
-            os.sync()
         partial.rename(folder)
     except (Refused, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
