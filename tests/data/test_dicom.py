@@ -2,6 +2,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -239,6 +240,25 @@ def test_damaged_files_give_one_sentence(tmp_path, name):
         read_pixels(str(path))
     assert not any(str(value).split("^")[0] in str(caught.value) for value in PATIENT.values())
     fault_of(str(path), width_height_of)  # the header alone may be fine, but is no other error
+
+
+# the grey images of one frame among pydicom's own files, in syntaxes that are read
+SAMPLES = {
+    "693_J2KI", "CT_small", "J2K_pixelrep_mismatch", "JPEG2000", "MR_small", "MR_small_RLE",
+    "MR_small_implicit", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", "MR_small_padded",
+    "examples_overlay",
+}  # fmt: skip
+
+
+def test_samples_of_pydicom_are_read_or_refused():
+    files = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm"))
+    if len(files) < 50:
+        pytest.skip("pydicom was installed without its test files")
+    faults = {path.stem: fault_of(str(path), read_pixels) for path in files}
+    assert {name for name, fault in faults.items() if fault == ""} == SAMPLES
+    for name, fault in faults.items():
+        assert fault == "" or f"{name}.dcm " in fault
+        assert "\n" not in fault
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
