@@ -110,7 +110,8 @@ function update() {
 
 // How the rows that are shown look.
 function restyle() {
-  const { fade, scale, boxes, contour } = controls.elements;
+  const { size, fade, scale, boxes, contour } = controls.elements;
+  list.style.setProperty("--size", `${size.value}rem`);
   list.style.setProperty("--fade", fade.value / 100);
   document.body.dataset.scale = scale.value;
   list.classList.toggle("no-boxes", !boxes.checked);
@@ -209,7 +210,7 @@ document.getElementById("scale").hidden = !data.are_probabilities;
 controls.elements.scale.value = data.scale;
 
 controls.addEventListener("input", (event) => {
-  if (event.target.matches("[name=fade], [name=scale], [type=checkbox]")) return restyle();
+  if (event.target.matches("[name=size], [name=fade], [name=scale], [type=checkbox]")) return restyle();
   limit = AT_ONCE;
   update();
 });

@@ -377,6 +377,17 @@ def test_page_fits_the_screen_and_its_scheme(visit, width, scheme):
     assert abs(brightness(ground) - brightness(ink)) > 150
 
 
+def test_size_of_the_pictures(visit):
+    page = visit(width=1600)
+    widths = "all => all.slice(0, 2).map(each => each.offsetWidth)"
+    before = page.locator("#rows .picture").evaluate_all(widths)
+    page.get_by_label("Size").fill("48")
+    after = page.locator("#rows .picture").evaluate_all(widths)
+    assert min(after) > 2 * max(before)
+    page.get_by_label("Size").fill("12")
+    assert max(page.locator("#rows .picture").evaluate_all(widths)) < min(before)
+
+
 def brightness(colour: str) -> float:
     """Mean of `rgb(1, 2, 3)`."""
     return np.mean([int(value) for value in colour[4:-1].split(",")])
