@@ -39,6 +39,7 @@ import base64
 import html
 import shutil
 import tempfile
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -101,7 +102,7 @@ def serve(page: "gradio.Blocks", options: Options) -> None:
             quiet=True,
             prevent_thread_lock=True,
             theme=theme,
-            css=".column .wrap { flex-direction: column; }",
+            css=".findings .wrap { flex-direction: column; }",
             footer_links=[],
         )
     except OSError as error:
@@ -110,7 +111,10 @@ def serve(page: "gradio.Blocks", options: Options) -> None:
             "what answers there"
         ) from error
     print(f"http://{options.host}:{options.port} answers until Ctrl-C; {CAVEAT}", flush=True)
-    page.block_thread()
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
 
 
 def page_of(predictor: Predictor) -> "gradio.Blocks":
@@ -126,7 +130,8 @@ def page_of(predictor: Predictor) -> "gradio.Blocks":
             shown, findings = shown_of(predictor(path), os.path.basename(path))
         except (UserError, ValueError) as error:
             sentence = one_line(str(error).replace(path, os.path.basename(path)))
-            raise gradio.Error(sentence, print_exception=False) from None
+            gradio.Warning(sentence, duration=None, title="Not read")
+            return None, None, gradio.Radio([], label="Findings"), 0.5
         finally:
             shutil.rmtree(os.path.dirname(path), ignore_errors=True)
         label = findings[0][1]
@@ -145,7 +150,7 @@ def page_of(predictor: Predictor) -> "gradio.Blocks":
         with gradio.Row():
             with gradio.Column(scale=1):
                 file = gradio.File(label="Radiograph: PNG, JPEG, TIFF or DICOM", type="filepath")
-                findings = gradio.Radio([], label="Findings", elem_classes="column")
+                findings = gradio.Radio([], label="Findings", elem_classes="findings")
                 strength = gradio.Slider(0, 1, 1, step=0.05, label="Strength of the map")
                 threshold = gradio.Slider(
                     0, 1, 0.5, step=0.001, label="Threshold: the contour encloses what reaches it"
@@ -161,7 +166,8 @@ def page_of(predictor: Predictor) -> "gradio.Blocks":
         file.upload(look, file, [file, shown, findings, threshold]).then(draw, inputs, picture)
         findings.input(threshold_of, [shown, findings], threshold).then(draw, inputs, picture)
         for slider in (strength, threshold):
-            slider.release(draw, inputs, picture, show_progress="hidden")
+            # by mouse or keyboard; of several changes, the last one is drawn
+            slider.change(draw, inputs, picture, show_progress="hidden", trigger_mode="always_last")
         scale.input(draw, inputs, picture)
     return page
 
