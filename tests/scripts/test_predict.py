@@ -23,7 +23,7 @@ from PIL import Image
 from pylon.experiment.results import COLUMNS
 
 BEST = "save/pylon/0/best"
-KILLS = int(os.environ.get("PYLON_KILLS", "2"))
+KILLS = int(os.environ.get("PYLON_KILLS", "1"))
 ALL = ("--save-maps", "--save-coco", "--device", "cpu")
 
 
