@@ -131,6 +131,7 @@ from pylon.experiment.training import (
     LossWatch,
     count_known,
     describe_split,
+    facts_about,
     freeze_unused_parameters,
     leave_out_unreadable,
     loss_of_known,
@@ -190,6 +191,7 @@ def main(options: Options) -> None:
         radiographs.list_sha256,
         MEAN,
         STD,
+        facts_about(images, radiographs),
     )
     last = find_last(save, card, as_json(Options()), options.overwrite, accelerator)
     if last:

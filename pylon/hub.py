@@ -4,8 +4,10 @@
                        (`Description`); version of this layout; hash of all this
     model.safetensors  the weights and their hash
     training.json      how it was trained, if that is known (pylon/experiment/card.py)
+    README.md          the model card (pylon/model_card.py), for people
 
-`save_pretrained`, `from_pretrained` and `push_to_hub` of `Pylon` and `Baseline` keep all of it.
+`save_pretrained`, `from_pretrained` and `push_to_hub` of `Pylon` and `Baseline` keep all of it;
+`push_to_hub` leaves out what is private in training.json, such as paths.
 """
 
 import hashlib
@@ -19,9 +21,10 @@ from typing import Any, Self
 
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor
 
+from pylon.model_card import model_card, shared_card
 from pylon.system.files import hash_of_json, hashed_json
 
 LAYOUT = 2  # version of config.json; 1 had only the arguments
@@ -133,6 +136,20 @@ class Checkpointed(PyTorchModelHubMixin):
         for name, content in files.items():
             (save_directory / name).write_bytes(content)
 
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """Upload as huggingface_hub does, without what is private in the card."""
+        card = self.card
+        if card is not None:
+            self.card = shared_card(card)
+        try:
+            return super().push_to_hub(repo_id, **kwargs)
+        finally:
+            self.card = card
+
+    def generate_model_card(self, **kwargs) -> ModelCard:
+        """Write README.md, which `save_pretrained` adds where there is none; see `model_card`."""
+        return model_card(*stated_by(self, hash_of_weights(self.state_dict())), **kwargs)
+
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, config: dict[str, Any] | None = None, strict: bool = True, **kwargs
@@ -187,30 +204,42 @@ def config_of(model: Checkpointed) -> dict[str, Any]:
     return {**arguments_of(model._hub_mixin_config), "kind": model.kind, "encoder_weights": None}
 
 
+def stated_by(model: Checkpointed, sha256: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What config.json and training.json say of a network.
+
+    Args:
+        sha256: hash of its weights. A card of other weights is left out, with the thresholds and
+            calibration that were chosen for those.
+
+    Raises:
+        ValueError: the description does not fit the network.
+    """
+    card = model.card
+    described = Description.of(model.description.stated(), model.classes).stated()
+    if card is not None and not is_card_of(card, sha256):
+        card = None
+        for chosen in ("thresholds", "calibration"):
+            described.pop(chosen, None)
+    config = {**config_of(model), **described, "layout": LAYOUT}
+    return dict(sorted(config.items())), card and {**card, "weights_sha256": sha256}
+
+
 def files_of(model: Checkpointed) -> dict[str, bytes]:
-    """The files of a checkpoint, by name; training.json only if the card is of these weights.
+    """The files of a checkpoint, by name, but README.md; training.json only for these weights.
 
     Raises:
         ValueError: the description does not fit the network.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     sha256 = hash_of_weights(weights)
-    card = model.card
-    is_of_others = card is not None and not is_card_of(card, sha256)
-    described = Description.of(model.description.stated(), model.classes).stated()
-    if is_of_others:
-        for chosen in ("thresholds", "calibration"):  # for those weights
-            described.pop(chosen, None)
-    config = {**config_of(model), **described, "layout": LAYOUT}
+    config, card = stated_by(model, sha256)
     files = {
-        "config.json": hashed_json(dict(sorted(config.items()))),
+        "config.json": hashed_json(config),
         "model.safetensors": safetensors.torch.save(
             weights, metadata={"format": "pt", "sha256": sha256}
         ),
     }
-    if card is not None and not is_of_others:
-        files = {"training.json": hashed_json({**card, "weights_sha256": sha256}), **files}
-    return files
+    return files if card is None else {"training.json": hashed_json(card), **files}
 
 
 def hash_of_weights(weights: dict[str, Tensor]) -> str:

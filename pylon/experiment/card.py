@@ -25,6 +25,7 @@ def make_card(
     list_sha256: dict[str, str],
     mean: float,
     std: float,
+    data: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build a card without epoch, validation loss, thresholds and the hash of the weights.
 
@@ -33,6 +34,7 @@ def make_card(
         options: of train.py, including `image_size`.
         split_sha256, list_sha256: hashes of the data (see contract.py).
         mean, std: of intensities in [0, 1], for normalising inputs.
+        data: facts about it, from `facts_about`.
     """
     return {
         "finished": False,
@@ -43,6 +45,7 @@ def make_card(
         "options": options,
         "split_sha256": split_sha256,
         "list_sha256": list_sha256,
+        "data": data,
         "versions": versions(),
     }
 

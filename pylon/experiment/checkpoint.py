@@ -9,6 +9,7 @@ save/<name>/<seed>/best/config.json        what rebuilds and describes the netwo
                         training.json      the card (card.py): options, versions, whether training
                                            has finished, hashes of the data, of the weights and of
                                            itself
+                        README.md          the model card, for people (pylon/model_card.py)
 save/<name>/<seed>/last                    network, optimizer, schedule, scaler, rows of the csv
 """
 
@@ -299,7 +300,8 @@ def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> No
     """
     model.description = Description.of(card, model.classes)
     model.card = card
-    write_together({folder / name: content for name, content in files_of(model).items()})
+    files = {**files_of(model), "README.md": str(model.generate_model_card()).encode()}
+    write_together({folder / name: content for name, content in files.items()})
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from pylon.data.cache import ImageCache, unreadable_images
 from pylon.data.checks import require_files, subject
+from pylon.data.chestxray14 import why_not_official
 from pylon.data.contract import Radiographs, shared_patients
 from pylon.data.dataset import eval_loader
 from pylon.data.transforms import eval_transform
@@ -99,6 +101,22 @@ def describe_split(
     for note in radiographs.notes:
         say(f"note: {note}")
     describe_classes(images, radiographs, say)
+
+
+def facts_about(images: pd.DataFrame, radiographs: Radiographs) -> dict[str, Any]:
+    """Facts about the training data for the card: no names, no paths.
+
+    Args:
+        images: those of `radiographs` that are used.
+        radiographs: the data.
+    """
+    used = images[images["split"] != "test"].groupby("split")
+    return {
+        "official": radiographs.synthetic is None and why_not_official(radiographs) is None,
+        "synthetic": radiographs.synthetic,
+        "images": {split: int(count) for split, count in used.size().items()},
+        "patients": {split: int(n) for split, n in used["patient_id"].nunique().items()},
+    }
 
 
 def describe_classes(
