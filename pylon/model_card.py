@@ -213,7 +213,10 @@ def training(card: dict[str, Any], data: dict[str, Any], data_name: str | None) 
         )
     if "weights_sha256" in card:
         facts.append(f"SHA-256 of the weights: `{card['weights_sha256']}`")
-    options = [[f"--{key.replace('_', '-')}", value] for key, value in card["options"].items()]
+    options = [
+        [f"--{key.replace('_', '-')}", "none" if value is None else value]
+        for key, value in card["options"].items()
+    ]
     versions = ", ".join(f"{name} {each}" for name, each in card.get("versions", {}).items())
     return "\n\n".join([
         bullets(facts),

@@ -2,7 +2,8 @@
 
 The rooms by layer, from top to bottom; an arrow is an import of one file by another:
 
-train.py, eval_auc.py, eval_loc.py, generate_heatmap.py, predict.py, app.py, tools/, benchmarks/
+train.py, eval_auc.py, eval_loc.py, generate_heatmap.py, predict.py, app.py, share.py, tools/,
+benchmarks/
 pylon/experiment/
 pylon/model.py and the other networks, pylon/scoring/, pylon/data/
 pylon/system/
@@ -20,7 +21,8 @@ import pytest
 from conftest import ROOT
 
 NETWORKS = (
-    "model", "encoders", "encoder_weights", "baselines", "hub", "heatmaps", "drawing",
+    "model", "encoders", "encoder_weights", "baselines", "hub", "model_card", "heatmaps",
+    "drawing",
 )  # fmt: skip
 MIDDLE = {"networks", "scoring", "data"}
 BELOW = {  # what a room may import in addition to itself
@@ -121,7 +123,7 @@ def test_no_room_has_an_import_cycle(graph):
 def test_every_file_is_in_a_room_and_every_room_is_checked(graph):
     rooms = {room_of(file) for file in graph}
     paper = {"train.py", "eval_auc.py", "eval_loc.py", "generate_heatmap.py"}
-    scripts = paper | {"predict.py", "app.py"}
+    scripts = paper | {"predict.py", "app.py", "share.py"}
     assert rooms == {*BELOW, *scripts, "tools", "benchmarks"}
     for room in rooms - {"system", "pylon"}:
         leaving = [file for file in graph if room_of(file) == room and graph[file]]
@@ -212,7 +214,9 @@ def test_network_is_imported_on_demand_without_data_libraries():
 
 
 def test_help_loads_no_slow_library():
-    for script in ("train.py", "eval_auc.py", "eval_loc.py", "generate_heatmap.py", "predict.py"):
+    for script in (
+        "train.py", "eval_auc.py", "eval_loc.py", "generate_heatmap.py", "predict.py", "share.py",
+    ):  # fmt: skip
         code = f"""
 import runpy, sys
 sys.argv = ["{script}", "--help"]

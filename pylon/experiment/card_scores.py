@@ -60,6 +60,11 @@ def scores_of(
     return Scores(results, "\n\n".join(parts), synthetic) if parts else None
 
 
+def has_rows_of(folder: Path, weights_sha256: str) -> bool:
+    """Whether a folder has rows of the network with these weights."""
+    return any(label_of_rows(folder, what, weights_sha256) for what in ("images", "boxes"))
+
+
 def label_of_rows(folder: Path, what: str, weights_sha256: str) -> str | None:
     """Name, in a folder of rows, of the network with these weights; None if it is not there."""
     ending = f"_{what}.json"
@@ -235,7 +240,7 @@ def provenance(rows: Rows, card: dict[str, Any] | None) -> str:
     about = rows.about
     trained_on = set((card or {}).get("list_sha256", {}).values())
     if about["synthetic"]:
-        kind = f"Synthetic images: {plain(about['synthetic'])}"
+        kind = plain(about["synthetic"])
     elif about["not_official"] is None:
         kind = "NIH's official test list."
     else:

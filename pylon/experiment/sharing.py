@@ -13,7 +13,7 @@ from typing import NoReturn
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import HfHubHTTPError, RepositoryNotFoundError
 
-from pylon.experiment.card_scores import scores_of
+from pylon.experiment.card_scores import has_rows_of, scores_of
 from pylon.experiment.checkpoint import find_checkpoint, load_pylon, read_card
 from pylon.experiment.selection import has_finished, label_of
 from pylon.hub import Description, files_of, hash_of_weights
@@ -68,9 +68,10 @@ def shared_files(
         notes.append("Its training had not finished when it was shared.")
 
     # its scores
-    folder = scores or folder_of_scores(path, checkpoint)
     if scores is not None and not scores.is_dir():
         raise UserError(f"--scores {scores} is not a folder; name the csv/NAME that holds the rows")
+    places = [scores] if scores else places_of_scores(path, checkpoint)
+    folder = next((place for place in places if has_rows_of(place, sha256)), places[0])
     found = scores_of(folder, sha256, model.card, data_name, say)
     if found is None and scores is not None:
         raise UserError(
@@ -86,14 +87,18 @@ def shared_files(
     return {name: files[name] for name in SHARED if name in files}
 
 
-def folder_of_scores(path: Path, checkpoint: Path) -> Path:
-    """Where the evaluations put the scores: csv/pylon for save/pylon/0/best, or by the label."""
+def places_of_scores(path: Path, checkpoint: Path) -> list[Path]:
+    """Where the evaluations may have put the scores: for save/pylon/0/best csv/pylon, csv/pylon-0.
+
+    Args:
+        path: of the checkpoint on this computer.
+        checkpoint: as it was given.
+    """
+    places = [Path("csv") / label_of(checkpoint)]
     resolved = path.resolve()
-    if resolved.name == "best" and resolved.parent.parent.parent == Path("save").resolve():
-        name = resolved.parent.parent.name
-        if (Path("csv") / name).is_dir():
-            return Path("csv") / name
-    return Path("csv") / label_of(checkpoint)
+    if resolved.name == "best" and resolved.parents[2] == Path("save").resolve():
+        places.insert(0, Path("csv") / resolved.parents[1].name)
+    return places
 
 
 def write_shared(folder: Path, files: dict[str, bytes]) -> None:
