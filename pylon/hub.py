@@ -131,8 +131,9 @@ class Checkpointed(PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         files = files_of(self)
-        if "training.json" not in files:  # one of other weights
-            (save_directory / "training.json").unlink(missing_ok=True)
+        if "training.json" not in files and (save_directory / "training.json").exists():
+            for name in ("training.json", "README.md"):  # of other weights
+                (save_directory / name).unlink(missing_ok=True)
         for name, content in files.items():
             (save_directory / name).write_bytes(content)
 
@@ -148,7 +149,8 @@ class Checkpointed(PyTorchModelHubMixin):
 
     def generate_model_card(self, **kwargs) -> ModelCard:
         """Write README.md, which `save_pretrained` adds where there is none; see `model_card`."""
-        return model_card(*stated_by(self, hash_of_weights(self.state_dict())), **kwargs)
+        config, card = stated_by(self, hash_of_weights(weights_of(self)))
+        return model_card(config, card, **kwargs)
 
     @classmethod
     def _from_pretrained(
@@ -230,7 +232,7 @@ def files_of(model: Checkpointed) -> dict[str, bytes]:
     Raises:
         ValueError: the description does not fit the network.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = weights_of(model)
     sha256 = hash_of_weights(weights)
     config, card = stated_by(model, sha256)
     files = {
@@ -240,6 +242,11 @@ def files_of(model: Checkpointed) -> dict[str, bytes]:
         ),
     }
     return files if card is None else {"training.json": hashed_json(card), **files}
+
+
+def weights_of(model: Checkpointed) -> dict[str, Tensor]:
+    """The weights as they are saved: on the CPU, contiguous."""
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
 def hash_of_weights(weights: dict[str, Tensor]) -> str:

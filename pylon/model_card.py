@@ -83,9 +83,10 @@ def shared_card(card: dict[str, Any]) -> dict[str, Any]:
     shared["list_sha256"] = {}
     for k, (name, sha256) in enumerate(card.get("list_sha256", {}).items(), 1):
         shared["list_sha256"][name if NIHS_LISTS.fullmatch(name) else f"table {k}"] = sha256
-    if isinstance(card.get("data"), dict):
+    if "data" in card:
         facts = ("official", "synthetic", "images", "patients")
-        shared["data"] = {key: card["data"].get(key) for key in facts}
+        data = card["data"]
+        shared["data"] = data and {key: data.get(key) for key in facts}
     return shared
 
 

@@ -148,7 +148,7 @@ def push(files: dict[str, bytes], repo: str, private: bool) -> str:
         raise
     except Exception as error:  # of several libraries, which change with huggingface_hub's version
         refuse(error, repo)
-    return commit.repo_url.url if hasattr(commit.repo_url, "url") else str(commit.repo_url)
+    return str(commit.repo_url)
 
 
 def require_own(api: HfApi, repo: str, private: bool) -> str | None:

@@ -272,3 +272,18 @@ def test_own_push_to_hub_leaves_out_the_same(cwd, hub):
     for name, content in pushed.items():
         (cwd / "got" / name).write_bytes(content)
     assert pylon.load_pylon(cwd / "got").description == model.description
+
+
+def test_every_checkpoint_has_a_card_of_its_weights(cwd):
+    text = (best_of(cwd) / "README.md").read_text()
+    assert "| Mass | 0.250 |" in text
+    assert "Not scored yet." in text
+    assert "--lr | 0.5 |" in text
+    assert not any(private in text for private in ("anna", OPTIONS["data"], "patients.csv"))
+    model = load_pylon(best_of(cwd))
+    with torch.no_grad():
+        model.segmentation_head[0].bias += 1
+    model.save_pretrained(best_of(cwd))  # in the place of those that it belongs to
+    text = (best_of(cwd) / "README.md").read_text()
+    assert "| Mass |  |" in text
+    assert "How it was trained is not recorded." in text
