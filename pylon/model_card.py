@@ -257,4 +257,5 @@ def number(value: float | None) -> str:
 def plain(value: Any) -> str:
     """A value as text that Markdown shows as it is, in one line."""
     text = " ".join(str("" if value is None else value).split())
+    text = text.encode(errors="backslashreplace").decode()  # names of classes may be any text
     return re.sub(r"([|<>*_`\[\]\\])", r"\\\1", text)

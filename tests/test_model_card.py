@@ -15,7 +15,7 @@ from share import Licence
 CONFIG = {
     "kind": "pylon",
     "encoder_name": "resnet18",
-    "class_names": ["Mass", "a|b <i>_x_"],
+    "class_names": ["Mass", "a|b <i>_x_", "\udc80\nn"],
     "mean": 0.5,
     "std": 0.25,
     "image_size": 512,
@@ -89,6 +89,7 @@ def test_what_people_read():
     assert 'Predictor("user/name")' in text
     assert "| Mass | 0.250 | 2.000 | -1.000 |" in text
     assert r"| a\|b \<i\>\_x\_ |  |  |  |" in text
+    assert r"| \\udc80 n |  |  |  |" in text
     assert "- A note." in text
     assert "Not scored yet." in text
     assert "How it was trained is not recorded." in text
