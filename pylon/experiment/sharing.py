@@ -179,6 +179,8 @@ def refuse(error: Exception, repo: str) -> NoReturn:
     """Raise a UserError for an error of the hub's client; its own text may hold addresses."""
     kind = type(error).__name__
     code = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OSError) and isinstance(error.filename, str):  # such as that of the token
+        raise UserError(f"{error.filename}: {error.strerror}; check it, then try again") from error
     if not isinstance(error, HfHubHTTPError) or code is None:
         if isinstance(error, ValueError | RuntimeError | TypeError | AttributeError):
             sentence = f"the Hugging Face hub did not take the files ({kind})"

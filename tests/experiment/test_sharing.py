@@ -250,6 +250,9 @@ def test_no_token_and_no_network(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     with pytest.raises(UserError, match=r"nobody is logged in .* log in with `hf auth login`"):
         sharing.push({}, "user/name", False)
+    (tmp_path / "token").mkdir()
+    with pytest.raises(UserError, match=r"/token: Is a directory; check it"):
+        sharing.push({}, "user/name", False)
     assert hub.asked == []
 
 

@@ -66,7 +66,7 @@ def test_a_fresh_environment_loads_what_is_shared(cwd, one_thread):
 
 def log_out() -> None:
     """In a script's process: no token."""
-    constants.HF_TOKEN_PATH = os.devnull + "/none"
+    constants.HF_TOKEN_PATH = "/none/token"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         os.environ.pop(name, None)
 
