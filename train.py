@@ -13,13 +13,13 @@ Writes csv/NAME/SEED.csv, one row per epoch, and SEED.png, its curves; save/NAME
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pylon.data.options import CacheOptions, ClassOptions
-from pylon.system.cli import Device, Precision, flag, parse, start
+from pylon.system.cli import Device, Precision, Track, parse, start
 
 Model = Literal[
     "pylon", "backbone", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan",
@@ -97,6 +97,9 @@ class Options(ClassOptions, CacheOptions):
     overwrite: bool = False
     """Start over where an earlier run exists: the new run is kept in save/NAME/SEED.new and
     replaces the earlier one when it is finished."""
+    track: Track | None = None
+    """Also show each epoch in TensorBoard (files in save/NAME/SEED/tensorboard), or in another
+    tracker, with a picture of eight validation heatmaps."""
     deterministic: bool = False
     """Make results reproducible on a GPU (torch.use_deterministic_algorithms); slower. Results on a
     CPU always are."""
@@ -111,22 +114,21 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pylon.baselines import Baseline, build_network
 from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import MEAN, STD
-from pylon.data.contract import Radiographs, have_unknown, split_hash
+from pylon.data.contract import have_unknown, split_hash
 from pylon.data.dataset import eval_loader, train_loader
 from pylon.data.device_transforms import DrawnTransform, augment_on_device
 from pylon.data.options import cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize, train_transform
-from pylon.encoders import ArgumentError
 from pylon.experiment.card import has_ended, make_card, mark_finished
 from pylon.experiment.checkpoint import save_best, save_last
 from pylon.experiment.evaluate import predict_logits
-from pylon.experiment.initial import take_from_checkpoint
+from pylon.experiment.initial import build
 from pylon.experiment.runs import close_run, find_last, open_run
-from pylon.experiment.train_options import check, check_on_device
+from pylon.experiment.tracking import Tracker, draw_heatmaps
+from pylon.experiment.train_options import as_json, check, check_on_device
 from pylon.experiment.training import (
     LossWatch,
     count_known,
@@ -138,12 +140,10 @@ from pylon.experiment.training import (
     measure_intensities,
     require_finite,
 )
-from pylon.model import Pylon
 from pylon.scoring.calibration import platt_scaling
 from pylon.scoring.charts import training_chart
 from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
 from pylon.system.device import make_accelerator
-from pylon.system.errors import UserError
 from pylon.system.files import write_atomically, write_csv
 from pylon.system.parallel import main_process_first, on_main_process, same_on_all, seed_epoch
 
@@ -160,6 +160,7 @@ def main(options: Options) -> None:
         options.batch_size,
         training=True,
         deterministic=options.deterministic,
+        log_with=options.track,
     )
     check_on_device(options, accelerator)
     say = accelerator.print
@@ -194,10 +195,13 @@ def main(options: Options) -> None:
         facts_about(images, radiographs),
     )
     last = find_last(save, card, as_json(Options()), options.overwrite, accelerator)
+    tracker = Tracker(save, card["options"], names, last is not None, accelerator)
     if last:
         if accelerator.is_main_process:  # a killed run may not have written it
             write_csv(csv, pd.DataFrame(last["rows"]), index=False)
         if has_ended(last, card["options"]):
+            tracker.log(last["rows"])
+            tracker.close()
             place = close_run(save, csv) if accelerator.is_main_process else save
             best_loss = last["best_loss"]
             say(
@@ -209,7 +213,7 @@ def main(options: Options) -> None:
     # network
     torch.manual_seed(options.seed)
     net, sentences = main_process_first(  # only one process downloads
-        accelerator, lambda: build(options, radiographs, pretrained=not last)
+        accelerator, lambda: build(options, OF_PYLON, radiographs, pretrained=not last)
     )
     for sentence in sentences:
         say(sentence)
@@ -267,6 +271,12 @@ def main(options: Options) -> None:
         if accelerator.is_main_process and best_loss < math.inf:
             mark_finished(save / "best", False)
         say(f"resuming {save} at epoch {first}")
+
+    # tracker, for what an earlier run was killed before logging
+    draw = partial(
+        draw_heatmaps, net, val, names, options.seed, size, cache, mean, std, accelerator
+    )
+    tracker.log(rows, draw)
 
     for epoch in range(first, options.epochs + 1):
         lr = adam.param_groups[0]["lr"]
@@ -346,8 +356,10 @@ def main(options: Options) -> None:
             f"  AUROC {'-' if np.isnan(macro) else format(macro, '.3f')}"
             f"  {images_per_second:.1f} images/s"
         )
+        tracker.log(rows, draw)
         if lr <= options.min_lr:
             break
+    tracker.close()
 
     # mark the run as finished, in its final folder
     place = close_run(save, csv) if accelerator.is_main_process else save
@@ -357,43 +369,6 @@ def main(options: Options) -> None:
     del model
     accelerator.free_memory()
     accelerator.end_training()
-
-
-def as_json(options: Options) -> dict[str, Any]:
-    """The options as they are written: paths as text, lists in place of tuples."""
-    values = asdict(options).items()
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in values}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-
-def build(
-    options: Options, radiographs: Radiographs, pretrained: bool
-) -> tuple[Pylon | Baseline, list[str]]:
-    """Build the network from the options, and say which weights were taken from files.
-
-    Raises:
-        UserError: that is not possible.
-    """
-    config = {
-        "encoder_name": options.encoder_name,
-        "encoder_weights": options.encoder_weights if pretrained else None,
-        "classes": len(radiographs.class_names),
-    }
-    if options.encoder_weights.lower() == "none" or options.init_from is not None:
-        config["encoder_weights"] = None
-    if options.model == "pylon":
-        config |= {"kind": "pylon", **{key: getattr(options, key) for key in OF_PYLON}}
-    else:
-        config |= {"kind": "baseline", "model": options.model, "pool": options.pool}
-    try:
-        net = build_network(config)
-    except ArgumentError as error:
-        raise UserError(f"{flag(error.argument)} {error.problem}") from error
-    if options.init_from is not None and pretrained:
-        names = radiographs.class_names
-        return net, take_from_checkpoint(net, names, options.init_from, radiographs.drawn_from)
-    taken = getattr(net.encoder, "taken", None)  # from a file of --encoder-weights
-    return net, [taken] if taken else []
 
 
 if __name__ == "__main__":

@@ -1,18 +1,58 @@
-"""Start training from the weights of another checkpoint (`--init-from`)."""
+"""Build the network to train, with its first weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from pylon.baselines import Baseline
+from pylon.baselines import Baseline, build_network
+from pylon.data.contract import Radiographs
+from pylon.encoders import ArgumentError
 from pylon.experiment.card import require_own_split
 from pylon.experiment.checkpoint import find_checkpoint, load_pylon, read_card
 from pylon.hub import config_of
 from pylon.model import Pylon
+from pylon.system.cli import flag
 from pylon.system.errors import UserError
 
 HEAD = "segmentation_head.0."
+
+
+def build(
+    options: Any, of_pylon: tuple[str, ...], radiographs: Radiographs, pretrained: bool
+) -> tuple[Pylon | Baseline, list[str]]:
+    """Build the network from the options, and say which weights were taken from files.
+
+    Args:
+        options: of train.py.
+        of_pylon: options that no other network has.
+        radiographs: the data, which name the classes.
+        pretrained: whether to take weights from files, as the options say.
+
+    Raises:
+        UserError: that is not possible.
+    """
+    config = {
+        "encoder_name": options.encoder_name,
+        "encoder_weights": options.encoder_weights if pretrained else None,
+        "classes": len(radiographs.class_names),
+    }
+    if options.encoder_weights.lower() == "none" or options.init_from is not None:
+        config["encoder_weights"] = None
+    if options.model == "pylon":
+        config |= {"kind": "pylon", **{key: getattr(options, key) for key in of_pylon}}
+    else:
+        config |= {"kind": "baseline", "model": options.model, "pool": options.pool}
+    try:
+        net = build_network(config)
+    except ArgumentError as error:
+        raise UserError(f"{flag(error.argument)} {error.problem}") from error
+    if options.init_from is not None and pretrained:
+        names = radiographs.class_names
+        return net, take_from_checkpoint(net, names, options.init_from, radiographs.drawn_from)
+    taken = getattr(net.encoder, "taken", None)  # from a file of --encoder-weights
+    return net, [taken] if taken else []
 
 
 def take_from_checkpoint(

@@ -16,7 +16,7 @@ from pylon.system.parallel import on_main_process, require_shared, same_on_all
 
 MAY_CHANGE = {  # options that may differ when a run is resumed
     "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile", "skip_unreadable",
-    "overwrite",
+    "overwrite", "track",
 }  # fmt: skip
 
 

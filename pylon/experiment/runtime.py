@@ -25,7 +25,11 @@ NEEDED = {
     "dicom": ("pydicom", "highdicom"),
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("onnx", "openvino"),
-}  # by extra
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+}  # by extra, or by the name of a tracker
 TITLES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 OPSET = 17
 
@@ -57,7 +61,7 @@ def device_for(runtime: Runtime, device: Any, precision: str = "fp32", method: s
 
 
 def require_installed(extra: str, option: str) -> None:
-    """Raise a UserError that names the option if a library of an extra is not installed."""
+    """Raise a UserError that names the option if a library it needs (`NEEDED`) is not installed."""
     for name in NEEDED[extra]:
         if importlib.util.find_spec(name) is None:
             raise UserError(

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pylon.encoder_weights import is_file_name
 from pylon.encoders import ArgumentError, require_known
 from pylon.experiment.checkpoint import find_checkpoint
 from pylon.experiment.evaluate import LARGEST_INPUT
+from pylon.experiment.runtime import require_installed
 from pylon.experiment.training import require_images_a_process
 from pylon.model import STRIDE
 from pylon.system.cli import check_name, require_at_least
@@ -53,6 +55,8 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
         raise UserError(
             "--compile needs a GPU and a C++ compiler; install g++, or leave --compile out"
         )
+    if options.track is not None:
+        require_installed(options.track, f"--track {options.track}")
     check_network(options, of_pylon)
     check_name(options.name)
 
@@ -116,3 +120,10 @@ def check_on_device(options: Any, accelerator: Accelerator) -> None:
         )
     processes = accelerator.num_processes
     require_images_a_process(options.model, options.image_size, options.batch_size, processes)
+
+
+def as_json(options: Any) -> dict[str, Any]:
+    """The options as they are written: paths as text, lists in place of tuples."""
+    values = asdict(options).items()
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in values}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -16,6 +16,7 @@ from pylon.system.files import one_line
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Track = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Options = TypeVar("Options")
 
 

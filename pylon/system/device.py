@@ -26,6 +26,7 @@ def make_accelerator(
     batch_size: int | None = None,
     training: bool = False,
     deterministic: bool = False,
+    log_with: str | None = None,
 ) -> Accelerator:
     """Create the Accelerator for the device, the precision and all processes (`torchrun`).
 
@@ -38,6 +39,7 @@ def make_accelerator(
             convolutions. Scores must not depend on the hardware, so evaluation in fp32 uses
             float32 throughout.
         deterministic: let torch use only deterministic operations, and fail where there is none.
+        log_with: a tracker that Accelerate knows, which keeps its files in save/, if any.
 
     Raises:
         UserError: the device is unavailable or does not support the precision, or the batch cannot
@@ -70,6 +72,8 @@ def make_accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+            log_with=log_with,
+            project_dir=None if log_with is None else "save",
         )
     except ValueError as error:  # a GPU without bfloat16
         raise UserError(f"--precision {precision}: {error}") from error
