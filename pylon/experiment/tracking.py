@@ -98,8 +98,9 @@ class Tracker:
         self, rows: Sequence[dict[str, Any]], draw: Callable[[], np.ndarray | None] | None
     ) -> None:
         record = self.read_record()
-        # `last` may be an older one, from a copy
         logged = min(record["epoch"], rows[-1]["epoch"])
+        if logged < record["epoch"]:  # `last` is an older one, from a copy: epochs are repeated
+            self.write_record({**record, "epoch": logged})
         missing = [row for row in rows if row["epoch"] > logged]
         if not missing:
             return

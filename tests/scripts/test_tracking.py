@@ -1,0 +1,142 @@
+"""train.py --track: what TensorBoard's own reader finds in its event files, also after a kill."""
+
+import os
+import signal
+from functools import partial
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TRAIN, rows_of, run_script, same_weights, sentence_of
+from test_without_libraries import hide
+
+from pylon.data.chestxray14 import PATHOLOGIES
+from pylon.experiment.tracking import Tracker
+
+COLUMN_OF = {
+    "loss/train": "train_loss",
+    "loss/validation": "val_loss",
+    "lr": "lr",
+    "images_per_second": "images_per_second",
+    **{f"auroc/{name}": name for name in (*PATHOLOGIES, "weighted", "macro")},
+}
+
+
+def read_events(folder):
+    """The events of a run by tag: (step, value) of figures, (step, picture) of pictures."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()
+    figures = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+    pictures = [
+        (event.step, cv2.imdecode(np.frombuffer(event.encoded_image_string, np.uint8), 1))
+        for event in events.Images("heatmaps")
+    ]
+    return figures, pictures
+
+
+def train(data, cwd, epochs=2, **how):
+    options = ("--data", data, *TRAIN, "--epochs", epochs, "--track", "tensorboard")
+    return run_script("train.py", *options, cwd=cwd, **how)
+
+
+def die_before_logging(epoch):
+    """Kill the process when an epoch is saved, but not logged."""
+    log = Tracker.log
+
+    def log_or_die(tracker, rows, draw=None):
+        if rows and rows[-1]["epoch"] == epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        log(tracker, rows, draw)
+
+    Tracker.log = log_or_die
+
+
+def die_after_logging(epoch):
+    """Kill the process when an epoch is logged, but this has not been written down."""
+    write = Tracker.write_record
+
+    def write_or_die(tracker, record):
+        if record["epoch"] == epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(tracker, record)
+
+    Tracker.write_record = write_or_die
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "pictures_of"),
+    [
+        (partial(die_before_logging, 1), [1, 2]),
+        (partial(die_after_logging, 1), [1, 2]),
+        (partial(die_before_logging, 2), [1]),  # nothing is left to train
+    ],
+    ids=["before", "after", "finished"],
+)
+def test_killed_run_logs_each_epoch_once(trained, phantom, tmp_path, sabotage, pictures_of):
+    folder = tmp_path / "save/pylon/0/tensorboard"
+    train(phantom, tmp_path, code=-signal.SIGKILL, sabotage=sabotage)
+    if "after" in sabotage.func.__name__:
+        (file,) = folder.glob("events.*")
+        file.write_bytes(file.read_bytes()[:-5])  # killed within a write
+        assert read_events(folder)[0]["loss/train"]
+    train(phantom, tmp_path)
+    figures, pictures = read_events(folder)
+    table = pd.read_csv(tmp_path / "csv/pylon/0.csv").set_index("epoch")
+    shown = table[list(COLUMN_OF.values())].stack().groupby(level=1)
+    columns = {name: values.droplevel(1) for name, values in shown}
+    assert figures.keys() == {tag for tag, column in COLUMN_OF.items() if column in columns}
+    for tag, events in figures.items():
+        assert [step for step, _ in events] == columns[COLUMN_OF[tag]].index.tolist(), tag
+        values = [value for _, value in events]
+        np.testing.assert_allclose(values, columns[COLUMN_OF[tag]], rtol=1e-6)
+    assert [step for step, _ in figures["loss/train"]] == [1, 2]
+    assert [step for step, _ in pictures] == pictures_of
+    if len(pictures) == 2:
+        first, second = (picture.astype(int) for _, picture in pictures)
+        assert first.shape == second.shape
+        assert np.abs(first - second).max() > 5  # another map on the same images
+        assert np.abs(first - second).mean() < 30
+
+    # training has not noticed
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained))
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+
+
+def fill_the_disk():
+    from accelerate.tracking import TensorBoardTracker
+
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    TensorBoardTracker.log = fail
+
+
+def test_tracker_that_fails_does_not_end_training(trained, phantom, tmp_path):
+    done = train(phantom, tmp_path, sabotage=fill_the_disk)
+    assert done.stdout.count("--track tensorboard has stopped (OSError: No space left") == 1
+    assert "finished: save/pylon/0/best" in done.stdout
+    assert same_weights(tmp_path / "save/pylon/0", trained / "save/pylon/0")
+    assert "is finished" in train(phantom, tmp_path).stdout
+    figures, _ = read_events(tmp_path / "save/pylon/0/tensorboard")
+    assert [step for step, _ in figures["loss/train"]] == [1, 2]
+
+
+def test_overwriting_takes_the_events_along(phantom, tmp_path):
+    few = ("--data", phantom, *TRAIN, "--epochs", 1, "--track", "tensorboard")
+    for more in ((), ("--lr", "5e-4", "--overwrite")):
+        run_script("train.py", *few, *more, cwd=tmp_path)
+    figures, _ = read_events(tmp_path / "save/pylon/0/tensorboard")
+    assert figures["lr"] == [(1, pytest.approx(5e-4))]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_tracker_that_is_not_installed(phantom, tmp_path, name):
+    options = ("--data", phantom, *TRAIN, "--track", name)
+    done = run_script("train.py", *options, cwd=tmp_path, code=2, sabotage=partial(hide, name))
+    sentence = f"--track {name} needs the library {name}, which is not installed: pip install"
+    assert sentence in sentence_of(done)
+    assert not list(tmp_path.iterdir())
