@@ -8,6 +8,7 @@ An epoch is logged when `last` is saved, after which it is never trained again. 
 between the two logs it when it is resumed, from the rows of the csv file.
 """
 
+import importlib
 import json
 import math
 import os
@@ -108,10 +109,11 @@ class Tracker:
             record = self.start(record["run"], logged)
         for row in missing:
             epoch = row["epoch"]
+            figures = figures_of(row, self.class_names)
             picture = draw() if draw is not None and row is rows[-1] else None
             if picture is not None:
-                self.log_picture(picture, epoch)
-            self.accelerator.log(figures_of(row, self.class_names), step=epoch)
+                figures |= self.log_picture(picture, epoch)
+            self.accelerator.log(figures, step=epoch)
             self.write_record({"epoch": epoch, "run": record["run"]})
 
     def start(self, run: str | None, logged: int) -> dict[str, Any]:
@@ -144,21 +146,17 @@ class Tracker:
         self.write_record(record)
         return record
 
-    def log_picture(self, picture: np.ndarray, epoch: int) -> None:
-        """Log a picture, (H, W, 3) uint8 RGB, which each library takes in its own way."""
-        tracker = self.accelerator.get_tracker(self.name)
+    def log_picture(self, picture: np.ndarray, epoch: int) -> dict[str, Any]:
+        """Log a picture, (H, W, 3) uint8 RGB, or return it to be logged with the figures."""
+        library = importlib.import_module(self.name)
         if self.name == "tensorboard":
+            tracker = self.accelerator.get_tracker("tensorboard")
             tracker.log_images({PICTURE: picture[None]}, step=epoch, dataformats="NHWC")
-        elif self.name == "wandb":
-            tracker.log_images({PICTURE: [picture]}, step=epoch)
-        elif self.name == "mlflow":
-            import mlflow
-
-            mlflow.log_image(picture, artifact_file=f"{PICTURE}/{epoch:03}.png")
-        else:
-            import trackio
-
-            self.accelerator.log({PICTURE: trackio.Image(picture)}, step=epoch)
+            return {}
+        if self.name == "mlflow":
+            library.log_image(picture, artifact_file=f"{PICTURE}/{epoch:03}.png")
+            return {}
+        return {PICTURE: library.Image(picture)}  # wandb, trackio
 
     def close(self) -> None:
         """Finish the tracker's run, before the run's folder is renamed."""

@@ -24,14 +24,18 @@ from pylon.model import Pylon
 
 def test_two_processes_train_one_network(phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
-    options = ("--data", data, "--epochs", 2, *TRAIN, "--cache-size", 256)
+    track = ("--track", "tensorboard")
+    options = ("--data", data, "--epochs", 2, *TRAIN, "--cache-size", 256, *track)
     said = run_as_two("train.py", *options, cwd=tmp_path, out=tmp_path, sabotage=build_otherwise)
     assert said.count("decoding") == 1
     assert said.count("epoch  2") == 1
     seeds = [(tmp_path / f"seeds-{rank}").read_text().split() for rank in (0, 1)]
     assert len({*seeds[0], *seeds[1]}) == 4  # two epochs on two processes
     assert sorted(path.name for path in (tmp_path / "csv/pylon").iterdir()) == ["0.csv", "0.png"]
-    assert sorted(path.name for path in (tmp_path / "save/pylon/0").iterdir()) == ["best", "last"]
+    save = tmp_path / "save/pylon/0"
+    assert sorted(path.name for path in save.iterdir()) == ["best", "last", "tensorboard"]
+    assert len(list(save.glob("tensorboard/events.*"))) == 1  # of the main process
+    assert read_json(save / "tensorboard/logged.json")["epoch"] == 2
     table = rows_of(tmp_path)
     assert table["epoch"].tolist() == [1, 2]
     card = read_json(tmp_path / "save/pylon/0/best/training.json")
