@@ -42,7 +42,7 @@ def read_events(folder):
 @pytest.fixture(scope="module")
 def few(phantom, tmp_path_factory):
     data = shutil.copytree(phantom, tmp_path_factory.mktemp("few") / "data")
-    names = (data / "train_val_list.txt").read_text().split()[-30:]
+    names = (data / "train_val_list.txt").read_text().split()[-20:]
     (data / "train_val_list.txt").write_text("\n".join(names))
     return data
 
@@ -55,8 +55,8 @@ def untracked(few, tmp_path_factory):
     return cwd
 
 
-def train(data, cwd, **how):
-    options = ("--data", data, *TRAIN, "--epochs", 2, "--track", "tensorboard")
+def train(data, cwd, *more, **how):
+    options = ("--data", data, *TRAIN, "--epochs", 2, "--track", "tensorboard", *more)
     return run_script("train.py", *options, cwd=cwd, **how)
 
 
@@ -130,22 +130,15 @@ def fill_the_disk():
     TensorBoardTracker.log = fail
 
 
-def test_tracker_that_fails_does_not_end_training(untracked, few, tmp_path):
+def test_failure_does_not_end_training_and_another_run_can_replace_it(untracked, few, tmp_path):
     done = train(few, tmp_path, sabotage=fill_the_disk)
     assert done.stdout.count("--track tensorboard has stopped (OSError: No space left") == 1
     assert "finished: save/pylon/0/best" in done.stdout
     assert same_weights(tmp_path / "save/pylon/0", untracked / "save/pylon/0")
-    assert "is finished" in train(few, tmp_path).stdout
+    train(few, tmp_path, "--lr", "5e-4", "--overwrite")
     figures, _ = read_events(tmp_path / "save/pylon/0/tensorboard")
-    assert [step for step, _ in figures["loss/train"]] == [1, 2]
-
-
-def test_overwriting_takes_the_events_along(few, tmp_path):
-    options = ("--data", few, *TRAIN, "--epochs", 1, "--track", "tensorboard")
-    for more in ((), ("--lr", "5e-4", "--overwrite")):
-        run_script("train.py", *options, *more, cwd=tmp_path)
-    figures, _ = read_events(tmp_path / "save/pylon/0/tensorboard")
-    assert figures["lr"] == [(1, pytest.approx(5e-4))]
+    assert figures["lr"] == [(1, pytest.approx(5e-4)), (2, pytest.approx(5e-4))]
+    assert not (tmp_path / "save/pylon/0.new").exists()
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
