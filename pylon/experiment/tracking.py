@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -138,6 +139,7 @@ class Tracker:
         if self.name == "tensorboard":
             name = f"{self.save.parent.name}/{self.save.name}/tensorboard"  # in the project's save/
             options = None  # it would write them as a run of their own
+        threading.excepthook = show_unless_tensorboards
         self.accelerator.init_trackers(name, options, {self.name: settings[self.name]})
         self.started = True
         if self.name == "mlflow":  # chooses the id itself
@@ -183,6 +185,12 @@ class Tracker:
 
     def write_record(self, record: dict[str, Any]) -> None:
         write_atomically(self.save / self.name / "logged.json", json.dumps(record).encode())
+
+
+def show_unless_tensorboards(fault: threading.ExceptHookArgs) -> None:
+    """Print an error in a thread, unless it is TensorBoard's, which raises it in ours as well."""
+    if not type(fault.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(fault)
 
 
 def figures_of(row: dict[str, Any], class_names: Sequence[str]) -> dict[str, float]:
