@@ -1,5 +1,5 @@
-# `make demo`, `make test` and `make study` first create .venv with all dependencies.
-# STUDY="--seeds 5" passes options to the study.
+# `make demo`, `make test`, `make study` and `make reproduce` first create .venv with all
+# dependencies. STUDY="--seeds 5" passes options to the study, REPRODUCE="--data DIR" to the other.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ DEMO := --data $(DATA) --name demo
 PROSE := Makefile $(wildcard *.md *.py *.toml *.txt *.cff) data/README.md docs pylon tools tests \
   benchmarks .github/*/*
 
-.PHONY: demo test study clean
+.PHONY: demo test study reproduce clean
 
 demo: .venv/ready
 	test -f $(DATA)/PHANTOM.txt || \
@@ -37,6 +37,9 @@ test: .venv/ready
 
 study: .venv/ready
 	$(BIN)/python benchmarks/study.py $(STUDY)
+
+reproduce: .venv/ready
+	$(BIN)/python tools/reproduce.py $(REPRODUCE)
 
 # Changed requirements rebuild .venv, with the versions in requirements.lock. The package itself is
 # installed in editable mode, so changes to its code do not.
