@@ -63,6 +63,7 @@ WITHHELD = {
     "ignore_columns",
     "num_workers",
     "overwrite",
+    "track",
 }
 REWORDED = {"init_from", "encoder_weights"}
 

@@ -38,7 +38,7 @@ def test_best_round_trip(model, tmp_path):
     model = model.to(memory_format=torch.channels_last)
     checkpoint.save_best(tmp_path / "best", model, card)
     files = sorted(os.listdir(tmp_path / "best"))
-    assert files == ["config.json", "model.safetensors", "training.json"]
+    assert files == ["README.md", "config.json", "model.safetensors", "training.json"]
     assert read_json(tmp_path / "best/config.json")["kind"] == "pylon"
     again = pylon.load_pylon(tmp_path / "best")
     assert equal(again, model)
