@@ -300,7 +300,8 @@ def print_counts(data: Path, counts: dict[str, int]) -> None:
 
 def print_hashes(data: Path, images: pd.DataFrame) -> None:
     for name, digest in chestxray14.list_hashes(data).items():
-        print(f"{digest}  {name}{'  (matches NIH)' if digest == NIH_SHA256.get(name) else ''}")
+        is_nihs = digest in NIH_SHA256.get(name, ())
+        print(f"{digest}  {name}{'  (matches NIH)' if is_nihs else ''}")
     print(f"{split_hash(images, PATHOLOGIES)}  labels and split of the images\n")
 
 

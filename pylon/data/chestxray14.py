@@ -44,11 +44,20 @@ NIH_COUNTS = {
     "boxes": 984,
     "images with boxes": 880,
 }
-NIH_SHA256 = {  # from `list_hashes`, of the files that NIH distributes
-    "BBox_List_2017.csv": "ea8069e6ab76ecba3eb366be1888b5ca50ff9367bfbb579c81f32685d7d17a3f",
-    "Data_Entry_2017_v2020.csv": "e580686b38ab82b5ac340138e478bd0c0dd7b61106776db18dd144af6af7ab4b",
-    "test_list.txt": "4ae872aeda1545e95f440f2e5dffea7d4facf74ad04c202040b2ac437769ec55",
-    "train_val_list.txt": "e2abb51704b88ad23771230435ad210fd03c22abccf44e3b24400e4963a06d36",
+NIH_SHA256 = {  # from `list_hashes`: of NIH's files, then of mirrors' copies with equal content
+    "BBox_List_2017.csv": ("ea8069e6ab76ecba3eb366be1888b5ca50ff9367bfbb579c81f32685d7d17a3f",),
+    "Data_Entry_2017_v2020.csv": (  # the copy has another header
+        "d1e6d660eeb0bb053bf2b0266cfbd3457939dd4d592491eed9be58449dd6e5aa",
+        "e580686b38ab82b5ac340138e478bd0c0dd7b61106776db18dd144af6af7ab4b",
+    ),
+    "test_list.txt": (  # the copies of this and the next have another order
+        "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc",
+        "4ae872aeda1545e95f440f2e5dffea7d4facf74ad04c202040b2ac437769ec55",
+    ),
+    "train_val_list.txt": (
+        "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dca6cb81",
+        "e2abb51704b88ad23771230435ad210fd03c22abccf44e3b24400e4963a06d36",
+    ),
 }
 # of the sorted names of NIH's test images, one per line; of their labels and of NIH's boxes, as
 # sorted csv tables

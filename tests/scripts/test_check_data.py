@@ -111,6 +111,9 @@ def test_nih_lists_are_recognised(shared, tmp_path):
         (tmp_path / path.stem).write_bytes(
             gzip.decompress(path.read_bytes()).replace(b"\n", b"\r\n")
         )
+    # NIH's own list is sorted, the copy is not
+    names = (tmp_path / "test_list.txt").read_text().split()
+    (tmp_path / "test_list.txt").write_text("\n".join(sorted(names)))
     done = check(tmp_path, code=2)
     assert done.stdout.count("(matches NIH)") == 4
     assert "00000001_000.png and 112119 more are missing" in done.stdout

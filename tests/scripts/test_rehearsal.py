@@ -68,7 +68,9 @@ def test_share_is_of_patients_and_grows(phantom, tmp_path):
 def test_whole_lists_of_nih_keep_their_hashes(shared, tmp_path):
     names = copy_lists(shared / "nih14/official", tmp_path, 100)
     assert len(names) == 112_120
-    assert list_hashes(tmp_path) == NIH_SHA256
+    hashes = list_hashes(tmp_path)
+    assert hashes.keys() == NIH_SHA256.keys()
+    assert all(digest in NIH_SHA256[name] for name, digest in hashes.items())
 
 
 def test_drawing_goes_on_where_it_was_stopped(phantom, invented, tmp_path):
