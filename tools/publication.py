@@ -105,7 +105,7 @@ def verdict(csv: Path, seeds: int, further: Sequence[str]) -> str:
 
 def read_beside(path: Path) -> pd.DataFrame:
     """Read a table of verdicts, one row per class and mean."""
-    return pd.read_csv(path, index_col="class", float_precision="round_trip")
+    return pd.read_csv(path, index_col="class")
 
 
 def of_classes(beside: pd.DataFrame) -> str:

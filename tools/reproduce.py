@@ -241,21 +241,16 @@ class Done:
         return self.steps[step.title]["seconds"]
 
     def run(self, step: Step) -> None:
-        """Run a step and record it.
-
-        Raises:
-            UserError: it has failed; its own sentence is on the terminal.
-        """
+        """Run a step and record it; if it fails, exit with its code, below its own sentence."""
         arguments = [str(self.options.data) if each == DATA else each for each in step.arguments]
         begin = time.monotonic()
         code = call([sys.executable, str(ROOT / step.script), *arguments])
         if code in (130, 143):  # stopped by Ctrl-C or SIGTERM, as we are
             raise KeyboardInterrupt
         if code != 0:
-            raise UserError(
-                f"{step.script} ended with exit code {code}; mend what it says above, then run "
-                "the same command again: it goes on with this step"
-            )
+            sentence = f"stopped at {step.script}, which says why; the same command goes on with it"
+            print(f"\n{sentence}", file=sys.stderr)
+            sys.exit(2 if code == 2 else 1)
         seconds = round(time.monotonic() - begin, 1)
         self.steps[step.title] = {"key": self.key(step), "seconds": seconds}
         write_atomically(self.path, hashed_json({"steps": self.steps}))
