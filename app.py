@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pylon.experiment.options import Runtime
-from pylon.system.cli import Device, parse, require_at_least, start
+from pylon.system.cli import Device, parse, start
 
 
 @dataclass
@@ -24,8 +24,9 @@ class Options:
     """As for predict.py; if not given, what the environment variable PYLON_CHECKPOINT says."""
     host: str = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     """Address to answer on. 0.0.0.0: for everybody who can reach this computer."""
-    port: int = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    """Port to answer on."""
+    port: int | None = None
+    """Port to answer on; if not given, what the environment variable GRADIO_SERVER_PORT says, or
+    7860."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     runtime: Runtime = "torch"
@@ -77,17 +78,30 @@ def main(options: Options) -> None:
     checkpoint = options.checkpoint or os.environ.get("PYLON_CHECKPOINT")
     if not checkpoint:
         raise UserError("name a checkpoint: --checkpoint save/demo/0/best, or user/name on the hub")
-    require_at_least(options, port=1)
+    port = port_of(options)
     require_installed("demo", "app.py")
     predictor = Predictor(checkpoint, options.device, runtime=options.runtime)
     with tempfile.TemporaryDirectory() as uploads:
         # read when gradio is imported
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        serve(page_of(predictor), options)
+        serve(page_of(predictor), options.host, port)
 
 
-def serve(page: "gradio.Blocks", options: Options) -> None:
+def port_of(options: Options) -> int:
+    """The port to answer on; a UserError if it is not one."""
+    port = options.port
+    if port is None:
+        given = os.environ.get("GRADIO_SERVER_PORT", "7860")
+        if not given.isdecimal():
+            raise UserError(f"GRADIO_SERVER_PORT must be a port, such as 7860, not {given!r}")
+        port = int(given)
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port must be from 1 to 65535, not {port}")
+    return port
+
+
+def serve(page: "gradio.Blocks", host: str, port: int) -> None:
     """Answer until the process is stopped."""
     import gradio
 
@@ -95,8 +109,8 @@ def serve(page: "gradio.Blocks", options: Options) -> None:
     theme = gradio.themes.Default(font=system, font_mono=("ui-monospace", "monospace"))
     try:
         page.queue(max_size=20).launch(
-            server_name=options.host,
-            server_port=options.port,
+            server_name=host,
+            server_port=port,
             max_file_size=f"{MOST_MEGABYTES}mb",
             share=False,
             quiet=True,
@@ -107,10 +121,9 @@ def serve(page: "gradio.Blocks", options: Options) -> None:
         )
     except OSError as error:
         raise UserError(
-            f"--host {options.host} --port {options.port} cannot be used; choose others, or stop "
-            "what answers there"
+            f"--host {host} --port {port} cannot be used; choose others, or stop what answers there"
         ) from error
-    print(f"http://{options.host}:{options.port} answers until Ctrl-C; {CAVEAT}", flush=True)
+    print(f"http://{host}:{port} answers until Ctrl-C; {CAVEAT}", flush=True)
     try:
         threading.Event().wait()
     finally:

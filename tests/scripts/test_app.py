@@ -14,6 +14,9 @@ import pytest
 from conftest import NO_BROWSER, run_script, sentence_of, start_script
 from dicom_files import PATIENT, dicom, save
 
+import app
+from pylon.system.errors import UserError
+
 playwright = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
 pytest.importorskip("gradio", reason="needs the extra demo")
 CHROMIUM = shutil.which("chromium")
@@ -40,8 +43,11 @@ def address(checkpoint, uploads, tmp_path_factory) -> Iterator[str]:
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(uploads))
-        arguments = ("--checkpoint", checkpoint, "--device", "cpu", "--port", port)
-        process = start_script("app.py", *arguments, cwd=cwd, out=cwd)
+        # as a Space starts it
+        patch.setenv("PYLON_CHECKPOINT", str(checkpoint))
+        patch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
+        patch.setenv("GRADIO_SERVER_PORT", str(port))
+        process = start_script("app.py", "--device", "cpu", cwd=cwd, out=cwd)
     (cwd / "stdout").touch()
     while "answers until Ctrl-C" not in (cwd / "stdout").read_text():
         assert process.is_alive(), (cwd / "stderr").read_text()
@@ -140,7 +146,7 @@ def test_what_is_no_radiograph(page, tmp_path, name, uploads):
     assert files_in(uploads) == []
 
 
-def test_mistakes(checkpoint, tmp_path):
+def test_mistakes(checkpoint, tmp_path, monkeypatch):
     assert "name a checkpoint" in sentence_of(run_script("app.py", cwd=tmp_path, code=2))
     arguments = ("--checkpoint", checkpoint, "--device", "cpu")
     with socket.socket() as taken:
@@ -149,5 +155,11 @@ def test_mistakes(checkpoint, tmp_path):
         port = taken.getsockname()[1]
         done = run_script("app.py", *arguments, "--port", port, cwd=tmp_path, code=2)
     assert f"--host 127.0.0.1 --port {port} cannot be used" in sentence_of(done)
-    done = run_script("app.py", *arguments, "--port", 0, cwd=tmp_path, code=2)
-    assert "--port must be at least 1" in sentence_of(done)
+    for options, given, sentence in (
+        (app.Options(port=0), "7860", "--port must be from 1 to 65535, not 0"),
+        (app.Options(port=65536), "7860", "--port must be from 1 to 65535, not 65536"),
+        (app.Options(), "http", "GRADIO_SERVER_PORT must be a port, such as 7860, not 'http'"),
+    ):
+        monkeypatch.setenv("GRADIO_SERVER_PORT", given)
+        with pytest.raises(UserError, match=sentence):
+            app.port_of(options)
