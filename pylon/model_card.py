@@ -144,7 +144,9 @@ def model_card(
         "## Training",
         training(card, data, data_name),
         "## Scores",
-        scores.text if scores else "Not scored yet.",
+        scores.text
+        if scores
+        else "Not scored yet. share.py adds the scores that eval_auc.py and eval_loc.py compute.",
         "## Licence and citation",
         f"Weights: {licence}, as chosen by those who share them. Code: Apache License 2.0. The "
         "rights in the training images are those of their owners.",
