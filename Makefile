@@ -33,7 +33,8 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell $(PROSE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 5 --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 5 \
+	  $(if $(PYLON_LONG),--cov)
 
 study: .venv/ready
 	$(BIN)/python benchmarks/study.py $(STUDY)

@@ -26,6 +26,8 @@ TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
 NO_BROWSER = "needs a browser"
 NO_REFERENCE = "needs the reference files, which are not part of the project"
 NO_BROWSER = "needs Debian's chromium, and playwright"
+# Tests that take long, and whose claim a quicker one makes for another case, run if asked to.
+LONG = pytest.mark.skipif("PYLON_LONG" not in os.environ, reason="needs PYLON_LONG=1")
 # reference files that are not part of the project: tests that need them are skipped without them
 SHARED = ROOT.parent / "shared"
 

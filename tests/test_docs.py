@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tyro
-from conftest import ROOT, run_script
+from conftest import LONG, ROOT, run_script
 
 from pylon.data.options import DataOptions
 from pylon.data.sources import read_radiographs
@@ -135,6 +135,7 @@ def use_copy(folder: Path) -> None:
             del sys.modules[name]
 
 
+@LONG
 def test_recipes_work_as_written(phantom, tmp_path, monkeypatch):
     # the changed copy
     copy = tmp_path / "copy"

@@ -10,12 +10,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import TRAIN, rows_of, run_script, same_weights, sentence_of
+from conftest import LONG, TRAIN, rows_of, run_script, same_weights, sentence_of
 from huggingface_hub.errors import EntryNotFoundError
 
 from pylon.model import Pylon
 
-CORRUPTIONS = int(os.environ.get("PYLON_CORRUPTIONS", "24"))
+CORRUPTIONS = int(os.environ.get("PYLON_CORRUPTIONS", "12"))
 EVALUATE = ("--device", "cpu", "--num-workers", "0")
 TABLES = {"eval_auc.py": "csv/pylon/auroc.csv", "eval_loc.py": "csv/pylon/0_boxes.csv"}
 LISTS = ("Data_Entry_2017.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt")
@@ -120,7 +120,10 @@ HARMFUL = (
 )
 
 
-@pytest.mark.parametrize("form", ["pickle", "torch", "numpy"])
+OTHERS = [pytest.param(form, marks=LONG) for form in ("torch", "numpy")]
+
+
+@pytest.mark.parametrize("form", ["pickle", *OTHERS])
 @pytest.mark.parametrize("name", HARMFUL)
 def test_no_file_can_run_a_command(trained, phantom, tmp_path, name, form):
     shutil.copytree(phantom, tmp_path / "data")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import NETWORK, refusal_of, run_script, sentence_of
+from conftest import LONG, NETWORK, refusal_of, run_script, sentence_of
 
 import pylon
 from pylon.data.chestxray14 import PATHOLOGIES
@@ -15,6 +15,7 @@ from pylon.drawing import BAR, GAP, PANEL, TITLE
 from pylon.experiment.card import read_json
 
 
+@LONG
 def test_scoring_in_bf16(trained, phantom):
     options = ("--data", phantom, "--device", "cpu", "--num-workers", 0, "--seeds", 0)
     aurocs = []

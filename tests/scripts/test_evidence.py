@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TRAIN, run_script, sentence_of
+from conftest import LONG, TRAIN, run_script, sentence_of
 
 import pylon
 from pylon.baselines import Baseline
@@ -82,7 +82,7 @@ def test_comparison_needs_another_experiment(compared, phantom):
     assert "--compare pylon is the experiment itself" in sentence_of(done)
 
 
-@pytest.mark.parametrize("name", ["pylon", "backbone"])
+@pytest.mark.parametrize("name", [pytest.param("pylon", marks=LONG), "backbone"])
 def test_methods_write_separate_files(compared, phantom, name):
     map_boxes = compared / f"csv/{name}/0_boxes.csv"
     run_script("eval_loc.py", "--data", phantom, *CPU, "--name", name, cwd=compared)
@@ -106,6 +106,7 @@ def test_methods_need_float32(compared, phantom):
         assert "--method gradcam needs --precision fp32, not bf16" in sentence_of(done)
 
 
+@LONG
 def test_weights_in_the_authors_format(phantom, tmp_path):
     torch.manual_seed(0)
     model = Pylon("resnet18", None, up_layers=2)
@@ -170,6 +171,7 @@ def test_seeds_trained_differently_are_not_averaged(seeds, phantom):
     assert "not trained alike: another network (config.json)" in sentence
 
 
+@LONG
 def test_unfinished_seeds_are_left_out(seeds, phantom):
     cwd, change = seeds
     options = ("--data", phantom, *CPU)

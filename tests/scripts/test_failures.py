@@ -15,7 +15,7 @@ from functools import partial
 
 import pandas as pd
 import pytest
-from conftest import TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
+from conftest import LONG, TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
 from faulty_files import FaultyFile
 
 from pylon.experiment.card import read_json, read_training_json
@@ -105,7 +105,7 @@ def same_card(a, b):
     return (one["epoch"], one["val_loss"]) == (other["epoch"], other["val_loss"])
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", [pytest.param("SIGTERM", marks=LONG), "SIGINT"])
 def test_stopped_run_says_how_to_resume(trained, phantom, tmp_path, name):
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN[:-1], 1)
     process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
@@ -270,6 +270,7 @@ def test_killed_between_writing_the_weights_and_the_card(phantom, tmp_path):
     run_script(*evaluate, cwd=tmp_path)
 
 
+@LONG
 def test_killed_before_the_first_weights_are_written(phantom, tmp_path):
     """The card is there already, so the folder is not taken for one without metadata."""
     arguments = ("train.py", "--data", phantom, *TRAIN, "--epochs", 1)
@@ -283,6 +284,7 @@ def test_killed_before_the_first_weights_are_written(phantom, tmp_path):
     assert "finished: save/pylon/0/best" in run_script(*arguments, cwd=tmp_path).stdout
 
 
+@LONG
 def test_deterministic_run_gives_the_same_weights(trained, phantom, tmp_path):
     options = ("--data", phantom, "--epochs", 2, *TRAIN, "--deterministic")
     run_script("train.py", *options, cwd=tmp_path)

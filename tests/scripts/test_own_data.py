@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, TRAIN, rows_of, run_script, same_weights, sentence_of
+from conftest import LONG, ROOT, TRAIN, rows_of, run_script, same_weights, sentence_of
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from tables import write_table
@@ -64,7 +64,7 @@ def test_16_bit_tiff_files_are_read_as_the_8_bits_they_hold(table, tmp_path):
     assert torch.equal(batches[0]["label"], batches[1]["label"])
 
 
-@pytest.mark.parametrize("boxes", ["boxes.csv", "coco.json"])
+@pytest.mark.parametrize("boxes", ["boxes.csv", pytest.param("coco.json", marks=LONG)])
 def test_scores_of_a_table_are_those_of_nihs_layout(table, phantom, trained, tmp_path, boxes):
     shutil.copytree(trained / "save", tmp_path / "save")
     tables = {"eval_auc.py": "auroc.csv", "eval_loc.py": "point_localization.csv"}
@@ -212,6 +212,7 @@ def test_data_without_a_class_of_the_checkpoint_is_refused(own, table, phantom, 
     assert "has no boxes; give them with --boxes FILE, csv or COCO" in sentence_of(done)
 
 
+@LONG
 def test_killed_run_resumes_with_its_own_normalisation(own, tmp_path):
     options = ("--table", own / "my.csv", "--classes", "2", "--normalize", "data")
     options = (*options, *TRAIN, "--epochs", 2)
@@ -340,6 +341,7 @@ def test_check_data_counts_and_finds_faults(own, tmp_path):
     assert "fix what is listed above (4)" in sentence_of(done)
 
 
+@LONG
 def test_two_tables_share_a_folder_of_caches(own, table, trained, tmp_path):
     """Their images have the same names in different folders."""
     other = shutil.copytree(table, tmp_path / "other")

@@ -87,13 +87,13 @@ def test_findings_are_drawn_and_not_told_by_global_statistics():
     statistics = []
     boxed = 0
     for patient_id in range(1, 171):
-        image, told, boxes = thorax.draw(0, patient_id, 0, 256)
-        assert image.shape == (256, 256)
+        image, told, boxes = thorax.draw(0, patient_id, 0, 128)
+        assert image.shape == (128, 128)
         assert image.dtype == np.uint8
         assert {box[0] for box in boxes} <= set(told)
         for _, x, y, w, h in boxes:
-            assert 0 <= x < x + w <= 256
-            assert 0 <= y < y + h <= 256
+            assert 0 <= x < x + w <= 128
+            assert 0 <= y < y + h <= 128
         boxed += len(boxes)
         labels.append([name in told for name in PATHOLOGIES])
         statistics.append([of(image.astype(np.float32)) for of in STATISTICS.values()])

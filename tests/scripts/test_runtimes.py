@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_script, sentence_of
+from conftest import LONG, run_script, sentence_of
 from test_without_libraries import CPU, hide
 
 BEST = ("--checkpoint", "save/pylon/0/best")
@@ -48,6 +48,7 @@ def rows_by(runtime, script, what, trained, phantom):
     return pd.read_csv(trained / f"csv/pylon/0_{what}.csv")
 
 
+@LONG
 def test_evaluations_by_runtime(trained, phantom):
     for library in ("onnx", "onnxruntime", "openvino"):
         pytest.importorskip(library)

@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TRAIN, refusal_of, rows_of, run_script, same_weights, sentence_of, start_script
+from conftest import (
+    LONG,
+    TRAIN,
+    refusal_of,
+    rows_of,
+    run_script,
+    same_weights,
+    sentence_of,
+    start_script,
+)
 
 import pylon
 from pylon.data.chestxray14 import PATHOLOGIES
@@ -46,6 +55,7 @@ def test_finished_run_is_not_repeated(trained, phantom):
     assert (trained / "save/pylon/0/best/model.safetensors").stat().st_mtime_ns == before
 
 
+@LONG
 def test_killed_run_resumes_to_the_same_result(trained, phantom, tmp_path):
     arguments = ("train.py", "--data", phantom, "--epochs", 2, *TRAIN)
     process = start_script(*arguments, cwd=tmp_path, out=tmp_path)
@@ -78,6 +88,7 @@ def test_cache_does_not_change_results_if_images_fit(trained, phantom, tmp_path)
         pd.testing.assert_frame_equal(one, other)
 
 
+@LONG
 def test_augmentation_on_the_device_trains_as_in_the_workers(phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path / "data")
     slowly = ("--lr", 1e-6, "--min-lr", 0, "--epochs", 1)  # or differences would grow

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from conftest import ROOT, TRAIN, rows_of, run_script, start_script
+from conftest import LONG, ROOT, TRAIN, rows_of, run_script, start_script
 from tables import write_table
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,6 +42,7 @@ def test_two_processes_train_one_network(phantom, tmp_path):
     assert card["val_loss"] == table["val_loss"].min()
 
 
+@LONG
 def test_two_processes_have_the_loss_of_one_with_unknown_labels(phantom, tmp_path):
     """The first step of an epoch: the mean over the known labels of both."""
     table = write_table(phantom, tmp_path / "mine")

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 
 import pytest
-from conftest import ROOT, TRAIN, run_script, sentence_of
+from conftest import LONG, ROOT, TRAIN, run_script, sentence_of
 
 import pylon.system.files
 
@@ -54,6 +54,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@LONG
 def test_without_locks_as_on_windows(trained, phantom, tmp_path):
     cwd = shutil.copytree(trained, tmp_path / "cwd")
     data = shutil.copytree(phantom, tmp_path / "data")
