@@ -138,27 +138,35 @@ def page_of(predictor: Predictor) -> "gradio.Blocks":
     if not predictor.are_probabilities:
         scales = scales[1:]
 
-    def look(path: str) -> tuple[Any, ...]:
+    def look(path: str, strength: float, scale: str) -> tuple[Any, ...]:
         try:
             shown, findings = shown_of(predictor(path), os.path.basename(path))
         except (UserError, ValueError) as error:
             sentence = one_line(str(error).replace(path, os.path.basename(path)))
             gradio.Warning(sentence, duration=None, title="Not read")
-            return None, None, gradio.Radio([], label="Findings"), 0.5
+            return None, None, gradio.Radio([], value=None, label="Findings"), 0.5, ""
         finally:
             shutil.rmtree(os.path.dirname(path), ignore_errors=True)
         label = findings[0][1]
         choice = gradio.Radio(findings, value=label, label=f"Findings in {shown.name}")
-        return None, shown, choice, threshold_of(shown, label)
+        threshold = threshold_of(shown, label)
+        return None, shown, choice, threshold, draw(shown, label, strength, threshold, scale)
 
-    def draw(shown: Shown | None, label: str, strength: float, threshold: float, scale: str) -> str:
-        return "" if shown is None else picture_of(shown, label, strength, threshold, scale)
+    def draw(
+        shown: Shown | None, label: str | None, strength: float, threshold: float, scale: str
+    ) -> str:
+        if shown is None or label is None:
+            return ""
+        return picture_of(shown, label, strength, threshold, scale)
 
     def threshold_of(shown: Shown | None, label: str) -> float:
         return 0.5 if shown is None else round(shown.thresholds[label] or 0.5, 3)
 
     with gradio.Blocks(title="PYLON", analytics_enabled=False, delete_cache=(60, 60)) as page:
-        gradio.Markdown(f"# PYLON: where is the finding?\n**{CAVEAT}** {TRUST}")
+        synthetic = ""
+        if predictor.synthetic:
+            synthetic = "**It was trained on synthetic images: it knows nothing of radiographs.**"
+        gradio.Markdown(f"# PYLON: where is the finding?\n**{CAVEAT}** {TRUST} {synthetic}")
         shown = gradio.State(None, time_to_live=SECONDS)
         with gradio.Row():
             with gradio.Column(scale=1):
@@ -174,9 +182,10 @@ def page_of(predictor: Predictor) -> "gradio.Blocks":
         weights = predictor.card["weights_sha256"]
         gradio.Markdown(f"{CAVEAT} Weights: SHA-256 {weights}.")
 
-        # what happens when something is changed
+        # what happens when something is changed; after an upload, all of it in one answer, or the
+        # page would send a finding of the previous radiograph
         inputs = [shown, findings, strength, threshold, scale]
-        file.upload(look, file, [file, shown, findings, threshold]).then(draw, inputs, picture)
+        file.upload(look, [file, strength, scale], [file, shown, findings, threshold, picture])
         findings.input(threshold_of, [shown, findings], threshold).then(draw, inputs, picture)
         for slider in (strength, threshold):
             # by mouse or keyboard; of several changes, the last one is drawn
@@ -191,7 +200,10 @@ def shown_of(prediction: Prediction, name: str) -> tuple[Shown, list[tuple[str, 
     small = fit(prediction.image, SIDE) if max(prediction.image.shape) > SIDE else prediction.image
     texts = []
     for finding in prediction.findings:
-        called = {True: ", called present", False: "", None: ", no threshold"}[finding["present"]]
+        threshold = prediction.thresholds[finding["label"]]
+        called = ", no threshold"
+        if threshold is not None:
+            called = f"{', called present' if finding['present'] else ''} (from {threshold:.3f})"
         texts.append((f"{finding['label']}: {finding['score']:.3f}{called}", finding["label"]))
     name = f"{name}, a lateral view, which it may not know" if prediction.lateral else name
     return Shown(name, small, maps, prediction.thresholds), texts

@@ -129,6 +129,7 @@ class Predictor:
         class_names, thresholds, are_probabilities: as in `Prediction`.
         model: the network, in eval mode, on `device`.
         card: how it was trained, as far as that is known.
+        synthetic: what it was trained on if those are known not to be radiographs.
         path, device, precision, method, region_threshold, window, runtime, calibrated: what was
             given.
         compile_seconds: what the runtime took to compile the network.
@@ -169,6 +170,7 @@ class Predictor:
         self.runtime = runtime
         self.region_threshold = region_threshold
         self.window = window
+        self.synthetic = (self.card.get("data") or {}).get("synthetic")
         self.class_names = tuple(self.card["class_names"])
         given = self.card.get("thresholds") or {}
         self.uncalibrated_thresholds = {name: given.get(name) for name in self.class_names}

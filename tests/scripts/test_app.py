@@ -123,6 +123,23 @@ def test_a_png_and_the_sliders(page, phantom, uploads):
 
 
 @needs_browser
+def test_what_cannot_be_read_leaves_nothing_of_the_one_before(page, phantom, tmp_path):
+    drop(page, sorted((phantom / "images").glob("*.png"))[0])
+    assert picture(page)
+    (tmp_path / "letter.png").write_text("this is a letter")
+    drop(page, tmp_path / "letter.png")
+    page.get_by_text("letter.png cannot be read as an image").wait_for()
+    page.wait_for_selector("img[alt*='with the map of']", state="detached")
+    assert page.locator(".findings input[type=radio]").count() == 0
+    page.wait_for_timeout(1000)  # an error of Gradio's would come now
+    assert not page.get_by_text("Value:").is_visible()
+
+    # and the next one is shown as ever
+    drop(page, sorted((phantom / "images").glob("*.png"))[1])
+    assert picture(page)
+
+
+@needs_browser
 def test_a_dicom_file(page, phantom, tmp_path, uploads):
     image = cv2.imread(str(next((phantom / "images").glob("*.png"))), cv2.IMREAD_GRAYSCALE)
     drop(page, save(dicom(image.astype(np.uint16) * 16, 12, ViewPosition="LL"), tmp_path / "IM1"))
