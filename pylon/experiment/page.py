@@ -43,6 +43,7 @@ class Finding(NamedTuple):
 
     label: str
     score: float
+    threshold: float | None
     present: bool | None  # None: the class has no threshold
     hit: bool | None  # whether the maximum is in a box; None: no boxes are known
     point: tuple[int, int]  # row, column of the maximum of the map
@@ -241,9 +242,9 @@ def page_of_boxes(
         contour = contour_path(heatmap, row.threshold) if present and probabilities else ""
         known = boxes[boxes[:, 2] > 0].tolist()
         place = (row.row, row.column)
-        finding = Finding(
-            row.pathology, row.probability, present, row.hit >= 0.5, place, known, None, contour
-        )
+        threshold = None if np.isnan(row.threshold) else row.threshold
+        scores = (row.probability, threshold, present, row.hit >= 0.5)
+        finding = Finding(row.pathology, *scores, place, known, None, contour)
         findings[row.image_id].append(finding)
     first = rows.table.drop_duplicates("image_id").set_index("image_id")
     sizes = first[["image_height", "image_width"]].to_dict("split")

@@ -198,7 +198,7 @@ def write_results(
         files[out / "coco.json"] = coco_images(progress.entries(images), class_names)
         files[out / "coco_results.json"] = coco_results(progress.entries(images))
     if wanted["html"] and images:
-        pictured = pictured_of(progress.entries(images), class_names)
+        pictured = pictured_of(progress.entries(images), predictor.thresholds)
         write_page(out / "html", about_page(about, progress, predictor), images, pictured)
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
     return {"coloured": coloured, "lateral": len(lateral)}
@@ -238,14 +238,16 @@ def coco_results(entries: Iterable[Entry]) -> Iterator[bytes]:
     yield b"\n]\n"
 
 
-def pictured_of(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[Pictured]:
-    """The images of the page, whose rows are the classes."""
+def pictured_of(
+    entries: Iterable[Entry], thresholds: dict[str, float | None]
+) -> Iterator[Pictured]:
+    """The images of the page, whose rows are the classes, those of `thresholds`."""
     for entry in entries:
         findings = []
-        of_class = zip(class_names, entry.findings, entry.contours, strict=True)
-        for name, (score, present, row, column, *box), contour in of_class:
-            place = (row, column)
-            findings.append(Finding(name, score, present, None, place, [], box, contour))
+        of_class = zip(thresholds.items(), entry.findings, entry.contours, strict=True)
+        for (name, threshold), (score, present, row, column, *box), contour in of_class:
+            scores = (score, threshold, present, None)
+            findings.append(Finding(name, *scores, (row, column), [], box, contour))
         yield Pictured(entry.image, entry.height, entry.width, findings)
 
 
@@ -272,6 +274,10 @@ def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) 
     folder = Path(about["folder"])
     synthetic = what_is_synthetic(folder) or what_is_synthetic(folder.parent)
     notes = ["Nothing here says whether a heatmap is right: no boxes are known."]
+    if predictor.synthetic:
+        notes.append(
+            "The network was trained on synthetic images: it knows nothing of radiographs."
+        )
     return About(
         title_of_page(np.size(scores), len(scores), synthetic),
         notes if synthetic is None else [synthetic, *notes],

@@ -48,7 +48,8 @@ function cardOf(row) {
   card.querySelector(".score").textContent = row.score.toFixed(3);
   const tags = card.querySelector(".tags");
   if (row.present !== null) {
-    tags.append(element("span", row.present ? "called present" : "not called present"));
+    const called = row.present ? "called present" : "not called present";
+    tags.append(element("span", `${called} (from ${row.threshold.toFixed(3)})`));
   }
   if (row.hit !== null) {
     tags.append(element("span", row.hit ? "✓ hit" : "✗ miss", row.hit ? "good" : "bad"));
@@ -110,11 +111,12 @@ function update() {
 
 // How the rows that are shown look.
 function restyle() {
-  const { size, fade, scale, boxes, contour } = controls.elements;
+  const { size, fade, scale, boxes, point, contour } = controls.elements;
   list.style.setProperty("--size", `${size.value}rem`);
   list.style.setProperty("--fade", fade.value / 100);
   document.body.dataset.scale = scale.value;
   list.classList.toggle("no-boxes", !boxes.checked);
+  list.classList.toggle("no-point", !point.checked);
   list.classList.toggle("no-contour", !contour.checked);
   const ends = scale.value === "absolute" ? ["0", "1"] : ["min", "max"];
   document.getElementById("low").textContent = ends[0];

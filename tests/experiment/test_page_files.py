@@ -20,7 +20,7 @@ from pylon.experiment.page import (
 )
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028.png"
-MASS = Finding("Mass", 0.25, True, None, (1, 2), [[3, 4, 5, 6]], None, "M0 0 5 5z")
+MASS = Finding("Mass", 0.25, 0.125, True, None, (1, 2), [[3, 4, 5, 6]], None, "M0 0 5 5z")
 
 
 def about(**changes) -> About:

@@ -226,8 +226,8 @@ def picture(page, tmp_path) -> np.ndarray:
 @pytest.mark.parametrize("scale", ["absolute", "min-max"])
 def test_browser_colours_a_map_as_the_pictures_do(visit, rows, scored, tmp_path, scale):
     page = visit()
-    page.get_by_role("checkbox", name="Boxes").uncheck()
-    page.get_by_role("checkbox", name="Contour").uncheck()
+    for name in ("Boxes", "Maximum", "Contour"):
+        page.get_by_role("checkbox", name=name).uncheck()
     page.get_by_role("combobox", name="Colours").select_option(scale)
     shown = picture(page, tmp_path)
 
@@ -253,7 +253,7 @@ def test_browser_colours_a_map_as_the_pictures_do(visit, rows, scored, tmp_path,
 
 def test_boxes_and_contour_are_drawn_and_left_out(visit, rows):
     page = visit()
-    kinds = {"Boxes": ("known", "point"), "Contour": ("contour",)}
+    kinds = {"Boxes": ("known",), "Maximum": ("point",), "Contour": ("contour",)}
     assert page.locator("path.known").count() == len(rows)
     assert page.locator("path.contour").count() == (rows["called"] == 1).sum() > 0
     row = rows.loc[rows["probability"].idxmax()]
@@ -397,7 +397,7 @@ def write(folder: Path, images: int, classes: int) -> Path:
     """A page of black images."""
     names = [f"{k}.png" for k in range(images)]
     labels = [f"finding {k}" for k in range(classes)]
-    findings = [Finding(label, 0.5, None, None, (1, 2), [], None, "") for label in labels]
+    findings = [Finding(label, 0.5, None, None, None, (1, 2), [], None, "") for label in labels]
     heatmaps = np.zeros((classes, 8, 8), np.float32)
     for name in names:
         write_pictures(folder, name, np.zeros((32, 32), np.uint8), heatmaps)
