@@ -29,6 +29,9 @@ def parse(options: type[Options]) -> Options:
 
     Scripts call it before they import torch and other libraries that take seconds to load.
     """
+    # Ctrl-C while the slow imports run; `start` takes over
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop_at_once)
     # for downloaded weights, which other libraries load
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     return tyro.cli(options)
@@ -45,6 +48,8 @@ def start(
     ends with `after_stop`.
     """
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try_to_run(main, options)
     except (KeyboardInterrupt, RuntimeError) as error:
@@ -118,6 +123,10 @@ def stop(code: int, sentence: str) -> NoReturn:
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)
+
+
+def stop_at_once(_number: int, _frame: Any) -> NoReturn:
+    stop(130, "\nstopped before it began")
 
 
 def terminate(_number: int, _frame: Any) -> None:

@@ -81,6 +81,25 @@ def test_a_bug_is_not_hidden(error):
         start(main, Options())
 
 
+def test_stopped_while_it_imports():
+    script = """
+import os, signal, time
+from dataclasses import dataclass
+from pylon.system.cli import parse
+
+@dataclass
+class Options:
+    seed: int = 0
+
+parse(Options)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(20)
+"""
+    done = run(script)
+    assert done.returncode == 130
+    assert done.stderr == "\nstopped before it began\n"
+
+
 @pytest.mark.parametrize(
     ("statement", "code"),
     [
