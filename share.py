@@ -64,15 +64,15 @@ def main(options: Options) -> None:
         options.licence,
         print,
     )
-    for name, content in files.items():
-        print(f"{name}: {len(content):,} bytes")
     if options.dry_run:
         out = options.out or Path("share") / options.repo
         write_shared(out, files)
-        print(f"nothing was sent: {out} holds what would be pushed to {options.repo}")
-        return
-    url = push(files, options.repo, options.private)
-    print(f"pushed to {url}")
+        said = f"nothing was sent: {out} holds what would be pushed to {options.repo}"
+    else:
+        said = f"pushed to {push(files, options.repo, options.private)}"
+    for name, content in files.items():
+        print(f"{name}: {len(content):,} bytes")
+    print(said)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,15 @@ def model_card(
     """
     card = {} if card is None else shared_card(card)
     data = card.get("data") or {}
-    synthetic = data.get("synthetic") or (scores.synthetic if scores else None)
+    trained_on = data.get("synthetic")
+    scored_on = scores.synthetic if scores else None
+    synthetic = ""
+    if trained_on:
+        synthetic = f"**Synthetic data.** {plain(trained_on)} Nothing here says anything about "
+        synthetic += "radiographs."
+    elif scored_on:
+        synthetic = f"**Scored on synthetic images.** {plain(scored_on)} The scores say nothing "
+        synthetic += "about radiographs."
     title = f"{network_of(config)}, {findings_of(config)}"
     metadata = ModelCardData(
         license=licence,
@@ -126,9 +134,7 @@ def model_card(
     parts = [
         f"# {title}",
         CAVEAT,
-        f"**Synthetic data.** {plain(synthetic)} Nothing here says anything about radiographs."
-        if synthetic
-        else "",
+        synthetic,
         "From a frontal chest radiograph it gives, for each finding, a probability and a heatmap "
         "of where it is. It was trained on labels of whole images, without any boxes.",
         USE.replace("{source}", source),

@@ -107,7 +107,8 @@ def test_synthetic_data_is_marked(where):
     scores = Scores([RESULT], "", sentence) if where == "scored" else None
     card = model_card(CONFIG, card, scores=scores)
     assert "synthetic-data" in card.data.tags
-    assert r"**Synthetic data.** Drawn by \*formulas\*." in card.text
+    marked = {"trained": "Synthetic data", "scored": "Scored on synthetic images"}[where]
+    assert rf"**{marked}.** Drawn by \*formulas\*." in card.text
 
 
 def test_private_facts_are_in_neither():
