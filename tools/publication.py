@@ -2,7 +2,7 @@
 
 OUT/README.md      the verdict, the steps and what they took, what the files are
     networks/SEED  a network with its model card, as share.py pushes it
-    scores/        tables, pictures and rows; `eval_auc.py --from OUT/scores` rebuilds the tables
+    scores/NAME/   tables, pictures and rows; `eval_auc.py --from OUT/scores/NAME` rebuilds them
     page/          the heatmaps of seed 0 to look through in a browser; figures/, as pages
     manifest.json  SHA-256 of every file
 
@@ -13,7 +13,9 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +41,17 @@ FILES = """\
 |---|---|
 | `networks/SEED` | each network with its model card, as `share.py` pushes it; \
 `pylon.load_pylon("networks/0")` loads it |
-| `scores/*.csv`, `*.png` | the tables and their pictures; the training of each seed |
-| `scores/SEED_images.csv`, `SEED_boxes.csv` | rows: every prediction. \
-`python eval_auc.py --from scores` and `eval_loc.py --from scores` rebuild the tables of AUROC and \
-of points from them, without network and data |
+| `scores/NAME/*.csv`, `*.png` | the tables and their pictures; the training of each seed |
+| `scores/NAME/SEED_images.csv`, `SEED_boxes.csv` | rows: every prediction. \
+`python eval_auc.py --from scores/NAME` and `eval_loc.py --from scores/NAME` rebuild the tables of \
+AUROC and of points from them, without network and data |
 | `page/index.html` | the heatmaps of seed 0 on the boxed images, in any browser |
 | `figures/` | the same as pages, and those of the paper's figure |
 | `manifest.json` | SHA-256 of every file |"""
+LICENCES = (
+    "Networks, tables and rows: the licence that the networks' cards name. Code: Apache License "
+    "2.0."
+)
 NIHS = (
     "The radiographs in `page/` and `figures/` are of ChestX-ray14, provided by the NIH Clinical "
     "Center (https://nihcc.app.box.com/v/ChestXray-NIHCC), which asks that they are cited with "
@@ -144,7 +150,7 @@ def publish(out: Path, made: Made) -> None:
     for kind in KINDS[1:]:
         shutil.rmtree(out / kind, ignore_errors=True)
     try:
-        copy_scores(made, out / "scores")
+        copy_scores(made, out / "scores" / made.csv.name)  # the name is in the pictures
         shutil.copytree(made.csv / "html", out / "page")
         shutil.copytree(made.figures, out / "figures")
     except shutil.Error as error:
@@ -163,7 +169,7 @@ def publish(out: Path, made: Made) -> None:
     hashes = {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
-    content = {"verdict": made.verdict, "versions": versions(), "files": hashes}
+    content = {"verdict": made.verdict, "code": code(), "versions": versions(), "files": hashes}
     write_atomically(out / "manifest.json", hashed_json(content))
 
 
@@ -205,18 +211,37 @@ def readme(made: Made, about: dict[str, Any]) -> str:
         f"**Synthetic data.** {plain(synthetic)}" if synthetic else "",
         means_of(made.csv),
         "## What is here",
-        FILES,
+        FILES.replace("NAME", made.csv.name),
         "## How it was made",
         f"`make reproduce`, {seconds / 60:.0f} minutes in all on {machine()}:",
         "| step | minutes |\n|---|---|\n"
         + "\n".join(f"| {command} | {minutes} |" for command, minutes in steps),
         table(["list", "SHA-256"], []) + "\n" + "\n".join(f"| {a} | {b} |" for a, b in lists),
-        "Versions: " + ", ".join(f"{name} {each}" for name, each in versions().items()) + ".",
+        f"Code: {code()}. Versions: "
+        + ", ".join(f"{name} {each}" for name, each in versions().items())
+        + ".",
         "## Licence and citation",
+        LICENCES,
         "" if synthetic else NIHS,
         CITATION,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def code() -> str:
+    """Version of this package and, in a clone, its commit."""
+    release = f"pylon-localization {version('pylon-localization')}"
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return release
+    return f"{release}, commit {commit}"
 
 
 def machine() -> str:

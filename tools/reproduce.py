@@ -11,6 +11,7 @@ Prints at the end, in one sentence, whether the published results are reproduced
 run as you would type them. Started again, it leaves out the steps that are done.
 """
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -53,8 +54,11 @@ class Options:
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
+import tyro
+
 from publication import Made, publish, require_own_folder, verdict
 from pylon.data.chestxray14 import list_hashes
+from pylon.experiment import train_options
 from pylon.experiment.card import read_json, read_training_json
 from pylon.experiment.checkpoint import is_finished
 from pylon.experiment.sharing import require_repo_name
@@ -103,7 +107,8 @@ def main(options: Options) -> None:
         if done.has(step):
             left_out += 1
             continue
-        print(f"\n[{number}/{len(steps)}] {step.title}", flush=True)
+        words = done.words_of(step)
+        print(f"\n[{number}/{len(steps)}] {shlex.join(['python', *words])}", flush=True)
         done.run(step)
 
     # the folder to publish
@@ -127,7 +132,7 @@ def main(options: Options) -> None:
 def check(options: Options) -> None:
     require_at_least(options, seeds=1, cache_size=0, num_workers=0)
     check_name(options.name)
-    require_repo_name(f"{options.repo}-0")
+    require_repo_name(options.repo)
     if not options.data.is_dir():
         raise UserError(
             f"--data {options.data} is not a folder; tools/download.py fetches NIH's files"
@@ -139,6 +144,23 @@ def check(options: Options) -> None:
     for word in further:
         if word.partition("=")[0].replace("_", "-") in GIVEN:
             raise UserError(f"--train must not set {word}: it is set for all scripts")
+    require_options(options, further)
+
+
+def require_options(options: Options, further: Sequence[str]) -> None:
+    """Check options of train.py now, not after the data have been checked for minutes.
+
+    Raises:
+        UserError: one is out of range.
+        SystemExit: there is no such option, or its value is none; tyro has printed which.
+    """
+    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+    train = importlib.util.module_from_spec(spec)
+    sys.modules["train"] = train  # tyro looks up types there
+    spec.loader.exec_module(train)
+    common = ("--name", options.name, "--cache-size", str(options.cache_size))
+    given = tyro.cli(train.Options, args=[*further, *common], prog="--train")
+    train_options.check(given, train.OF_PYLON)
 
 
 def without_folder(word: str) -> str:
@@ -240,16 +262,23 @@ class Done:
         """Seconds that a step took, without attempts that were killed."""
         return self.steps[step.title]["seconds"]
 
+    def words_of(self, step: Step) -> list[str]:
+        """The script and its arguments, as they are run."""
+        arguments = [str(self.options.data) if each == DATA else each for each in step.arguments]
+        return [str(ROOT / step.script), *arguments]
+
     def run(self, step: Step) -> None:
         """Run a step and record it; if it fails, exit with its code, below its own sentence."""
-        arguments = [str(self.options.data) if each == DATA else each for each in step.arguments]
         begin = time.monotonic()
-        code = call([sys.executable, str(ROOT / step.script), *arguments])
+        code = call([sys.executable, *self.words_of(step)])
         if code in (130, 143):  # stopped by Ctrl-C or SIGTERM, as we are
             raise KeyboardInterrupt
         if code != 0:
-            sentence = f"stopped at {step.script}, which says why; the same command goes on with it"
-            print(f"\n{sentence}", file=sys.stderr)
+            print(
+                f"\nstopped at {step.script}, which says why; once that is mended, the same "
+                "command goes on with it",
+                file=sys.stderr,
+            )
             sys.exit(2 if code == 2 else 1)
         seconds = round(time.monotonic() - begin, 1)
         self.steps[step.title] = {"key": self.key(step), "seconds": seconds}

@@ -72,7 +72,9 @@ def test_what_is_published(reproduced, capsys):
     assert "**Synthetic data.**" in text
     assert "| `python eval_loc.py --data DATA --num-workers 0 --device cpu --seeds 0" in text
     assert '"command": "make reproduce"' in (out / "page/index.html").read_text()
-    assert not (out / "scores/auroc_beside_published.csv").exists()
+    assert (out / "scores/pylon/auroc.csv").exists()
+    assert not (out / "scores/pylon/auroc_beside_published.csv").exists()
+    assert re.search(r"Code: pylon-localization \d+\.\d+\.\d+", text)
 
     # the manifest holds every other file
     manifest = json.loads((out / "manifest.json").read_text())
@@ -96,13 +98,18 @@ def test_nothing_published_names_a_folder_of_this_computer(reproduced, phantom):
 
 def test_tables_are_rebuilt_from_what_is_published(reproduced, tmp_path):
     cwd, _ = reproduced
-    scores = shutil.copytree(cwd / "publish/pylon/scores", tmp_path / "scores")
-    for script, table in (("eval_auc.py", "auroc"), ("eval_loc.py", "point_localization")):
-        (scores / f"{table}.csv").unlink()
-        run_script(script, "--from", "scores", cwd=tmp_path)
-        assert (scores / f"{table}.csv").read_bytes() == (
-            cwd / f"csv/pylon/{table}.csv"
-        ).read_bytes()
+    out = shutil.copytree(cwd / "publish/pylon", tmp_path / "out")
+    scores = out / "scores/pylon"
+    for script, name in (
+        ("eval_auc.py", "auroc"),
+        ("eval_loc.py", "point_localization"),
+    ):
+        (scores / f"{name}.csv").unlink()
+        (scores / f"{name}.png").unlink()
+        run_script(script, "--from", "scores/pylon", cwd=out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest, name
 
 
 def test_networks_that_have_changed_are_scored_again(reproduced):
@@ -221,7 +228,8 @@ def test_a_step_that_fails_ends_the_command(by_hand, tmp_path):
         "tools/reproduce.py", "--data", by_hand, "--num-workers", 0, cwd=tmp_path, code=2
     )
     assert "is not ready; fix what is listed above" in sentence_of(done)
-    assert "\nstopped at tools/check_data.py, which says why; the same command" in done.stderr
+    assert "\nstopped at tools/check_data.py, which says why; once that is" in done.stderr
+    assert f"[1/14] python {ROOT}/tools/check_data.py --data {by_hand}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -229,17 +237,27 @@ def test_a_step_that_fails_ends_the_command(by_hand, tmp_path):
     [
         ({"data": Path("nowhere")}, "--data nowhere is not a folder"),
         ({"seeds": 0}, "--seeds must be at least 1"),
-        ({"repo": "name"}, "--repo must be USER/NAME"),
+        ({"repo": "name"}, "--repo must be USER/NAME, in letters, digits, -, _ and ., not 'name'"),
         ({"name": "a/b"}, "--name 'a/b' must be the plain name of a folder"),
         ({"train": "--seed 3"}, "--train must not set --seed"),
         ({"train": "--cache_size=3"}, "--train must not set --cache_size=3"),
         ({"train": "'"}, "is not closed"),
+        ({"train": "--epochs 0"}, "--epochs must be at least 1"),
+        ({"train": "--image-size 100"}, "--image-size must be a multiple of 256"),
     ],
 )
 def test_mistakes(wrong, sentence, by_hand, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(sentence)):
         main(Options(**{"data": by_hand, **wrong}))
+    assert not Path("save").exists()
+
+
+def test_an_option_that_train_does_not_have(by_hand, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(Options(data=by_hand, train="--epoch banana"))
+    assert "--epoch" in capsys.readouterr().err
     assert not Path("save").exists()
 
 
