@@ -123,16 +123,17 @@ def of_classes(beside: pd.DataFrame) -> str:
         if verdicts.str.startswith(what).any()
     ]
     count = verdicts.str.startswith("reproduced").sum()
-    listed = f"; {'; '.join(others)}" if others else ""
-    return f" ({count} of {len(beside)} classes reproduced{listed})".replace("; ", ", ")
+    return f" ({', '.join([f'{count} of {len(beside)} classes reproduced', *others])})"
 
 
 def require_own_folder(out: Path) -> None:
     """Raise a UserError if a folder holds files of somebody else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
-    strange = sorted({path.name for path in out.glob("*")} - {*KINDS, "README.md", "manifest.json"})
-    if strange:
+    there = {path.name for path in out.glob("*")}
+    # share.py writes the networks first
+    ours = {*KINDS, "README.md", "manifest.json"} if "networks" in there else set()
+    if strange := sorted(there - ours):
         raise UserError(f"--out {out} has {strange[0]}; choose another folder, or empty it")
 
 

@@ -267,6 +267,10 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
         require_own_folder(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         require_own_folder(tmp_path / "thesis.tex")
+    paper = tmp_path / "paper"
+    (paper / "figures").mkdir(parents=True)
+    with pytest.raises(UserError, match="has figures"):
+        require_own_folder(paper)
 
 
 def test_networks_of_more_seeds_are_removed(reproduced, tmp_path):
