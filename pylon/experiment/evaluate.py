@@ -242,21 +242,30 @@ def predict_logits(
     """Compute logits and labels of all images, on every process; maps are dropped batch by batch.
 
     Args:
+        loader: from `eval_loader`, prepared by the accelerator.
         mean, std: of intensities in [0, 1], for `normalize`.
 
     Returns:
         logits, labels: (N, C) float32 each, in the loader's order.
     """
     model.eval()
-    logits = []
-    labels = []
+    # Written into one array each. A small tensor kept from every batch would lie between large
+    # blocks that are freed, and glibc could not use these again: 10 MB a batch on a CPU.
+    logits = labels = np.empty(0, np.float32)
+    done = 0
     for batch in track(loader, title, "batch", shown=accelerator.is_main_process):
         with accelerator.autocast():
             output = model(normalize(batch["image"], mean, std))  # logits (B, C)
         gathered = accelerator.gather_for_metrics((output.logits, batch["label"]))
-        logits.append(gathered[0].cpu())
-        labels.append(gathered[1].cpu())
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+        if done == 0:
+            logits = np.empty((len(loader.dataset), gathered[0].shape[1]), np.float32)
+            labels = np.empty_like(logits)
+        here = slice(done, done + len(gathered[0]))
+        logits[here] = gathered[0].float().cpu().numpy()
+        labels[here] = gathered[1].cpu().numpy()
+        done = here.stop
+    assert done == len(logits)
+    return logits, labels
 
 
 def boxes_with_images(boxed: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
@@ -304,7 +313,7 @@ def localize_boxes(
     bbox_xywh = bboxes_of(boxes)  # (N, K, 4)
     sizes = boxes[["image_height", "image_width"]].to_numpy()
     found = []
-    maps = []
+    maps = None  # in one array, as in `predict_logits`
     for batch in loader:
         # one heatmap per row: an image with boxes of three classes appears three times
         image_ids = boxed["image_id"].iloc[batch["index"].tolist()]
@@ -324,7 +333,9 @@ def localize_boxes(
         )
         places = (probability.tolist(), row.tolist(), column.tolist(), hit.tolist())
         found += zip(box_rows, *places, strict=True)
-        maps += zip(box_rows, heatmaps.cpu().numpy(), strict=True)
+        if maps is None:
+            maps = np.empty((len(boxes), *heatmaps.shape[1:]), np.float32)
+        maps[box_rows] = heatmaps.cpu().numpy()
 
     # gather the rows of all processes, without repeats from images that pad the last batch
     columns = ["box", "probability", "row", "column", "hit"]
@@ -334,7 +345,8 @@ def localize_boxes(
     rows["threshold"] = boxes["pathology"].map(card.get("thresholds", {})).astype(float)
     called = rows["probability"] >= rows["threshold"]
     rows["called"] = called.where(rows["threshold"].notna()).astype(float)
-    map_of_box = dict(gather_object(maps))
+    own = sorted({box for box, *_ in found})
+    map_of_box = dict(gather_object([(box, maps[box]) for box in own]))
     return rows, np.stack([map_of_box[box] for box in range(len(boxes))])
 
 
