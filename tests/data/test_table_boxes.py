@@ -1,6 +1,7 @@
 """Boxes of a table as csv and as COCO: read as written, or refused in a sentence."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -203,6 +204,7 @@ def test_files_that_are_not_coco(folder, content, sentence):
     assert f"{path} {sentence}" in str(caught.value)
 
 
+EXAMPLES = 100 if "PYLON_LONG" in os.environ else 25  # each writes and reads files
 ROW = st.tuples(
     st.sampled_from(["images/2.png", "images/3.png"]),
     st.sampled_from(["Mass", "Nodule"]),
@@ -220,7 +222,9 @@ ROW = st.tuples(
     )
 )
 @settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_boxes_round_trip_in_both_forms(folder, rows):
     boxes = pd.DataFrame(rows, columns=["path", "class", "x", "y", "w", "h"])
