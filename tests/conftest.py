@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 NETWORK = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
 TINY = (*NETWORK, "--precision", "fp32", "--device", "cpu")
 TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
-NO_BROWSER = "needs a browser"
+IMAGES = 48  # of the phantom: few, since training on them is what takes the tests time
 NO_REFERENCE = "needs the reference files, which are not part of the project"
 NO_BROWSER = "needs Debian's chromium, and playwright"
 # Tests that take long, and whose claim a quicker one makes for another case, run if asked to.
@@ -130,7 +130,7 @@ def sentence_of(done: subprocess.CompletedProcess) -> str:
 def phantom(tmp_path_factory) -> Path:
     """A small phantom in NIH's layout. Tests that change it work on a copy."""
     folder = tmp_path_factory.mktemp("phantom") / "data"
-    options = ("--out", folder, "--images", 90, "--size", 128, "--seed", 3)
+    options = ("--out", folder, "--images", IMAGES, "--size", 128, "--seed", 95)
     run_script("tools/make_phantom.py", *options, cwd=folder.parent)
     return folder
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import start_script
+from conftest import IMAGES, start_script
 
 import pylon.data.cache
 from pylon.data.cache import ImageCache, open_cache
@@ -107,7 +107,7 @@ def test_pickled_cache_does_not_contain_the_map(images, data):
     cache = open_cache(images, data / "cache", 128, 0)
     cache.read(0)
     sent = pickle.dumps(cache)
-    assert len(sent) < 10 * 128 * 128  # the map of all 90 images is nine times as large
+    assert len(sent) < 10 * 128 * 128  # the map of all images is five times as large
     again = pickle.loads(sent)
     assert_holds(again, images[:3])
 
@@ -120,9 +120,9 @@ def test_cache_of_a_killed_process_is_completed(images, data, tmp_path, capsys):
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     there = len(pd.read_csv(index))
-    assert 0 < there < 90
+    assert 0 < there < IMAGES
     cache = open_cache(images, data / "cache", 128, 0)
-    assert decoded(capsys)[0].startswith(f"decoding {90 - there} images")
+    assert decoded(capsys)[0].startswith(f"decoding {IMAGES - there} images")
     assert_holds(cache, images)
 
 
@@ -162,7 +162,7 @@ def test_two_processes_fill_a_cache_once(images, data, tmp_path):
         process.join()
     said = "".join((out / "stdout").read_text() for out in outs)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert said.count("decoding 90 images") == said.count("decoding") == 1
+    assert said.count(f"decoding {IMAGES} images") == said.count("decoding") == 1
     assert_holds(ImageCache(data / "cache/128", 128), images)
 
 
@@ -214,7 +214,9 @@ def test_removed_or_truncated_files_are_rebuilt(images, data, capsys):
 
 def test_too_little_disk_space(images, data, monkeypatch):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(pylon.data.cache.shutil, "disk_usage", lambda _: usage(10**6))
+    monkeypatch.setattr(
+        pylon.data.cache.shutil, "disk_usage", lambda _: usage(IMAGES * 128 * 128 - 1)
+    )
     with pytest.raises(
         UserError, match=r"images.uint8 needs 0.0 GB more, but 0.0 GB are left; free up space"
     ):

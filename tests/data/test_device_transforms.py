@@ -20,8 +20,8 @@ SHAPES = ((300, 300), (300, 210), (180, 300), (90, 120))
 
 @pytest.fixture(scope="module")
 def images(phantom):
-    """60 radiographs of the phantom in four shapes."""
-    paths = read_chestxray14(phantom).images["path"][:60]
+    """60 radiographs in four shapes: those of the phantom, the first of them again."""
+    paths = np.resize(read_chestxray14(phantom).images["path"].to_numpy(), 60)
     return [
         cv2.resize(read_image(path), SHAPES[k % 4][::-1], interpolation=cv2.INTER_CUBIC)
         for k, path in enumerate(paths)

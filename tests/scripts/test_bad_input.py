@@ -29,8 +29,12 @@ def data(phantom, tmp_path):
     return shutil.copytree(phantom, tmp_path / "data")
 
 
+def names_of(data: Path, name: str) -> list[str]:
+    return (data / name).read_text().split()
+
+
 def first_of(data: Path, name: str) -> Path:
-    return data / "images" / (data / name).read_text().split()[0]
+    return data / "images" / names_of(data, name)[0]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -44,7 +48,8 @@ def test_bad_image_is_reported(trained, data, tmp_path, name):
     image.write_bytes(content)
     done = run_script("train.py", "--data", data, *TRAIN, cwd=tmp_path, code=2)
     assert f"{image.name} {sentence}" in sentence_of(done)
-    assert "1 of 75 images cannot be read" in sentence_of(done)
+    count = len(names_of(data, "train_val_list.txt"))
+    assert f"1 of {count} images cannot be read" in sentence_of(done)
     assert "epoch" not in done.stdout
     test = first_of(data, "test_list.txt")
     test.write_bytes(content)
@@ -58,7 +63,7 @@ def test_bad_image_is_reported(trained, data, tmp_path, name):
 
 
 def test_skip_unreadable_skips_bad_images(data, tmp_path):
-    names = (data / "train_val_list.txt").read_text().split()
+    names = names_of(data, "train_val_list.txt")
     for name, (content, _) in zip(names, BAD.values(), strict=False):
         (data / "images" / name).write_bytes(content)
     wrong_within = data / "images" / names[-1]
@@ -68,11 +73,11 @@ def test_skip_unreadable_skips_bad_images(data, tmp_path):
     for name, (_, sentence) in zip(names, BAD.values(), strict=False):
         assert f"skipped: {data}/images/{name} {sentence}" in done.stdout
     assert f"skipped: {wrong_within} cannot be read as an image" in done.stdout
-    assert f"skipped {len(BAD) + 1} of 75 images, which cannot be read" in done.stdout
+    assert f"skipped {len(BAD) + 1} of {len(names)} images, which cannot be read" in done.stdout
     train, val = map(
         int, re.search(r"(\d+) images to train on, (\d+) to validate on", done.stdout).groups()
     )
-    assert train + val == 75 - len(BAD) - 1
+    assert train + val == len(names) - len(BAD) - 1
     assert (tmp_path / "save/pylon/0/best").exists()
 
 
@@ -93,10 +98,11 @@ def test_truncated_pixels_with_valid_checksums(tmp_path):
 def test_missing_images(trained, data, tmp_path):
     first_of(data, "test_list.txt").unlink()
     done = run_script("eval_auc.py", "--data", data, *EVALUATE, cwd=trained, code=2)
-    assert "1 of 15 images are missing" in sentence_of(done)
+    assert f"1 of {len(names_of(data, 'test_list.txt'))} images are missing" in sentence_of(done)
     shutil.rmtree(data / "images")
     done = run_script("train.py", "--data", data, *TRAIN, cwd=tmp_path, code=2)
-    assert "75 of 75 images are missing" in sentence_of(done)
+    count = len(names_of(data, "train_val_list.txt"))
+    assert f"{count} of {count} images are missing" in sentence_of(done)
 
 
 def test_harmless_variations_of_files_are_accepted(trained, data):
@@ -183,10 +189,10 @@ def test_validation_split_without_positives(data, tmp_path):
 
 def test_last_batch_of_one_image(data, tmp_path):
     done = run_script(
-        "train.py", "--data", data, *TRAIN, "--batch-size", 13, "--epochs", 1, cwd=tmp_path
+        "train.py", "--data", data, *TRAIN, "--batch-size", 15, "--epochs", 1, cwd=tmp_path
     )
-    # five batches of 13, and one image that is left out
-    assert "66 images to train on" in done.stdout
+    # two batches of 15, and one image that is left out
+    assert "31 images to train on" in done.stdout
     assert len(pd.read_csv(tmp_path / "csv/pylon/0.csv")) == 1
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import cv2
 import numpy as np
-from conftest import run_script, sentence_of
+from conftest import IMAGES, run_script, sentence_of
 
 
 def check(data, code=0):
@@ -23,7 +23,7 @@ def test_complete_data_is_ready(phantom):
     done = check(phantom)
     assert done.stdout.endswith("\nready\n")
     counts = counts_of(done)
-    assert counts["images in the lists"] == "90"
+    assert counts["images in the lists"] == str(IMAGES)
     assert (
         counts["images missing"]
         == counts["images unreadable"]

@@ -35,7 +35,7 @@ DROPOUT = ("--model", "pspnet", "--name", "pylon")
 @pytest.fixture(scope="module")
 def few(phantom, tmp_path_factory):
     data = shutil.copytree(phantom, tmp_path_factory.mktemp("few") / "data")
-    names = (data / "train_val_list.txt").read_text().split()[-40:]
+    names = (data / "train_val_list.txt").read_text().split()[-26:]
     (data / "train_val_list.txt").write_text("\n".join(names))
     return data
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import LONG, ROOT, TRAIN, rows_of, run_script, same_weights, sentence_of
+from conftest import IMAGES, LONG, ROOT, TRAIN, rows_of, run_script, same_weights, sentence_of
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from tables import write_table
@@ -381,7 +381,7 @@ def test_drawn_split_holds_for_the_table_of_training_alone(phantom, tmp_path):
     done = run_script("train.py", *start, *TRAIN, cwd=tmp_path, code=2)
     assert said in sentence_of(done)
     table.assign(split="test").to_csv(path, index=False)
-    assert "90 test images" in run_script("eval_auc.py", *options, cwd=tmp_path).stdout
+    assert f"{IMAGES} test images" in run_script("eval_auc.py", *options, cwd=tmp_path).stdout
 
 
 def test_check_data_says_what_would_be_refused_or_blank(own, tmp_path):
