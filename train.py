@@ -54,7 +54,8 @@ class Options(ClassOptions, CacheOptions):
     lr_factor: float = 0.2
     """Factor that the learning rate is multiplied by when it is reduced."""
     image_size: int = 256
-    """Side of the network's input in pixels; a multiple of 256."""
+    """Side of the network's input in pixels; a multiple of 256, or of 32 for other models than
+    pylon."""
     encoder_name: str = "resnet50"
     """Any encoder of segmentation-models-pytorch, or tu-NAME for a timm encoder."""
     encoder_weights: str = "imagenet"
@@ -66,8 +67,10 @@ class Options(ClassOptions, CacheOptions):
     model: Model = "pylon"
     """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or an architecture
     of segmentation-models-pytorch."""
-    pool: Literal["max", "avg"] = "max"
-    """How a map is pooled into a logit; avg is only for --model backbone."""
+    pool: Literal["max", "avg", "lse", "top", "pcam"] = "max"
+    """How a map becomes a logit: its maximum; its mean (CAM); log-sum-exp; the mean of its largest
+    64th; or its mean weighted by probability (PCAM). The last three learn faster from few
+    images."""
     up_layers: Literal[1, 2] = 1
     """Convolutions per UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
     up_modules: Literal[0, 1, 2, 3] = 3
@@ -94,6 +97,35 @@ class Options(ClassOptions, CacheOptions):
     skip_unreadable: bool = False
     """List and skip images that cannot be read; to find them, all images are decoded once before
     the first step. Without it, one such image stops the run at once."""
+    train_share: float = 1
+    """Train on this share of the training patients only, drawn at random; smaller shares are part
+    of larger ones."""
+    negatives: int | None = None
+    """Training images without any finding in an epoch, drawn anew for each; if not given, all."""
+    rotate: float = 90
+    """Half of the training images are rotated, by up to so many degrees."""
+    blur: float = 0
+    """Share of the training images that are reduced to half their resolution, so that sharpness
+    tells less."""
+    adjust_for: tuple[str, ...] = ()
+    """Columns, such as view, sex, age (of NIH's list, or your table's own) or pixels, whose
+    relation to the labels the network is not paid for: in training, a logistic regression on them
+    is added to the logits."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adamw: with weight decay .01."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """plateau: --patience, --lr-factor and --min-lr; cosine: from a warm-up down to 0 in --epochs
+    epochs."""
+    encoder_lr: float = 1
+    """The encoder's learning rate, as a multiple of --lr."""
+    freeze: Literal[0, 4, 8, 16, 32] = 0
+    """Keep the encoder's first weights up to the feature at this stride, which makes steps faster;
+    0: train all."""
+    average_weights: float = 0
+    """Validate and save an exponential moving average of the weights with this decay, such as .999;
+    0: the weights themselves."""
+    prevalence_bias: bool = False
+    """Start the head's bias at the share of positive images of each class."""
     overwrite: bool = False
     """Start over where an earlier run exists: the new run is kept in save/NAME/SEED.new and
     replaces the earlier one when it is finished."""
@@ -112,10 +144,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import MEAN, STD
+from pylon.data.columns import not_classes, read_columns
 from pylon.data.contract import have_unknown, split_hash
 from pylon.data.dataset import eval_loader, train_loader
 from pylon.data.device_transforms import DrawnTransform, augment_on_device
@@ -126,6 +158,18 @@ from pylon.experiment.card import has_ended, make_card, mark_finished
 from pylon.experiment.checkpoint import save_best, save_last
 from pylon.experiment.evaluate import predict_logits
 from pylon.experiment.initial import build
+from pylon.experiment.recipe import (
+    Offsets,
+    as_offsets,
+    freeze_up_to,
+    keep_frozen,
+    make_average,
+    make_optimizer,
+    make_schedule,
+    require_positives,
+    share_of_patients,
+    start_at_prevalences,
+)
 from pylon.experiment.runs import close_run, find_last, open_run
 from pylon.experiment.tracking import Tracker, draw_heatmaps
 from pylon.experiment.train_options import as_json, check, check_on_device
@@ -166,7 +210,8 @@ def main(options: Options) -> None:
     say = accelerator.print
 
     # tables, split
-    read = partial(read_radiographs, options, options.classes, options.ignore_columns)
+    ignored = not_classes(options, options, options.adjust_for)
+    read = partial(read_radiographs, options, options.classes, ignored)
     radiographs = same_on_all(accelerator, read, "data", key=lambda data: data.list_sha256)
     names = radiographs.class_names
     images = leave_out_unreadable(
@@ -177,11 +222,19 @@ def main(options: Options) -> None:
         options.skip_unreadable,
         accelerator,
     )
+    images = share_of_patients(images, options.train_share)
     train = images[images["split"] == "train"]
+    require_positives(train, names, options.train_share)
     val = images[images["split"] == "val"]
     used = pd.concat([train, val])
     some_unknown = have_unknown(used, names)
     describe_split(images, radiographs, say)
+
+    # offsets of the logits in training, for what columns say already
+    offsets = None
+    if options.adjust_for:
+        columns = read_columns(options, radiographs, options.adjust_for, "--adjust-for")
+        offsets = Offsets(columns, train, names)
 
     # earlier run: resume it, or report that it is finished
     save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
@@ -217,12 +270,19 @@ def main(options: Options) -> None:
     )
     for sentence in sentences:
         say(sentence)
+    if options.prevalence_bias:
+        start_at_prevalences(net, train, names)
     freeze_unused_parameters(net)
+    frozen = freeze_up_to(net, options.freeze)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     if last:
         net.load_state_dict(last["model"])
     net = net.to(accelerator.device, memory_format=torch.channels_last)
+    average = make_average(net, options.average_weights)
+    if last and average is not None:
+        average.load_state_dict(last["average"])
+    saved = net if average is None else average.module  # what is validated and saved
 
     # loaders
     size = options.image_size
@@ -231,9 +291,12 @@ def main(options: Options) -> None:
     pin = accelerator.device.type == "cuda"
     cache = open_cache(used, cache_folder(options), options.cache_size, workers, say)
     on_device = options.augment == "device"
-    transform = DrawnTransform(size, options.cache_size) if on_device else train_transform(size)
+    if on_device:
+        transform = DrawnTransform(size, options.cache_size, options.rotate)
+    else:
+        transform = train_transform(size, options.rotate, options.blur)
     train_batches, sampler = train_loader(
-        train, names, transform, batch_size, workers, options.seed, cache, pin
+        train, names, transform, batch_size, workers, options.seed, cache, pin, options.negatives
     )
     val_batches = eval_loader(val, names, eval_transform(size), batch_size, workers, cache, pin)
 
@@ -246,10 +309,13 @@ def main(options: Options) -> None:
         )
         say(f"intensities of the training images: mean {mean:.4f}, standard deviation {std:.4f}")
     card |= {"mean": mean, "std": std}
+    if offsets is not None:
+        card["adjustment"] = offsets.weights_by_column(names)
+        offsets_of_train = as_offsets(offsets.of(train), accelerator.device)
 
     # optimizer, schedule
-    adam = torch.optim.Adam(net.parameters(), lr=options.lr, fused=accelerator.device.type != "mps")
-    schedule = ReduceLROnPlateau(adam, factor=options.lr_factor, patience=options.patience)
+    adam = make_optimizer(net, options, accelerator.device)
+    schedule = make_schedule(adam, options, len(train_batches))
     model, optimizer, train_batches, val_batches = accelerator.prepare(
         net, adam, train_batches, val_batches
     )
@@ -274,7 +340,7 @@ def main(options: Options) -> None:
 
     # tracker, for what an earlier run was killed before logging
     draw = partial(
-        draw_heatmaps, net, val, names, options.seed, size, cache, mean, std, accelerator
+        draw_heatmaps, saved, val, names, options.seed, size, cache, mean, std, accelerator
     )
     tracker.log(rows, draw)
 
@@ -285,6 +351,7 @@ def main(options: Options) -> None:
 
         # train: forward under autocast, loss in float32, backward, step
         model.train()
+        keep_frozen(frozen)
         watch = LossWatch(train_batches, epoch, lr, accelerator, save)
         for batch in watch:
             known = count_known(batch["label"], accelerator) if some_unknown else None
@@ -292,21 +359,33 @@ def main(options: Options) -> None:
                 continue  # nothing to learn from, in any process
             pixels = augment_on_device(batch, size) if on_device else batch["image"]
             output = model(normalize(pixels, mean, std))
-            loss = loss_of_known(output.logits, batch["label"], known, accelerator.num_processes)
+            logits = output.logits
+            if offsets is not None:
+                logits = logits + offsets_of_train[batch["index"]]
+            loss = loss_of_known(logits, batch["label"], known, accelerator.num_processes)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
+            if options.schedule == "cosine":
+                schedule.step()
+            if average is not None:
+                average.update_parameters(net)
             watch.see(loss, len(batch["label"]))
         train_loss, images_per_second = watch.finish()
 
         # validate, step the schedule
-        logits, labels = predict_logits(model, val_batches, accelerator, "validating", mean, std)
+        validated = model if average is None else saved
+        logits, labels = predict_logits(
+            validated, val_batches, accelerator, "validating", mean, std
+        )
         known = torch.tensor(np.isfinite(labels).sum()) if some_unknown else None
-        val_loss = loss_of_known(torch.tensor(logits), torch.tensor(labels), known).item()
+        adjusted = logits if offsets is None else logits + offsets.of(val)
+        val_loss = loss_of_known(torch.tensor(adjusted), torch.tensor(labels), known).item()
         require_finite(val_loss, None, epoch, save)
         areas = auroc(labels, logits)
         weighted, macro = mean_auroc(areas, labels)
-        schedule.step(val_loss)
+        if options.schedule == "plateau":
+            schedule.step(val_loss)
 
         # row of this epoch
         rows.append({
@@ -320,6 +399,8 @@ def main(options: Options) -> None:
             "images_per_second": round(images_per_second, 2),
             "seconds": round(watch.seconds(), 2),
         })  # fmt: skip
+        if offsets is not None:
+            rows[-1]["macro_adjusted"] = mean_auroc(auroc(labels, adjusted), labels)[1]
         improved = val_loss < best_loss
         best_loss = min(val_loss, best_loss)
         lr = adam.param_groups[0]["lr"]
@@ -331,7 +412,7 @@ def main(options: Options) -> None:
                 scaling = platt_scaling(labels, logits, list(names))
                 card |= {"epoch": epoch, "val_loss": val_loss, "thresholds": thresholds}
                 card["calibration"] = scaling
-                save_best(save / "best", net, card)
+                save_best(save / "best", saved, card)
             table = pd.DataFrame(rows)
             write_csv(csv, table, index=False)
             write_atomically(csv.with_suffix(".png"), training_chart(table))
@@ -342,6 +423,7 @@ def main(options: Options) -> None:
                 "best_loss": best_loss,
                 "rows": rows,
                 "model": net.state_dict(),
+                "average": None if average is None else average.state_dict(),
                 "optimizer": adam.state_dict(),
                 "schedule": schedule.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),

@@ -1,6 +1,6 @@
 """Baselines for PYLON: the classic CAM net, and SMP's segmentation nets, unchanged.
 
-image (B, 1, H, W) -> maps (B, C, h, w) -> their maximum or mean: logits (B, C)
+image (B, 1, H, W) -> maps (B, C, h, w) -> pooled: logits (B, C)
 
 `build_network` builds any network, PYLON or a baseline, from a checkpoint's config.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pylon.encoders import ArgumentError, build_encoder
 from pylon.hub import Checkpointed, arguments_of
-from pylon.model import Pylon, PylonOutput
+from pylon.model import Pylon, PylonOutput, check_pool, pool_maps
 
 
 def build_network(config: dict[str, Any]) -> "Pylon | Baseline":
@@ -54,7 +54,7 @@ class Baseline(
             segmentation-models-pytorch, such as "unet" or "fpn", with its own decoder and head
             and maps of shape (B, C, H, W).
         encoder_name, encoder_weights, in_channels, classes: as for `pylon.model.Pylon`.
-        pool: "max" or "avg", how a map is pooled into a logit; "avg" is only for the backbone.
+        pool: how a map becomes a logit; see `pool_maps` of model.py.
 
     Raises:
         ValueError: the architecture or the encoder is unknown, the two are incompatible, or
@@ -73,7 +73,8 @@ class Baseline(
         pool: str = "max",
     ):
         super().__init__()
-        check_architecture(model, pool)
+        check_architecture(model)
+        check_pool(pool)
         self.in_channels = in_channels
         self.classes = classes
         self.pool = pool
@@ -114,22 +115,16 @@ class Baseline(
         deepest = self.deepest(deepest)  # (B, c, H/32, W/32), larger if dilated
         x = deepest if self.decoder is None else self.decoder([*features, deepest])
         maps = self.segmentation_head(x).float()  # (B, C, h, w)
-        logits = maps.amax(dim=(2, 3)) if self.pool == "max" else maps.mean(dim=(2, 3))
-        return PylonOutput(logits=logits, maps=maps)
+        return PylonOutput(logits=pool_maps(maps, self.pool), maps=maps)
 
 
-def check_architecture(model: str, pool: str) -> None:
-    """Raise an ArgumentError if the baseline is unknown or does not support the pooling."""
+def check_architecture(model: str) -> None:
+    """Raise an ArgumentError if the baseline is unknown."""
     known = ["backbone", *smp.MODEL_ARCHITECTURES_MAPPING]
     known.remove("dpt")  # its encoder must be a vision transformer, which has no strides
     if model not in known:
         near = difflib.get_close_matches(model, known, n=3) or known
         raise ArgumentError("model", f"{model} is unknown; did you mean {', '.join(near)}?")
-    if pool != "max" and (model, pool) != ("backbone", "avg"):
-        raise ArgumentError(
-            "pool",
-            f"{pool} cannot be used with {model}: avg is only for backbone, max for every model",
-        )
 
 
 def build_segmentation_net(

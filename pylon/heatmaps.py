@@ -38,9 +38,10 @@ def heatmaps_of(
         image_of, class_of: N indices each, of the image in the batch and of the class.
 
     Returns:
-        heatmaps (N, h, w) float32 in [0, 1]: probabilities if a logit is the maximum of its map. If
-            it is the mean, the logit of a single pixel has no meaning, and the map is min-max
-            scaled, as CAM is; so are the heatmaps of the other methods.
+        heatmaps (N, h, w) float32 in [0, 1]: probabilities per pixel, whose maximum is the image's
+            if a logit is the maximum of its map. If it is the mean, the logit of a single pixel has
+            no meaning, and the map is min-max scaled, as CAM is; so are the heatmaps of the other
+            methods.
         probabilities (N,) float32, NaN where a logit is not finite.
 
     Raises:
@@ -55,7 +56,7 @@ def heatmaps_of(
 
 def are_probabilities(model: nn.Module, method: str = "map") -> bool:
     """Whether heatmaps are probabilities per pixel, or only scaled to [0, 1]."""
-    return method == "map" and model.pool == "max"
+    return method == "map" and model.pool != "avg"
 
 
 @torch.inference_mode()

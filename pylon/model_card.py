@@ -14,6 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 SHARED_OPTIONS = (
     "model", "encoder_name", "up_layers", "up_modules", "attention", "pool", "image_size",
     "normalize", "seed", "epochs", "batch_size", "lr", "min_lr", "patience", "lr_factor",
+    "train_share", "negatives", "rotate", "blur", "adjust_for", "optimizer", "schedule",
+    "encoder_lr", "freeze", "average_weights", "prevalence_bias",
     "precision", "device", "augment", "cache_size", "compile", "deterministic", "skip_unreadable",
 )  # fmt: skip
 SHARED_FACTS = (

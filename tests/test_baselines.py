@@ -82,8 +82,8 @@ def test_invalid_arguments():
         Baseline("fnp", ENCODER, None)
     with pytest.raises(ValueError, match=r"^model dpt is unknown"):
         Baseline("dpt", ENCODER, None)
-    with pytest.raises(ValueError, match=r"^pool avg cannot be used with fpn"):
-        Baseline("fpn", ENCODER, None, pool="avg")
+    with pytest.raises(ValueError, match=r"^pool must be one of max, avg, lse, top, pcam, got sum"):
+        Baseline("fpn", ENCODER, None, pool="sum")
     with pytest.raises(ValueError, match=r"^encoder_name resnet51 is unknown"):
         Baseline("fpn", "resnet51", None)
     with pytest.raises(ValueError, match="at least 2 images per batch"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pylon
-from pylon.model import Pylon, criterion
+from pylon.model import POOLS, Pylon, criterion, pool_maps
 
 CLASSES = 14
 
@@ -214,6 +214,36 @@ def test_invalid_arguments():
         Pylon("tu-test_resnet", None, up_modules=4)
     with pytest.raises(ValueError, match=r"^encoder_name resnet51 is unknown; did you mean"):
         Pylon("resnet51", None)
+
+
+def test_poolings_of_a_small_map():
+    """One map of 1 x 3 pixels, and one of 8 x 16, of which the largest 64th are 2 pixels."""
+    maps = torch.tensor([[[[0.0, 2.0, -1.0]]]])
+    exponentials = np.exp([0.0, 10.0, -5.0])
+    probabilities = np.array([0.5, 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1))])
+    expected = {
+        "max": 2,
+        "avg": 1 / 3,
+        "lse": np.log(exponentials.mean()) / 5,
+        "top": 2,
+        "pcam": (2 * probabilities[1] - probabilities[2]) / probabilities.sum(),
+    }
+    assert set(expected) == set(POOLS)
+    for pool, value in expected.items():
+        assert pool_maps(maps, pool).item() == pytest.approx(value, rel=1e-5)
+    large = torch.zeros(1, 2, 8, 16)
+    large[0, 1, 5, 11] = 3
+    large[0, 1, 0, 2] = 1
+    assert pool_maps(large, "top").tolist() == [[0, 2]]
+
+
+def test_pooling_is_an_argument_of_the_network(tmp_path):
+    model = Pylon("tu-test_resnet", None, classes=2, decoder_channels=8, pool="pcam").eval()
+    model.save_pretrained(tmp_path)
+    again = pylon.load_pylon(tmp_path)
+    output = again(torch.randn(1, 1, 256, 512))
+    assert torch.equal(output.logits, pool_maps(output.maps, "pcam"))
+    assert again.ablated  # not compared with the published seeds
 
 
 def test_criterion_is_binary_cross_entropy(rng):

@@ -82,20 +82,34 @@ class RadiographDataset(Dataset):
 class EpochSampler(Sampler):
     """Yield every index once, as (epoch, index), in an order that depends on seed and epoch.
 
+    Args:
+        has_finding: (N,) bool, an image an entry.
+        seed: of the order.
+        negatives: how many images without a finding to draw in each epoch; None for all.
+
     Set `epoch` before each epoch. (There is no method `set_epoch`: Accelerate would call it with a
     count of its own, which restarts at 0 when a run is resumed.)
     """
 
-    def __init__(self, length: int, seed: int):
-        self.length = length
+    def __init__(self, has_finding: np.ndarray, seed: int, negatives: int | None = None):
+        self.has_finding = has_finding
         self.seed = seed
+        self.negatives = negatives
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.length
+        every = len(self.has_finding)
+        if self.negatives is None:
+            return every
+        positives = int(self.has_finding.sum())
+        return min(every, positives + self.negatives)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        random_numbers = np.random.default_rng([self.seed, self.epoch])
+        order = random_numbers.permutation(len(self.has_finding))
+        if self.negatives is not None:
+            is_negative = ~self.has_finding[order]
+            order = order[~is_negative | (is_negative.cumsum() <= self.negatives)]
         return iter([(self.epoch, int(index)) for index in order])
 
 
@@ -108,12 +122,14 @@ def train_loader(
     seed: int,
     cache: ImageCache | None = None,
     pin_memory: bool = False,
+    negatives: int | None = None,
 ) -> tuple[DataLoader, EpochSampler]:
     """Shuffled, augmented batches. Set the sampler's `epoch` first; `pin_memory` is for a GPU."""
-    sampler = EpochSampler(len(images), seed)
+    has_finding = (images[list(class_names)] == 1).any(axis=1).to_numpy()
+    sampler = EpochSampler(has_finding, seed, negatives)
     # Deviation: batch norm cannot train on one image; a last batch of one is dropped, a different
     # image in each epoch.
-    drop_last = len(images) % batch_size == 1
+    drop_last = len(sampler) % batch_size == 1
     dataset = RadiographDataset(images, class_names, transform, seed, cache)
     options = {"sampler": sampler, "drop_last": drop_last}
     return make_loader(dataset, batch_size, num_workers, pin_memory, **options), sampler

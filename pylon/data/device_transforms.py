@@ -42,16 +42,17 @@ class DrawnTransform:
 
     Args:
         image_size: side of the result, pixels.
+        rotate: as for `train_transform`.
         cache_size: side of the images that are passed on; no side of an image is above it.
 
     Given (h, w) uint8, returns a dict: image (1, cache_size, cache_size) uint8, with the image in
     its upper left corner; augmentation (13,) float32, for `augment_on_device`.
     """
 
-    def __init__(self, image_size: int, cache_size: int):
+    def __init__(self, image_size: int, cache_size: int, rotate: float = 90):
         self.cache_size = cache_size
         self.size = (image_size, image_size)
-        warp, light, *_ = train_transform(image_size)
+        warp, light, *_ = train_transform(image_size, rotate)
         self.warp = UnappliedWarp(warp.rotate, warp.crop, warp.flip)
         self.light = UnappliedLight(light.brightness_limit, light.contrast_limit, p=light.p)
         self.steps = A.Compose([self.warp, self.light])

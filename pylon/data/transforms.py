@@ -104,19 +104,35 @@ def back_to_image(
     return back if rotation is None else np.linalg.inv(rotation) @ back
 
 
-def train_transform(image_size: int) -> A.Compose:
-    """Augment. Set the random state for each sample, or workers and epochs repeat each other."""
+class HalfResolution(A.ImageOnlyTransform):
+    """Reduce an image to half its sides and enlarge it again, so that its sharpness tells less."""
+
+    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+        height, width = img.shape
+        half = cv2.resize(img, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        return cv2.resize(half, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def train_transform(image_size: int, rotate: float = 90, blur: float = 0) -> A.Compose:
+    """Augment. Set the random state for each sample, or workers and epochs repeat each other.
+
+    Args:
+        image_size: side of the result, pixels.
+        rotate: half of the images are rotated, by at most so many degrees.
+        blur: share of the images that are reduced to half the resolution of the result.
+    """
     cubic = cv2.INTER_CUBIC
     black = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0}
     size = (image_size, image_size)
     return A.Compose([
         # Deviation: the first three are one interpolation, at output size, instead of two.
         OneWarp(
-            A.Rotate(limit=90, p=0.5, interpolation=cubic, **black),
+            A.Rotate(limit=rotate, p=0.5, interpolation=cubic, **black),
             A.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(3 / 4, 4 / 3), interpolation=cubic),
             A.HorizontalFlip(p=0.5),
         ),
         A.RandomBrightnessContrast(brightness_limit=0.5, contrast_limit=0.5, p=0.5),
+        *([HalfResolution(p=blur)] if blur > 0 else []),
         ToTensorV2(),  # then `normalize`, on the device
     ])  # fmt: skip
 

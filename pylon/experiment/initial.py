@@ -37,13 +37,14 @@ def build(
         "encoder_name": options.encoder_name,
         "encoder_weights": options.encoder_weights if pretrained else None,
         "classes": len(radiographs.class_names),
+        "pool": options.pool,
     }
     if options.encoder_weights.lower() == "none" or options.init_from is not None:
         config["encoder_weights"] = None
     if options.model == "pylon":
         config |= {"kind": "pylon", **{key: getattr(options, key) for key in of_pylon}}
     else:
-        config |= {"kind": "baseline", "model": options.model, "pool": options.pool}
+        config |= {"kind": "baseline", "model": options.model}
     try:
         net = build_network(config)
     except ArgumentError as error:

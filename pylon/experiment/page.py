@@ -235,7 +235,7 @@ def page_of_boxes(
 
     # the rows
     config = rows.about["config"]
-    probabilities = rows.about["method"] == "map" and config.get("pool", "max") == "max"
+    probabilities = rows.about["method"] == "map" and config.get("pool", "max") != "avg"
     findings = {image_id: [] for image_id in of_image}
     for row, heatmap, boxes in zip(rows.table.itertuples(), maps, rows.bboxes(), strict=True):
         present = None if np.isnan(row.called) else row.called == 1

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from pylon.data.options import require_cache_size
 from pylon.encoder_weights import is_file_name
-from pylon.encoders import ArgumentError, require_known
+from pylon.encoders import STRIDES, ArgumentError, require_known
 from pylon.experiment.checkpoint import find_checkpoint
 from pylon.experiment.evaluate import LARGEST_INPUT
 from pylon.experiment.runtime import require_installed
@@ -37,13 +37,18 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
         )
     if not 0 < options.lr_factor < 1:
         raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
-    if options.image_size < STRIDE or options.image_size % STRIDE:
-        raise UserError(f"--image-size must be a multiple of {STRIDE}, not {options.image_size}")
+    stride = STRIDE if options.model == "pylon" else STRIDES[-1]
+    if options.image_size < stride or options.image_size % stride:
+        raise UserError(
+            f"--image-size must be a multiple of {stride} for --model {options.model}, not "
+            f"{options.image_size}"
+        )
     if options.image_size > LARGEST_INPUT:
         raise UserError(
             f"--image-size must be at most {LARGEST_INPUT} (no radiograph is larger), not "
             f"{options.image_size}"
         )
+    check_recipe(options)
     require_cache_size(options, options.cache_size)
     if options.cache_size != 0 and options.cache_size < options.image_size:
         raise UserError(f"--cache-size must be 0 or at least --image-size, {options.image_size}")
@@ -61,13 +66,28 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
     check_name(options.name)
 
 
+def check_recipe(options: Any) -> None:
+    """Raise a UserError for the first option of pylon/experiment/recipe.py that is out of range."""
+    if not 0 < options.train_share <= 1:
+        raise UserError(f"--train-share must be above 0 and at most 1, not {options.train_share:g}")
+    if options.negatives is not None and options.negatives < 0:
+        raise UserError(f"--negatives must be at least 0, not {options.negatives}")
+    if not 0 <= options.rotate <= 180:
+        raise UserError(f"--rotate must be between 0 and 180 degrees, not {options.rotate:g}")
+    if not 0 <= options.blur <= 1:
+        raise UserError(f"--blur must be between 0 and 1, not {options.blur:g}")
+    if options.blur > 0 and options.augment == "device":
+        raise UserError("--blur is done by the workers; leave --augment device out")
+    if not 0 < options.encoder_lr < math.inf:
+        raise UserError(f"--encoder-lr must be above 0, not {options.encoder_lr:g}; see --freeze")
+    if not 0 <= options.average_weights < 1:
+        raise UserError(
+            f"--average-weights must be at least 0 and below 1, not {options.average_weights:g}"
+        )
+
+
 def check_network(options: Any, of_pylon: tuple[str, ...]) -> None:
     """Raise a UserError if the options of the network exclude each other or are unknown."""
-    if options.pool != "max" and options.model != "backbone":
-        raise UserError(
-            f"--pool {options.pool} cannot be used with --model {options.model}: avg is only for "
-            "backbone, max for every model"
-        )
     defaults = type(options)
     changed = [key for key in of_pylon if getattr(options, key) != getattr(defaults, key)]
     if options.model != "pylon" and changed:

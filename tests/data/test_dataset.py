@@ -50,7 +50,7 @@ def test_augmentation_differs_between_images(images):
 
 
 def test_sampler_gives_a_fixed_permutation_per_epoch():
-    sampler = EpochSampler(50, seed=3)
+    sampler = EpochSampler(np.zeros(50, bool), seed=3)
     sampler.epoch = 1
     order = list(sampler)
     assert order == list(sampler)
@@ -58,6 +58,20 @@ def test_sampler_gives_a_fixed_permutation_per_epoch():
     assert {epoch for epoch, _ in order} == {1}
     sampler.epoch = 2
     assert [index for _, index in sampler] != [index for _, index in order]
+
+
+def test_sampler_draws_other_negatives_in_each_epoch():
+    has_finding = np.arange(50) % 10 == 3
+    sampler = EpochSampler(has_finding, seed=3, negatives=7)
+    drawn = []
+    for sampler.epoch in (1, 2):
+        order = [index for _, index in sampler]
+        assert len(sampler) == len(order) == len(set(order)) == 12
+        assert {3, 13, 23, 33, 43} < set(order)
+        assert sorted(order[:5]) != [3, 13, 23, 33, 43]  # mixed
+        drawn.append(set(order))
+    assert drawn[0] != drawn[1]
+    assert len(EpochSampler(has_finding, seed=3, negatives=70)) == 50
 
 
 def test_last_batch_of_one_image_is_dropped(images):

@@ -12,7 +12,13 @@ from pylon.data.chestxray14 import MEAN, PATHOLOGIES, STD
 from pylon.data.dataset import RadiographDataset
 from pylon.data.images import read_image
 from pylon.data.sources import read_chestxray14
-from pylon.data.transforms import OneWarp, eval_transform, normalize, train_transform
+from pylon.data.transforms import (
+    HalfResolution,
+    OneWarp,
+    eval_transform,
+    normalize,
+    train_transform,
+)
 
 MEAN_DIFFERENCE = 0.29  # grey levels
 
@@ -137,3 +143,21 @@ def test_normalize_matches_albumentations(rng):
     assert out.shape == (2, 1, 256, 256)
     np.testing.assert_allclose(out[1, 0], expected, atol=1e-6)
     np.testing.assert_allclose(normalize(batch, 0.5, 0.25)[0, 0], image / 255 / 0.25 - 2, atol=1e-6)
+
+
+def test_half_resolution_keeps_size_and_loses_detail():
+    stripes = np.zeros((6, 8), np.uint8)
+    stripes[:, ::2] = 200  # columns of one pixel
+    stripes[3:] = 40
+    blurred = HalfResolution(p=1)(image=stripes)["image"]
+    assert blurred.shape == (6, 8)
+    assert np.ptp(blurred[0].astype(int)) == 0
+    assert int(blurred[0, 0]) == pytest.approx(100, abs=9)  # cubic, so it overshoots a little
+    assert int(blurred[5, 0]) == pytest.approx(40, abs=9)
+
+
+def test_train_transform_blurs_and_rotates_as_asked():
+    assert [type(step) for step in train_transform(256)].count(HalfResolution) == 0
+    warp, _, blur, _ = train_transform(256, rotate=10, blur=0.25)
+    assert warp.rotate.limit == (-10, 10)
+    assert blur.p == 0.25

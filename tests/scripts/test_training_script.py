@@ -140,7 +140,14 @@ def test_missing_image_is_reported_before_training(phantom, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--image-size", "300"), "--image-size must be a multiple of 256, not 300"),
+        (
+            ("--image-size", "300"),
+            "--image-size must be a multiple of 256 for --model pylon, not 300",
+        ),
+        (
+            ("--image-size", "48", "--model", "backbone"),
+            "--image-size must be a multiple of 32 for --model backbone, not 48",
+        ),
         (("--batch-size", "1"), "--batch-size must be at least 2, not 1"),
         (("--lr", "-1"), "--lr -1.0 and --min-lr"),
         (("--seed", "99999999999999999999"), "--seed must be below 2**32"),
@@ -150,10 +157,17 @@ def test_missing_image_is_reported_before_training(phantom, tmp_path):
             ("--model", "fpn", "--no-attention"),
             "--no-attention are only for --model pylon, not fpn",
         ),
+        (("--train-share", "0"), "--train-share must be above 0 and at most 1, not 0"),
+        (("--train-share", "2"), "--train-share must be above 0 and at most 1, not 2"),
+        (("--negatives", "-1"), "--negatives must be at least 0, not -1"),
+        (("--rotate", "200"), "--rotate must be between 0 and 180 degrees, not 200"),
+        (("--blur", "1.5"), "--blur must be between 0 and 1, not 1.5"),
+        (("--encoder-lr", "0"), "--encoder-lr must be above 0, not 0; see --freeze"),
+        (("--average-weights", "1"), "--average-weights must be at least 0 and below 1, not 1"),
+        (("--adjust-for", "weight"), "has no column 'weight', which --adjust-for asks for"),
         (
-            ("--pool", "avg"),
-            "--pool avg cannot be used with --model pylon: avg is only for backbone, max for every "
-            "model",
+            ("--blur", ".5", "--augment", "device", "--cache-size", "256"),
+            "--blur is done by the workers; leave --augment device out",
         ),
         (("--encoder-name", "resnet500"), "--encoder-name resnet500 is unknown"),
         (
