@@ -60,13 +60,10 @@ IN_DET10 = (
     "Atelectasis", "Consolidation", "Effusion", "Emphysema", "Fibrosis", "Mass", "Nodule",
     "Pneumothorax",
 )  # fmt: skip
-ONLY_IN_DET = ("Cardiomegaly", "Pleural Thickening", "Diffuse Nodule")
-WITHOUT_CLASS = ("Calcification", "Fracture")  # NIH has none
 LUNGS = "Diffuse Nodule"  # its boxes surround the lungs: a label of Nodule, but not a place
-CLASS_OF = {name: name for name in (*IN_DET10, "Cardiomegaly")} | {
-    "Pleural Thickening": "Pleural_Thickening",
-    LUNGS: "Nodule",
-}
+ONLY_IN_DET = ("Cardiomegaly", "Pleural Thickening", LUNGS)
+WITHOUT_CLASS = ("Calcification", "Fracture")  # NIH has none
+CLASS_OF = {name: name.replace(" ", "_") for name in (*IN_DET10, *ONLY_IN_DET)} | {LUNGS: "Nodule"}
 CORNERS = ["x1", "y1", "x2", "y2"]
 
 
@@ -74,22 +71,15 @@ def main(options: Options) -> None:
     if not options.files:
         raise UserError("no files are named; name ChestX-Det's train.json and test.json")
     entries = read_annotations(options.files)
+    boxes = boxes_of(entries)
     nih = images_there(entries["image_id"], options)
     entries = entries[entries["image_id"].isin(nih.index)]
+    boxes = boxes[boxes["image_id"].isin(nih.index)]
     nih = nih.loc[entries["image_id"]]
-    boxes = boxes_of(entries)
-
-    # labels: a box of the class is there, or not; unknown if it was not looked for
-    table = nih[["path", "patient_id", "split"]].copy()
-    table["path"] = [os.path.relpath(path, options.out) for path in nih["path"]]
-    is_det = entries["is_det"].to_numpy()
-    for name in PATHOLOGIES:
-        known = (name in IN_DET10) | (is_det & (name in CLASS_OF.values()))
-        marked = table.index.isin(boxes["image_id"][boxes["class"] == name])
-        table[name] = pd.array(np.where(known, marked, np.nan), "Int64")
+    table = table_of(nih, boxes, entries["is_det"].to_numpy(), options.out)
     print_agreement(table, nih, boxes)
 
-    # places: the boxes of single findings
+    # the boxes of single findings
     is_place = boxes["class"].notna() & (boxes["finding"] != LUNGS)
     for name, count in boxes["finding"][~is_place].value_counts().items():
         why = "they surround the lungs" if name == LUNGS else "no class of NIH's"
@@ -101,11 +91,10 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     tables = {"table.csv": table, "boxes.csv": places}
     write_together({options.out / name: csv_file(each, False) for name, each in tables.items()})
-    of_test = places["path"].isin(table["path"][table["split"] == "test"])
+    tested = places["path"][places["path"].isin(table["path"][table["split"] == "test"])]
     print(
         f"{len(table):,} images of {table['patient_id'].nunique():,} patients and {len(places):,} "
-        f"boxes ({of_test.sum():,} of them on {places['path'][of_test].nunique():,} test images) "
-        f"are in {options.out}"
+        f"boxes ({len(tested):,} of them on {tested.nunique():,} test images) are in {options.out}"
     )
 
 
@@ -138,8 +127,7 @@ def read_annotations(paths: Iterable[Path]) -> pd.DataFrame:
 
 
 def read_entries(path: Path) -> pd.DataFrame:
-    """Read the entries of one published file."""
-    form = "a list of {'file_name': .., 'syms': [..], 'boxes': [[x1, y1, x2, y2], ..]}"
+    """Read one published file: a row an entry."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -148,27 +136,51 @@ def read_entries(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is not a JSON file ({str(error)[:100]}); download it again") from (
             error
         )
-    if not isinstance(entries, list) or not entries or not all(map(is_entry, entries)):
-        of = entries if isinstance(entries, list) else []
-        which = next((f": entry {k} is not" for k, e in enumerate(of, 1) if not is_entry(e)), "")
-        raise UserError(f"{path} is not a file of ChestX-Det's, {form}{which}; download it again")
-    table = pd.DataFrame([{key: e[key] for key in ("file_name", "syms", "boxes")} for e in entries])
+    fit = [*map(is_entry, entries)] if isinstance(entries, list) else []
+    if not fit or not all(fit):
+        which = f" (entry {fit.index(False) + 1} is not)" if fit else ""
+        raise UserError(
+            f"{path} is not a file of ChestX-Det's, a list of objects with file_name, syms and as "
+            f"many boxes of x1, y1, x2, y2{which}; download it again"
+        )
     is_det = any("polygons" in entry or {*ONLY_IN_DET} & {*entry["syms"]} for entry in entries)
+    table = pd.DataFrame(entries)[["file_name", "syms", "boxes"]]
     return table.assign(file=str(path), is_det=is_det)
 
 
 def is_entry(entry: Any) -> bool:
     """Whether an object is an entry of a published file: as many boxes as findings."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+    try:
+        return (
+            all(isinstance(name, str) for name in [entry["file_name"], *entry["syms"]])
+            and all(len(box) == 4 and all(map(is_number, box)) for box in entry["boxes"])
+            and len(entry["syms"]) == len(entry["boxes"])
+        )
+    except (KeyError, TypeError):
         return False
-    syms, boxes = entry.get("syms"), entry.get("boxes")
-    return (
-        isinstance(syms, list)
-        and isinstance(boxes, list)
-        and len(syms) == len(boxes)
-        and all(isinstance(name, str) for name in syms)
-        and all(isinstance(b, list) and len(b) == 4 and all(map(is_number, b)) for b in boxes)
-    )
+
+
+def boxes_of(entries: pd.DataFrame) -> pd.DataFrame:
+    """One row per box: image_id, finding, class (NaN if NIH has none), x1, y1, x2, y2 of 1024.
+
+    Raises:
+        UserError: a finding is unknown, or a box is not inside its image.
+    """
+    boxes = entries.explode(["syms", "boxes"]).dropna(subset="syms").reset_index(drop=True)
+    boxes = boxes.rename(columns={"syms": "finding"})
+    boxes["class"] = boxes["finding"].map(CLASS_OF)
+    corners = np.array([*boxes["boxes"]], float).reshape(-1, 4)
+    boxes[CORNERS] = corners
+    low, high = corners[:, :2], corners[:, 2:]
+    is_inside = ((low >= 0) & (low < high) & (high <= SIDE)).all(axis=1)
+    is_known = boxes["finding"].isin((*CLASS_OF, *WITHOUT_CLASS))
+    for box in boxes[~(is_inside & is_known)].itertuples():
+        raise UserError(
+            f"{box.file}: the box of {box.file_name}, {box.finding}, is {box.boxes}; it must be "
+            f"left, top, right, bottom, inside {SIDE} x {SIDE} pixels, of one of the findings "
+            f"{', '.join((*CLASS_OF, *WITHOUT_CLASS))}; correct it"
+        )
+    return boxes[["image_id", "finding", "class", *CORNERS]]
 
 
 def images_there(image_ids: pd.Series, options: Options) -> pd.DataFrame:
@@ -187,45 +199,30 @@ def images_there(image_ids: pd.Series, options: Options) -> pd.DataFrame:
 
     # count the others
     is_named = image_ids.str.fullmatch(NIH_NAME)
-    is_absent = is_named & ~image_ids.isin(nih.index)
     absent = f"not in the lists and among the images of {options.data}"
-    for names, why in (
-        (image_ids[~is_named], "what NIH calls them is lost"),
-        (image_ids[is_absent], absent),
-    ):
-        if len(names):
-            named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            print(f"note: {len(names):,} of {len(image_ids):,} images are left out: {why}: {named}")
     if not image_ids.isin(nih.index).any():
         raise UserError(
             f"all {len(image_ids):,} images are {absent}; name NIH's folder with --data"
         )
+    for names, why in (
+        (image_ids[~is_named], "what NIH calls them is lost"),
+        (image_ids[is_named & ~image_ids.isin(nih.index)], absent),
+    ):
+        if len(names):
+            named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            print(f"note: {len(names):,} of {len(image_ids):,} images are left out: {why}: {named}")
     return nih
 
 
-def boxes_of(entries: pd.DataFrame) -> pd.DataFrame:
-    """One row per box: image_id, finding, class (NaN if NIH has none), x1, y1, x2, y2 of 1024.
-
-    Raises:
-        UserError: a finding is unknown, or a box is not inside its image.
-    """
-    rows = entries.explode(["syms", "boxes"]).dropna(subset="syms").reset_index(drop=True)
-    boxes = rows.rename(columns={"syms": "finding"})
-    boxes["class"] = boxes["finding"].map(CLASS_OF)
-    boxes[CORNERS] = np.array([*rows["boxes"]], float).reshape(-1, 4)
-    for box in boxes[~boxes["finding"].isin((*CLASS_OF, *WITHOUT_CLASS))].itertuples():
-        raise UserError(
-            f"{box.file}: {box.finding!r}, in {box.file_name}, is not a finding of ChestX-Det's, "
-            f"which are {', '.join((*CLASS_OF, *WITHOUT_CLASS))}; correct it"
-        )
-    start, end = boxes[CORNERS[:2]].to_numpy(), boxes[CORNERS[2:]].to_numpy()
-    is_inside = ((start >= 0) & (start < end) & (end <= SIDE)).all(axis=1)
-    for box in boxes[~is_inside].itertuples():
-        raise UserError(
-            f"{box.file}: the box of {box.file_name}, {box.finding}, is {box.boxes}; it must be "
-            f"left, top, right, bottom, inside {SIDE} x {SIDE} pixels; correct it"
-        )
-    return boxes[["image_id", "finding", "class", *CORNERS]]
+def table_of(nih: pd.DataFrame, boxes: pd.DataFrame, is_det: np.ndarray, out: Path) -> pd.DataFrame:
+    """The table that is written: a label says if a box is there, blank if none was looked for."""
+    table = nih[["path", "patient_id", "split"]].copy()
+    table["path"] = [os.path.relpath(path, out) for path in nih["path"]]
+    for name in PATHOLOGIES:
+        known = (name in IN_DET10) | (is_det & (name in CLASS_OF.values()))
+        marked = table.index.isin(boxes["image_id"][boxes["class"] == name])
+        table[name] = pd.array(np.where(known, marked, np.nan), "Int64")
+    return table
 
 
 def in_pixels(boxes: pd.DataFrame, paths: pd.Series) -> pd.DataFrame:
@@ -235,10 +232,10 @@ def in_pixels(boxes: pd.DataFrame, paths: pd.Series) -> pd.DataFrame:
         for name, path in paths.items()
     }
     size = np.array([sizes[name] for name in boxes["image_id"]]).reshape(-1, 2)
-    start, end = (boxes[two].to_numpy() * size / SIDE for two in (CORNERS[:2], CORNERS[2:]))
-    sides = np.maximum(end - start, 1)
+    low, high = (boxes[two].to_numpy() * size / SIDE for two in (CORNERS[:2], CORNERS[2:]))
+    sides = np.maximum(high - low, 1)
     placed = boxes[["image_id", "class"]].copy()
-    placed[["x", "y"]] = np.minimum(start, size - sides)
+    placed[["x", "y"]] = np.minimum(low, size - sides)
     placed[["w", "h"]] = sides
     return placed
 

@@ -240,6 +240,12 @@ def test_images_without_files_are_kept_if_asked_for(nih, tmp_path):
     assert len(table) == 3
 
 
+def test_images_without_a_box_are_negative(nih, tmp_path):
+    main(Options(write_json(tmp_path, train=[entry("36204.png")]), tmp_path / "out", nih))
+    assert pd.read_csv(tmp_path / "out/table.csv")["Nodule"].tolist() == [0]
+    assert pd.read_csv(tmp_path / "out/boxes.csv").empty
+
+
 # bad input
 
 
@@ -257,11 +263,12 @@ def test_images_without_files_are_kept_if_asked_for(nih, tmp_path):
         ([entry("36204.png"), entry("36201")], "'36201' is a name neither"),
         (
             [entry("36204.png", ("Masses", [1, 2, 3, 4]))],
-            "'Masses', in 36204.png, is not a finding",
+            "36204.png, Masses, is [1, 2, 3, 4]",
         ),
         ([entry("36204.png", ("Mass", [1, 2, 1025, 4]))], "36204.png, Mass, is [1, 2, 1025, 4]"),
         ([entry("36204.png", ("Mass", [1, -2, 3, 4]))], "inside 1024 x 1024 pixels"),
         ([entry("36204.png", ("Mass", [9, 2, 9, 4]))], "inside 1024 x 1024 pixels"),
+        ([entry("36204.png"), entry("36210.png", ("Mass", [0, 0, 5, 1024.5]))], "36210.png, Mass"),
         ([entry("36204.png"), entry("00000010_000.png")], "00000010_000.png is in"),
         ([entry("36199.png"), entry("45677.png")], "all 2 images are not in the lists"),
     ],
