@@ -181,7 +181,7 @@ def test_tables_hold_labels_splits_and_boxes_in_pixels(nih, tmp_path, capsys):
     ]
     listed = pd.read_csv(out / "boxes.csv")
     assert listed.loc[0, list("xywh")].tolist() == [256, 512, 256, 512]  # of training: kept, too
-    assert listed.loc[3, "y"] == 0.125
+    assert listed.loc[3, list("xywh")].tolist() == [255, 0.125, 1, 1]  # inside, untruncated, too
 
 
 def test_what_is_left_out_is_counted_and_named(nih, tmp_path, capsys):
