@@ -1,5 +1,6 @@
 """A page in the browser: drop a radiograph, see findings and heatmaps.
 
+    python app.py                # with the starter network
     python app.py --checkpoint save/demo/0/best
     python app.py --checkpoint user/name --port 7861
 
@@ -21,7 +22,8 @@ class Options:
     """A page in the browser: drop a radiograph, see findings and heatmaps."""
 
     checkpoint: Path | None = None
-    """As for predict.py; if not given, what the environment variable PYLON_CHECKPOINT says."""
+    """As for predict.py; if not given, what the environment variable PYLON_CHECKPOINT says,
+    or the starter network."""
     host: str = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     """Address to answer on. 0.0.0.0: for everybody who can reach this computer."""
     port: int | None = None
@@ -75,9 +77,7 @@ class Shown(NamedTuple):
 
 
 def main(options: Options) -> None:
-    checkpoint = options.checkpoint or os.environ.get("PYLON_CHECKPOINT")
-    if not checkpoint:
-        raise UserError("name a checkpoint: --checkpoint save/demo/0/best, or user/name on the hub")
+    checkpoint = options.checkpoint or os.environ.get("PYLON_CHECKPOINT") or None
     port = port_of(options)
     require_installed("demo", "app.py")
     predictor = Predictor(checkpoint, options.device, runtime=options.runtime)

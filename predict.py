@@ -1,5 +1,6 @@
 """Findings, heatmaps and boxes of any radiograph.
 
+    python predict.py chest.png                 # with the starter network
     python predict.py chest.png --checkpoint save/pylon/0/best
     python predict.py images/ more/ --checkpoint user/name --out predictions/new --save-maps
     python predict.py --checkpoint save/pylon/0/best --export-onnx pylon.onnx
@@ -30,11 +31,11 @@ from pylon.system.cli import Device, parse, start
 class Options:
     """Findings, heatmaps and boxes of any radiograph."""
 
-    checkpoint: Path
-    """A folder such as save/pylon/0/best, user/name on the Hugging Face hub, or the authors'
-    model.pkl."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Images, and folders to search for images."""
+    checkpoint: Path | None = None
+    """A folder such as save/pylon/0/best, user/name on the Hugging Face hub, or the authors'
+    model.pkl; if none is given, the starter network, save/starter/0/best."""
     out: Path = Path("predictions")
     """Folder for the results."""
     classes: tuple[str, ...] = ()
@@ -110,6 +111,7 @@ from pylon.experiment.results import (
 )
 from pylon.experiment.runtime import device_for, require_installed, sentence_about
 from pylon.experiment.selection import check_method, require_classes
+from pylon.experiment.starter import find_starter, introduce_starter
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
@@ -127,6 +129,9 @@ def main(options: Options) -> None:
     device = device_for(options.runtime, options.device, options.precision, options.method)
     accelerator = make_accelerator(device, options.precision)
     say = accelerator.print
+    if options.checkpoint is None:
+        options = replace(options, checkpoint=find_starter())
+        say(introduce_starter())
     if options.export_onnx is not None:
         source = (options.checkpoint, options.export_onnx)
         say(on_main_process(accelerator, lambda: export_onnx(*source)))

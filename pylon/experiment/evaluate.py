@@ -26,6 +26,7 @@ from pylon.experiment.card import lines_of, read_training_json, require_own_spli
 from pylon.experiment.checkpoint import class_names_of, load_pylon, read_card
 from pylon.experiment.options import EvaluationOptions, ScoreOptions
 from pylon.experiment.runtime import run_with, sentence_about
+from pylon.experiment.starter import require_unseen
 from pylon.heatmaps import heatmaps_of
 from pylon.hub import config_of
 from pylon.model import STRIDE, Pylon
@@ -60,6 +61,7 @@ def read_data(
     )
     for path in checkpoints:
         require_own_split(path, read_training_json(path), radiographs.drawn_from)
+        require_unseen(path, radiographs.of_split("test"))
     for note in radiographs.notes:
         say(f"note: {note}")
     return radiographs

@@ -8,6 +8,7 @@
 predict.py does the same for files and folders.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -28,6 +29,7 @@ from pylon.experiment.checkpoint import find_checkpoint
 from pylon.experiment.evaluate import images_of_a_batch, open_checkpoint, require_numbers
 from pylon.experiment.options import Runtime
 from pylon.experiment.runtime import device_for, run_with
+from pylon.experiment.starter import find_starter, introduce_starter
 from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
 from pylon.scoring.calibration import calibrated_probabilities
 from pylon.scoring.regions import Places, locate
@@ -107,7 +109,8 @@ class Predictor:
     """Finds and localizes findings in radiographs, as the evaluations do.
 
     Args:
-        checkpoint: as for `load_pylon`.
+        checkpoint: as for `load_pylon`; if None, the starter network, which introduces itself on
+            stderr.
         device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "mps", or one as "cuda:1".
         precision: "fp32" or "bf16", faster where the hardware supports it, less precise maps.
         method: "map", the network's own maps, or a method of pylon/heatmaps.py.
@@ -140,7 +143,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path | None = None,
         device: str | torch.device = "auto",
         *,
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -161,6 +164,9 @@ class Predictor:
         if window is not None and not is_window(window):
             raise ValueError(f"window must be a centre and a width of at least 1, got {window}")
         device = device_for(runtime, device, precision, method)
+        if checkpoint is None:
+            checkpoint = find_starter()
+            print(introduce_starter(), file=sys.stderr)
         self.path = find_checkpoint(checkpoint)
         self.model, self.card = open_checkpoint(self.path)
         self.device = device_of(device)
