@@ -79,7 +79,7 @@ class OfficialLists:
 
     data: Path
     entries: list[Path]  # the label files found; the first is read
-    labels: pd.DataFrame  # Image Index str, Finding Labels, Patient ID; one row per line
+    labels: pd.DataFrame  # Image Index str, Finding Labels, Patient ID, ..; one row per line
     train_val: list[str]
     test: list[str]
 
@@ -89,7 +89,7 @@ class OriginalSplit:
     """The authors' three files: labels of the images of each split."""
 
     data: Path
-    tables: dict[str, pd.DataFrame]  # Image Index str, one column per class; one row per line
+    tables: dict[str, pd.DataFrame]  # Image Index str, one column per class, ..; one row per line
 
 
 def read_lists(data: Path) -> OfficialLists | OriginalSplit:
@@ -331,7 +331,7 @@ def find_files(data: Path) -> list[tuple[str, str]]:
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Read some columns of a csv file with at least one row; Image Index as str."""
+    """Read a csv file that has some columns, and at least one row; Image Index as str."""
     try:
         table = pd.read_csv(path, encoding="utf-8-sig")
     except (ValueError, pd.errors.ParserError) as error:
@@ -345,7 +345,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if len(table) == 0:
         raise UserError(f"{path} has no rows")
     table["Image Index"] = table["Image Index"].astype(str)
-    return table[columns]
+    return table
 
 
 def read_names(path: Path) -> list[str]:
