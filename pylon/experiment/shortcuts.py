@@ -245,4 +245,7 @@ def print_scores(scores: pd.DataFrame, names: Sequence[str], images: int) -> Non
             f"most by {row['most']} ({row['by ' + row['most']]:.2f} alone)"
         )
     if len(notable):
-        print("A network may learn that instead of the findings: see docs/evidence.md")
+        print(
+            "A network may learn that instead of the findings, unless it is an effect of theirs, "
+            "as sharpness and intensity can be: see docs/evidence.md"
+        )
