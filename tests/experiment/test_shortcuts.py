@@ -34,7 +34,7 @@ def test_auroc_is_that_of_the_groups():
 
 
 def test_what_only_tells_patients_apart_tells_no_class():
-    patients = pd.Series(np.repeat(range(40), 5))
+    patients = pd.Series(np.tile(range(40), 5))
     labels = frame(Mass=(patients % 2).astype(float))
     code = frame(code=patients.astype(str))  # would tell all, if patients were in several folds
     scores = tell_classes(labels, patients, {"code": code})
