@@ -2,9 +2,11 @@
 
     python tools/check_data.py --data data    # 112,120 images take about 18 minutes on 2 cores
     python tools/check_data.py --table my.csv --boxes boxes.csv
+    python tools/check_data.py --data data --shortcuts    # what tells labels without looking?
 
 Reads  every list and decodes all images in the lists.
 Prints a table, then "ready" (exit code 0) or a list of what to fix (exit code 2).
+Writes with --shortcuts only, csv/shortcuts.csv.
 """
 
 import os
@@ -22,6 +24,15 @@ class Options(BoxOptions, ClassOptions, DataOptions):
 
     num_workers: int = min(os.cpu_count() or 1, 8)
     """Processes that read images."""
+    shortcuts: bool = False
+    """Instead: score how well each class can be told without looking at the radiograph, by what
+    files and columns give away. Without images, by columns alone."""
+    columns: tuple[str, ...] = ()
+    """With --shortcuts, columns to tell by, which are no classes: of NIH's files view, sex, age
+    (used if none are named), pixels (of resolution.csv) or another name in Data_Entry_2017*.csv; of
+    a table, its own."""
+    out: Path = Path("csv/shortcuts.csv")
+    """With --shortcuts, the table that is written."""
 
 
 if __name__ == "__main__":
@@ -45,6 +56,7 @@ from pylon.data.images import read_pixels, width_height_of
 from pylon.data.sources import read_radiographs
 from pylon.data.table import choose_classes, faults_of_cells
 from pylon.data.table_boxes import add_boxes, read_listed
+from pylon.experiment.shortcuts import report_shortcuts
 from pylon.experiment.training import describe_split
 from pylon.system.parallel import look_at
 
@@ -62,6 +74,13 @@ class Part:
 
 def main(options: Options) -> None:
     require_at_least(options, num_workers=0)
+    if options.shortcuts:
+        if options.boxes is not None:
+            raise UserError("--shortcuts does not use --boxes; leave one of them out")
+        report_shortcuts(options, options, options.columns, options.num_workers, options.out)
+        return
+    if options.columns or options.out != Options.out:
+        raise UserError("--columns and --out are for --shortcuts; add it or leave them out")
     if options.table is not None:
         check_table(options)
         return

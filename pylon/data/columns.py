@@ -156,7 +156,9 @@ def make_encoder(columns: pd.DataFrame) -> "ColumnTransformer":
 
     numbers = [name for name in columns if pd.api.types.is_numeric_dtype(columns[name])]
     groups = [name for name in columns if name not in numbers]
-    of_numbers = make_pipeline(SimpleImputer(add_indicator=True), StandardScaler())
+    of_numbers = make_pipeline(
+        SimpleImputer(add_indicator=True, keep_empty_features=True), StandardScaler()
+    )
     of_groups = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     return ColumnTransformer(
         [("numbers", of_numbers, numbers), ("groups", of_groups, groups)],

@@ -82,7 +82,7 @@ class Lines:
         elapsed = time.monotonic() - self.start
         minutes, seconds = divmod(int(elapsed), 60)
         figures = "".join(f", {name} {value}" for name, value in self.figures.items())
-        units = self.unit + ("es" if self.unit.endswith("ch") else "s")
+        units = self.unit + ("es" if self.unit.endswith(("ch", "s")) else "s")
         if self.with_rate and self.done:
             figures = f", {self.done / elapsed:.1f} {units}/s{figures}"
         line = f"{self.title}: {self.done} of {self.total} {units}, {minutes}:{seconds:02}{figures}"

@@ -104,7 +104,7 @@ def test_absent_files_and_columns_of_nih_are_named(by_hand):
     with pytest.raises(UserError, match="no column 'Patient Sex' or 'Patient Gender'"):
         read_columns(options, radiographs, ["sex"])
     with pytest.raises(UserError, match=r"did you mean 'view'\?"):
-        read_columns(options, radiographs, ["veiw"])
+        read_columns(options, radiographs, ["viewe"])
     with pytest.raises(UserError, match=r"resolution\.csv cannot be read"):
         read_columns(options, radiographs, ["pixels"])
     (by_hand / "Data_Entry_2017.csv").unlink()  # as in a folder with the authors' lists alone

@@ -5,7 +5,11 @@ import shutil
 
 import cv2
 import numpy as np
+import pandas as pd
+import pytest
 from conftest import IMAGES, run_script, sentence_of
+
+from pylon.data.chestxray14 import PATHOLOGIES
 
 
 def check(data, code=0):
@@ -127,3 +131,39 @@ def test_nih_lists_are_recognised(shared, tmp_path):
         row = next(line for line in done.stdout.splitlines() if line.startswith(f"| {what} "))
         _, _, here, theirs, _ = row.split("|")
         assert here == theirs
+
+
+def test_shortcuts_are_scored_instead_of_checking(phantom):
+    cwd = phantom.parent
+    options = ("--data", phantom, "--num-workers", 2, "--shortcuts")
+    done = run_script("tools/check_data.py", *options, cwd=cwd)
+    assert "left out view: " in done.stdout  # the phantom stands
+    assert "by sex, age, sharpness, border, intensity:" in done.stdout
+    assert "classes, " in done.stderr
+    assert done.stdout.count(": too few; its rarer label is that of ") == 13  # of so few images
+    assert "\nready\n" not in done.stdout
+    scores = pd.read_csv(cwd / "csv/shortcuts.csv", index_col="class")
+    assert scores.index.tolist() == [*PATHOLOGIES, "macro"]
+    assert f"| {scores['auroc']['macro']:.3f} (" in done.stdout
+
+    # one column of NIH's, into another file
+    options = (*options, "--columns", "Follow-up #", "--out", "other.csv", "--num-workers", 0)
+    done = run_script("tools/check_data.py", *options, cwd=cwd)
+    assert "by Follow-up #, sharpness, border, intensity:" in done.stdout
+    assert "by Follow-up #" in pd.read_csv(cwd / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--columns", "view"), "--columns and --out are for --shortcuts"),
+        (("--out", "a.csv"), "--columns and --out are for --shortcuts"),
+        (("--shortcuts", "--boxes", "b.csv"), "--shortcuts does not use --boxes"),
+        (("--shortcuts", "--columns", "weight"), "has no column 'weight', which --columns asks"),
+    ],
+)
+def test_options_that_do_not_fit_shortcuts_are_refused(phantom, options, words):
+    done = run_script(
+        "tools/check_data.py", "--data", phantom, *options, cwd=phantom.parent, code=2
+    )
+    assert words in sentence_of(done)
