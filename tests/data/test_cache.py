@@ -74,7 +74,7 @@ def test_larger_images_are_shrunk_by_area_and_keep_their_aspect_ratio(tmp_path, 
     cache = open_cache(images[:2], data / "cache", 64, 0)
     expected = cv2.resize(pixels, (64, 21), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(cache.read(0), expected)
-    assert cache.read(1).shape == (64, 64)
+    assert cache.read(1).shape == (64, 48)
     item = RadiographDataset(images[:2], PATHOLOGIES, eval_transform(256), cache=cache)[0]
     assert item["height_width"].tolist() == [100, 300]
 
