@@ -64,6 +64,22 @@ def test_another_kind_of_network_gives_its_encoder(tmp_path):
     assert all(torch.equal(value, decoder[key]) for key, value in net.decoder.state_dict().items())
 
 
+def test_a_network_of_the_same_library_gives_its_encoder_alone(tmp_path):
+    """Decoders of U-Net and MA-Net have tensors of one name and shape that mean other things."""
+    other = saved(tmp_path / "other", ["a"], Baseline("unet", *ENCODER, classes=1))
+    net = Baseline("manet", *ENCODER, classes=1)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    given = other.state_dict()
+    alike = [name for name in given if name in before and given[name].shape == before[name].shape]
+    assert any(name.startswith("decoder.") for name in alike)
+    assert any(name.startswith("segmentation_head.") for name in alike)
+    said = take_from_checkpoint(net, ("a",), tmp_path / "other")
+    assert said[1] == "only its encoder fits: it is another kind of network"
+    for name, value in net.state_dict().items():
+        expected = given if name.startswith("encoder.") else before
+        assert torch.equal(value, expected[name]), name
+
+
 def test_a_wider_decoder_takes_what_fits(tmp_path):
     saved(tmp_path / "other", ["a"])
     net = Pylon(*ENCODER, classes=1, decoder_channels=16)

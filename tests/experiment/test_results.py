@@ -1,11 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from entries import entry
 
 from pylon.experiment.done import Recorder
-from pylon.experiment.image_files import maps_file
+from pylon.experiment.image_files import labels_to_draw, maps_file
 from pylon.experiment.results import coco_images, coco_results, open_results, table
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json
@@ -42,11 +43,44 @@ def test_coco_files_are_read_by_pycocotools(tmp_path, capsys):
     found = results.loadAnns(results.getAnnIds(imgIds=[2], catIds=[1]))
     assert [(each["bbox"], each["score"]) for each in found] == [([3, 4, 5, 6], 0.75)]
     assert len(results.getAnnIds()) == 4
+    sizes = {(image["height"], image["width"]) for image in images.loadImgs(images.getImgIds())}
+    assert sizes == {(40, 30)}
 
 
 def test_coco_files_without_images():
     assert json.loads(b"".join(coco_images([], ["Mass"])))["images"] == []
     assert json.loads(b"".join(coco_results([]))) == []
+
+
+def test_coco_images_have_their_own_sizes():
+    entries = [entry("a.png"), entry("b.png")._replace(height=128, width=96)]
+    written = json.loads(b"".join(coco_images(entries, ["Mass"])))["images"]
+    assert [(each["width"], each["height"]) for each in written] == [(30, 40), (96, 128)]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "top", "expected"),
+    [
+        # Nodule has no threshold, Mass does not reach its own, Hernia does
+        ({"Mass": 0.9, "Nodule": None, "Hernia": 0.1}, None, ["Hernia"]),
+        ({"Mass": 0.9, "Nodule": None, "Hernia": None}, None, []),
+        ({"Mass": 0.9, "Nodule": None, "Hernia": 0.1}, 2, ["Nodule", "Mass"]),
+        (dict.fromkeys(["Mass", "Nodule", "Hernia"]), None, ["Nodule"]),
+    ],
+)
+def test_maps_that_are_drawn_where_some_classes_have_a_threshold(thresholds, top, expected):
+    scores = {"Nodule": 0.8, "Mass": 0.5, "Hernia": 0.2}
+    findings = [
+        {
+            "label": label,
+            "score": score,
+            "present": None if thresholds[label] is None else score >= thresholds[label],
+        }
+        for label, score in scores.items()
+    ]
+    prediction = SimpleNamespace(findings=findings, thresholds=thresholds)
+    assert labels_to_draw(prediction, top=top) == expected
+    assert labels_to_draw(prediction, ("Mass",), top) == ["Mass"]
 
 
 def test_maps_file(tmp_path):

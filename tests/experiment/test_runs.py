@@ -13,8 +13,11 @@ from accelerate import Accelerator
 from pylon.experiment import runs
 from pylon.experiment.card import read_training_json
 from pylon.experiment.checkpoint import RESUMED, load_last, save_last
+from pylon.experiment.train_options import as_json
+from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json, write_together
+from train import Options
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -84,6 +87,19 @@ def test_overwriting_run_is_not_mixed_either(tmp_path):
         runs.find_last(save, card, {}, False, Accelerator(cpu=True))
     assert runs.find_last(save, card, {}, True, Accelerator(cpu=True)) is None
     assert not (save / "last").exists()
+
+
+def test_options_that_change_the_result_may_not_change_on_resume():
+    """All but where files lie, how long and how fast; of precision and device only the device."""
+    may = {
+        "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile",
+        "skip_unreadable", "overwrite", "track",
+    }  # fmt: skip
+    for name in as_json(Options()):
+        before = {"options": {name: 1}, "split_sha256": "a"}
+        now = {"options": {name: 2}, "split_sha256": "a"}
+        found = runs.differences(before, now, "{} {} (now {})")
+        assert found == ([] if name in may else [f"{flag(name)} 1 (now 2)"])
 
 
 def test_differences_ignore_options_that_may_change():

@@ -13,6 +13,7 @@ from pylon.data.contract import Radiographs, no_boxes
 from pylon.experiment.training import (
     count_known,
     describe_split,
+    facts_about,
     freeze_unused_parameters,
     loss_of_known,
     measure_intensities,
@@ -24,7 +25,7 @@ from pylon.system.errors import UserError
 @pytest.mark.parametrize("name", ["efficientnet-b0", "tu-test_resnet"])
 def test_parameters_without_gradients_are_frozen(name):
     model = Pylon(name, None, decoder_channels=8, classes=2)
-    model.encoder.eval()  # with batch norm frozen, which must stay so
+    # with the statistics of a fresh batch norm, which no image may change
     before = {key: value.clone() for key, value in model.state_dict().items()}
     random = torch.get_rng_state()
     unused = freeze_unused_parameters(model)
@@ -112,6 +113,20 @@ def test_classes_are_described():
     data = radiographs_of(Mass=[0, 1, np.nan, 1])
     with pytest.raises(UserError, match=r"my.csv has no known label in the validation split"):
         describe_split(data.images, data, said.append)
+
+
+def test_facts_count_patients_not_images():
+    """Of the five training images four are of one patient, who has another in the test split."""
+    data = radiographs_of(Mass=0)
+    images = pd.concat([data.images[:1]] * 4 + [data.images]).reset_index(drop=True)
+    images["image_id"] = images.index.astype(str)
+    images["patient_id"] = [1, 1, 1, 1, 1, 2, 3, 1]
+    facts = facts_about(images, data)
+    assert facts["images"] == {"train": 6, "val": 1}
+    assert facts["patients"] == {"train": 2, "val": 1}
+    said = []
+    describe_split(images, data, said.append)
+    assert said[1] == "note: 1 of the 1 patients of the test split are also in the training split"
 
 
 def test_intensities_are_measured_on_the_networks_input(tmp_path, rng):

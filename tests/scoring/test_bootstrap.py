@@ -138,6 +138,13 @@ def test_paired_spread():
     # both certain: narrow
     assert (low[1], high[1]) == pytest.approx((-(1 - 0.025 ** (1 / 146)), 1 - 0.025 ** (1 / 146)))
     assert low[2] < 0.1 < 1 < high[2]  # one patient decides nothing
+    # one side certain, the other not: the next patient might differ by more than resamples do
+    certain = paired_spread(np.array([[0.5], [0.501]]), np.ones((2, 1)), np.array([50]))
+    assert certain == pytest.approx((1 - 0.025 ** (1 / 50)) / 1.96, abs=1e-4)
+    # and where both vary together, their difference does not
+    both = np.array([[0.4], [0.6]])
+    assert paired_spread(both, both - 0.1, np.array([50])) == pytest.approx(certain)
+    assert paired_spread(both, 1 - both, np.array([50])) == pytest.approx(0.2)
     flat = np.array([[0.0001], [0.0002]])  # share of a flat map in the box, compared with no hit
     assert paired_spread(flat, 0 * flat, np.array([40])) == pytest.approx(
         (1 - 0.025 ** (1 / 40)) / 1.96, abs=1e-4

@@ -107,6 +107,19 @@ def test_several_boxes_share_the_score():
     assert at_half["energy"] == 1
 
 
+def test_energy_in_boxes_that_overlap_counts_once():
+    # 16 cells of the map, 8 of them in the first box, 12 in both together
+    heatmap = map_of((10, 10, 4, 4, 0.5))
+    first, second = [8, 10, 4, 4], [10, 11, 4, 2]
+    for boxes, expected in (
+        ([first, [0, 0, 0, 0]], 8 / 16),
+        ([first, first], 8 / 16),
+        ([first, second], 12 / 16),
+    ):
+        scores = score_maps(heatmap, np.array([boxes]), SIZE)
+        assert named(scores[0, HALF])["energy"] == pytest.approx(expected)
+
+
 def test_empty_constant_and_faulty_maps():
     box = np.array([[0, 0, GRID, GRID // 2]])
     empty = score_maps(np.zeros((1, GRID, GRID), np.float32), box, SIZE)
