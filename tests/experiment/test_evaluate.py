@@ -43,6 +43,8 @@ def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
     _, card = load()
     assert card["class_names"] == list(PATHOLOGIES)
     assert capsys.readouterr().out == ""
+    load(lists={**hashes, "a list of another data set": "0"})
+    assert capsys.readouterr().out == ""
     load(lists={**hashes, "test_list.txt": "0", "train_val_list.txt": "1"})
     note = "was trained with other versions of test_list.txt, train_val_list.txt than those of"
     assert note in capsys.readouterr().out

@@ -78,6 +78,24 @@ def test_list_equals_one_by_one(predictor, files):
     assert predictor([]) == []
 
 
+def test_images_of_one_batch_have_their_own_sizes(predictor, files):
+    """A wide and a high image between those of the phantom, all in one batch."""
+    image = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
+    given = [files[0], cv2.resize(image, (300, 40)), files[1], cv2.resize(image, (40, 300))]
+    assert len(given) <= predictor.batch_size
+    sizes = [(HEIGHT, WIDTH), (40, 300), (HEIGHT, WIDTH), (300, 40)]
+    for size, found in zip(sizes, predictor(given), strict=True):
+        assert found.image.shape == size
+        maps = torch.from_numpy(found.maps)
+        points, boxes, _ = locate(maps, np.array([size] * 14), (256, 256))
+        np.testing.assert_allclose(found.affine, affine_of((64, 64), size))
+        for c, label in enumerate(found.class_names):
+            finding = found.finding(label)
+            assert finding["point"] == tuple(points[c])
+            assert finding["box"] == tuple(boxes[c])
+            assert finding["score"] == pytest.approx(maps[c].max().item(), abs=1e-6)
+
+
 def test_paths_arrays_and_pil_images_are_equal(predictor, files, tmp_path):
     expected = predictor(files[0])
     assert same(predictor(str(files[0])), expected)

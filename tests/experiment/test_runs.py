@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import shutil
@@ -100,6 +101,38 @@ def test_options_that_change_the_result_may_not_change_on_resume():
         now = {"options": {name: 2}, "split_sha256": "a"}
         found = runs.differences(before, now, "{} {} (now {})")
         assert found == ([] if name in may else [f"{flag(name)} 1 (now 2)"])
+
+
+def test_the_rows_and_their_chart_take_the_place_of_earlier_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("0", "0.new"):
+        write_together({tmp_path / f"save/a/{name}/last": name.encode()})
+        files = {
+            tmp_path / f"csv/a/{name}{end}": f"{name}{end}".encode() for end in (".csv", ".png")
+        }
+        write_together(files)
+    write_together({tmp_path / "csv/a/10.new.csv": b"another seed"})
+    save, csv = runs.open_run("a", 0, True, Accelerator(cpu=True))
+    assert (str(save), str(csv)) == ("save/a/0.new", "csv/a/0.new.csv")
+    assert str(runs.close_run(save, csv)) == "save/a/0"
+    assert (tmp_path / "save/a/0/last").read_text() == "0.new"
+    assert (tmp_path / "csv/a/0.csv").read_text() == "0.new.csv"
+    assert (tmp_path / "csv/a/0.png").read_text() == "0.new.png"
+    assert sorted(os.listdir("csv/a")) == ["0.csv", "0.png", "10.new.csv"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "has_last", "lost"),
+    [(1, False, ""), (2, False, "last"), (2, True, ""), (None, True, "best"), (None, False, "")],
+)
+def test_what_a_run_has_lost(tmp_path, epoch, has_last, lost):
+    """A run that was killed before its first `last` has lost nothing."""
+    if epoch is not None:
+        card = json.dumps({"epoch": epoch}).encode()
+        write_together(
+            {tmp_path / "best/model.safetensors": b"", tmp_path / "best/training.json": card}
+        )
+    assert runs.lost_part(tmp_path, {} if has_last else None) == lost
 
 
 def test_differences_ignore_options_that_may_change():

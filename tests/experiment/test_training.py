@@ -1,5 +1,6 @@
 """Preparing a network for training, and its loss."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import cv2
@@ -8,13 +9,16 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from pylon.data.contract import Radiographs, no_boxes
+from pylon.experiment import training
 from pylon.experiment.training import (
     count_known,
     describe_split,
     facts_about,
     freeze_unused_parameters,
+    leave_out_unreadable,
     loss_of_known,
     measure_intensities,
 )
@@ -115,6 +119,25 @@ def test_classes_are_described():
         describe_split(data.images, data, said.append)
 
 
+def test_images_of_the_test_split_are_not_looked_at(tmp_path):
+    """They may be missing or damaged while a network is trained."""
+    data = radiographs_of(Mass=[0, 1, 0, 1])
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    for path in paths[:3]:
+        cv2.imwrite(str(path), np.zeros((32, 48), np.uint8))
+    paths[3].write_bytes(b"no image")
+    images = data.images.assign(path=list(map(str, paths)))
+    data = dataclasses.replace(data, images=images)
+    accelerator = Accelerator(cpu=True)
+    left = leave_out_unreadable(data, tmp_path, 0, 0, False, accelerator)
+    assert left["image_id"].tolist() == list("abcd")
+    paths[1].write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b.png cannot be read .*\(1 of 3 images cannot be read"):
+        leave_out_unreadable(data, tmp_path, 0, 0, False, accelerator)
+    left = leave_out_unreadable(data, tmp_path, 0, 0, True, accelerator)
+    assert left["image_id"].tolist() == list("acd")
+
+
 def test_facts_count_patients_not_images():
     """Of the five training images four are of one patient, who has another in the test split."""
     data = radiographs_of(Mass=0)
@@ -129,7 +152,7 @@ def test_facts_count_patients_not_images():
     assert said[1] == "note: 1 of the 1 patients of the test split are also in the training split"
 
 
-def test_intensities_are_measured_on_the_networks_input(tmp_path, rng):
+def test_intensities_are_measured_on_the_networks_input(tmp_path, rng, monkeypatch):
     paths = []
     for k in range(3):
         paths.append(str(tmp_path / f"{k}.png"))
@@ -139,6 +162,14 @@ def test_intensities_are_measured_on_the_networks_input(tmp_path, rng):
     pixels = np.stack([cv2.imread(path, cv2.IMREAD_GRAYSCALE) for path in paths]) / 255
     assert mean == pytest.approx(pixels.mean(), abs=1e-9)
     assert std == pytest.approx(pixels.std(), abs=1e-9)
+    # some of many: any two, not the first two
+    monkeypatch.setattr(training, "MEASURED_IMAGES", 2)
+    few = [measure_intensities(images.iloc[order], ("Mass",), 256, None, 0)[0] * 255
+           for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1])]  # fmt: skip
+    means = pixels.mean(axis=(1, 2)) * 255
+    pairs = sorted([means[[0, 1]].mean(), means[[1, 2]].mean(), means[[0, 2]].mean()])
+    assert sorted(few) == pytest.approx(pairs)
+    assert few[0] != pytest.approx(means[:2].mean())
     for path in paths:
         cv2.imwrite(path, np.full((32, 32), 7, np.uint8))
     with pytest.raises(UserError, match="--normalize data: all training images have the same"):

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from pylon.scoring import bootstrap
 from pylon.scoring.bootstrap import (
     RESAMPLES,
     bounds,
@@ -45,6 +46,21 @@ def test_resampled_auroc_equals_weighted_auroc(rng):
         positives = [(weights * labels[:, c]).sum() for c in (0, 1)]
         assert resampled[k, 4] == pytest.approx(np.average(areas, weights=positives))
         assert resampled[k, 5] == pytest.approx(np.mean(areas))
+
+
+def test_resampled_auroc_of_more_positives_than_are_compared_at_once(monkeypatch):
+    """Seven positives of three patients, three at a time; the last ones alone are ranked wrong."""
+    monkeypatch.setattr(bootstrap, "POSITIVES_AT_A_TIME", 3)
+    labels = np.array([1, 1, 1, 1, 0, 0, 1, 1, 1])[:, None]
+    scores = np.array([9, 8, 7, 6, 5, 4, 3, 4, 4.5])[:, None]
+    patients = np.array([1, 1, 1, 2, 2, 3, 3, 1, 2])
+    resampled = resampled_auroc(labels, scores, patients)[:, 0]
+    patient_of, drawn = resample_patients(patients)
+    for k in range(0, RESAMPLES, 211):
+        weights = drawn[k][patient_of]
+        if weights[labels[:, 0] == 1].any() and weights[labels[:, 0] == 0].any():
+            expected = roc_auc_score(labels[:, 0], scores[:, 0], sample_weight=weights)
+            assert resampled[k] == pytest.approx(expected)
 
 
 def test_patients_behind_auroc_have_the_rarer_label():

@@ -197,6 +197,27 @@ def test_the_fraction_is_chosen_on_other_patients():
     assert np.isnan(picked).all()
 
 
+def test_the_fraction_is_chosen_by_iou_alone():
+    """Two patients; at another fraction all other scores are higher, and the boxes smaller."""
+    scores = np.zeros((2, len(FRACTIONS), len(SCORES)))
+    scores[:, HALF, :7] = 0.5
+    scores[:, 3, 6:] = 9  # also the last of the IoU
+    scores[:, 3, 6] = 3
+    _, chosen = cross_fitted(scores, np.array(["a", "a"]), np.array([1, 2]))
+    assert chosen.tolist() == [HALF, HALF]
+    scores[:, 3, 6] = 4  # of seven thresholds, one of 4 is more than seven of .5
+    _, chosen = cross_fitted(scores, np.array(["a", "a"]), np.array([1, 2]))
+    assert chosen.tolist() == [3, 3]
+
+
+def test_prior_of_images_of_several_sizes():
+    """A quarter of the height and half of the width, from the left: of each image's own sides."""
+    sizes = np.array([[128, 96], [96, 128], [40, 200]])
+    boxes = np.array([[0, 32, 48, 32], [0, 24, 64, 24], [0, 10, 100, 10]])
+    prior = prior_boxes(boxes, sizes, np.array(["a"] * 3), np.array([1, 2, 3]))
+    np.testing.assert_allclose(prior, boxes)
+
+
 def test_prior_is_the_median_of_other_patients_boxes():
     sizes = np.array([[100, 200]] * 4)
     boxes = np.array([[20, 10, 40, 20]] * 3 + [[0, 0, 200, 100]])

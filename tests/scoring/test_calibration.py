@@ -120,5 +120,11 @@ def test_table_of_seeds_and_bins(overconfident):
     row = ("calibration error, calibrated", "a")
     assert scores.loc["0"].loc[row] < 0.02
     assert np.isnan(scores.loc["1"].loc[row])
+    # of three seeds, two of which are alike
+    opposite = Rows(table.assign(logit_a=-table["logit_a"]), without.about)
+    of_three = table_of_calibration({"0": without, "1": without, "4": opposite})["a"]
+    of_each = [of_three[seed]["AUPRC"] for seed in ("0", "1", "4")]
+    assert of_each[0] == of_each[1] > of_each[2]
+    assert of_three["mean"]["AUPRC"] == pytest.approx((2 * of_each[0] + of_each[2]) / 3)
     assert reliabilities(with_line)["a"][1] is not None
     assert reliabilities(without)["a"][1] is None
