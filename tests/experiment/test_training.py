@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from pylon.data.contract import Radiographs, no_boxes
 from pylon.experiment import training
 from pylon.experiment.training import (
+    LossWatch,
     count_known,
     describe_split,
     facts_about,
@@ -89,6 +90,24 @@ def test_loss_and_gradient_of_two_processes_average_to_those_of_one(none_in_the_
     assert (sum(losses) / 2 - whole).abs() < 1e-6
     torch.testing.assert_close(of_two, of_one, atol=1e-6, rtol=0)
     assert (of_one[labels.isnan()] == 0).all()
+
+
+def test_a_batch_of_few_images_weighs_less(tmp_path):
+    """Two batches of five images and one of two: (5 * 1 + 5 * 2 + 2 * 9) / 12."""
+    watch = LossWatch([5, 5, 2], 1, 1e-3, Accelerator(cpu=True), tmp_path)
+    losses = {0: 1.0, 1: 2.0, 2: 9.0}
+    for step, images in enumerate(watch):
+        watch.see(torch.tensor(losses[step]), images)
+    train_loss, images_per_second = watch.finish()
+    assert train_loss == pytest.approx(33 / 12)
+    assert images_per_second > 0
+    # the first step that is not finite is named, counted from 1
+    watch = LossWatch([5, 5, 2], 4, 1e-3, Accelerator(cpu=True), tmp_path)
+    batches = iter(watch)
+    watch.see(torch.tensor(1.0), next(batches))
+    watch.see(torch.tensor(torch.nan), next(batches))
+    with pytest.raises(UserError, match=r"epoch 4, step 2: the loss is not finite"):
+        watch.see(torch.tensor(1.0), next(batches))
 
 
 def radiographs_of(**labels) -> Radiographs:
