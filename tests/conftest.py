@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import coverage
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,8 +25,10 @@ NETWORK = ("--encoder-name", "tu-test_resnet", "--encoder-weights", "none")
 TINY = (*NETWORK, "--precision", "fp32", "--device", "cpu")
 TRAIN = (*TINY, "--batch-size", "8", "--lr", "1e-3", "--num-workers", "0")
 IMAGES = 48  # of the phantom: few, since training on them is what takes the tests time
+HEIGHT, WIDTH = 128, 96  # of its images, pixels: not square, so that swapping the two shows
 NO_REFERENCE = "needs the reference files, which are not part of the project"
 NO_BROWSER = "needs Debian's chromium, and playwright"
+OVERLAPPING = ("00000005_001.png", "Mass")  # an image and a class with two boxes that overlap
 # Tests that take long, and whose claim a quicker one makes for another case, run if asked to.
 LONG = pytest.mark.skipif("PYLON_LONG" not in os.environ, reason="needs PYLON_LONG=1")
 # reference files that are not part of the project: tests that need them are skipped without them
@@ -128,11 +131,42 @@ def sentence_of(done: subprocess.CompletedProcess) -> str:
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
-    """A small phantom in NIH's layout. Tests that change it work on a copy."""
+    """A small lopsided phantom in NIH's layout. Tests that change it work on a copy.
+
+    Its images are not square; a patient has one to five of them; findings are in two to nine of 31
+    training images, and five of them in no validation image, so that these have no threshold; one
+    image has two boxes of one class, which overlap.
+    """
     folder = tmp_path_factory.mktemp("phantom") / "data"
-    options = ("--out", folder, "--images", IMAGES, "--size", 128, "--seed", 95)
+    options = ("--out", folder, "--images", IMAGES, "--size", HEIGHT, "--seed", 95)
     run_script("tools/make_phantom.py", *options, cwd=folder.parent)
+    make_lopsided(folder)
     return folder
+
+
+def make_lopsided(data: Path) -> None:
+    """Narrow the images of a phantom, with their boxes; add a box that overlaps one of its class.
+
+    The numbers of the boxes are then no whole ones, as in NIH's list.
+    """
+    for path in (data / "images").iterdir():
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(path), cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA))
+    entries = data / "Data_Entry_2017.csv"
+    entries.write_text(entries.read_text().replace(f",{HEIGHT},{HEIGHT},", f",{WIDTH},{HEIGHT},"))
+
+    # Image Index, Finding Label, x, y, w, h, and three empty columns
+    header, *lines = (data / "BBox_List_2017.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for row in rows:
+        row[2] = str(float(row[2]) * WIDTH / HEIGHT)
+        row[4] = str(float(row[4]) * WIDTH / HEIGHT)
+    name, pathology = OVERLAPPING
+    (first,) = [row for row in rows if row[:2] == [name, pathology]]
+    x, y, w, h = map(float, first[2:6])
+    rows.append([name, pathology, x + w / 2, y + h / 2, w, h / 2, "", "", ""])
+    lines = [",".join(map(str, row)) for row in rows]
+    (data / "BBox_List_2017.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
 @pytest.fixture(scope="session")

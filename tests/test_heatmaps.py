@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pylon.baselines import Baseline
-from pylon.heatmaps import METHODS, heatmaps_of, probability
+from pylon.heatmaps import METHODS, PAIRS_AT_A_TIME, heatmaps_of, probability
 from pylon.model import Pylon
 
 ENCODER = "tu-test_resnet"
@@ -100,6 +100,23 @@ def test_gradcam_depends_on_the_class(images):
     model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
     (one, other), _ = heatmaps_of(model, images, [0, 0], [0, 1], "gradcam")
     assert not torch.equal(one, other)
+
+
+def test_pairs_beyond_those_explained_together_have_their_own_class_and_image(images):
+    torch.manual_seed(0)
+    model = Baseline("backbone", ENCODER, None, classes=4, pool="avg").eval()
+    with torch.no_grad():
+        model.segmentation_head[0].weight.abs_()  # or some maps would be 0 everywhere
+    image_of = [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1]
+    class_of = [0, 1, 2, 3, 0, 1, 2, 3, 2, 3, 1]
+    assert len(image_of) > PAIRS_AT_A_TIME
+    heatmaps, probabilities = heatmaps_of(model, images, image_of, class_of, "gradcam")
+    for k in range(PAIRS_AT_A_TIME, len(image_of)):
+        (alone,), score = heatmaps_of(model, images, image_of[k:][:1], class_of[k:][:1], "gradcam")
+        torch.testing.assert_close(heatmaps[k], alone, atol=1e-4, rtol=0)
+        torch.testing.assert_close(probabilities[k : k + 1], score)
+        # which is not the map of the pair that many places before
+        assert (heatmaps[k] - heatmaps[k - PAIRS_AT_A_TIME]).abs().max() > 0.01
 
 
 def test_unknown_method_is_rejected(images):

@@ -23,7 +23,9 @@ from pylon.model import Pylon
 from pylon.system.errors import UserError
 
 NAMES = ("Mass", "Œdème, mild", '"quoted"')
-DESCRIPTION = pylon.Description(NAMES, 0.1, 0.7, 512, {"Mass": 0.25, "Œdème, mild": None})
+THRESHOLDS = {"Mass": 0.25, "Œdème, mild": None}  # none of the third class
+CALIBRATION = {"Mass": [2.0, -1.5], '"quoted"': None}
+DESCRIPTION = pylon.Description(NAMES, 0.1, 0.7, 512, THRESHOLDS, CALIBRATION)
 NETWORKS = {
     "pylon": lambda: Pylon("tu-test_resnet", None, classes=3, decoder_channels=8),
     "baseline": lambda: Baseline("backbone", "tu-test_resnet", None, classes=3),
@@ -36,7 +38,8 @@ def best(request, tmp_path) -> Path:
     torch.manual_seed(0)
     model = NETWORKS[request.param]()
     card = make_card(NAMES, {"image_size": 512, "seed": 3}, "abc", {}, 0.1, 0.7)
-    checkpoint.save_best(tmp_path / "best", model, {**card, "thresholds": DESCRIPTION.thresholds})
+    chosen = {"thresholds": THRESHOLDS, "calibration": CALIBRATION}
+    checkpoint.save_best(tmp_path / "best", model, {**card, **chosen})
     return tmp_path / "best"
 
 
@@ -103,7 +106,17 @@ def test_card_is_not_saved_with_other_weights(best, tmp_path):
     model.save_pretrained(tmp_path / "changed")  # in the place of those that it belongs to
     assert read_training_json(tmp_path / "changed") is None
     described = pylon.load_pylon(tmp_path / "changed").description
-    assert described == dataclasses.replace(DESCRIPTION, thresholds=None)
+    assert described == dataclasses.replace(DESCRIPTION, thresholds=None, calibration=None)
+
+
+def test_an_edited_card_is_not_believed(best):
+    """Its hash is that of the card as it was; config.json and the weights are whole."""
+    path = best / "training.json"
+    kind = type(pylon.load_pylon(best))
+    assert kind.from_pretrained(best).card["options"]["seed"] == 3
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+    assert kind.from_pretrained(best).card is None
+    assert pylon.load_pylon(best).card is None
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import shutil
 import signal
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import IMAGES, start_script
 
 import pylon.data.cache
@@ -67,6 +69,20 @@ def test_images_within_the_size_are_cached_exactly(images, data, workers, capsys
                 assert (value == cached[key][name]).all()
 
 
+def test_rows_are_found_by_path_whatever_the_order(images, data):
+    """A data set of other images, in another order, with one twice as wide as the others."""
+    odd = images["path"][7]
+    cv2.imwrite(odd, cv2.resize(read_image(odd), (128, 64)))
+    cache = open_cache(images[:12], data / "cache", 128, 0)
+    chosen = images.iloc[[9, 7, 2]]
+    dataset = RadiographDataset(chosen, PATHOLOGIES, eval_transform(256), cache=cache)
+    plain = RadiographDataset(chosen, PATHOLOGIES, eval_transform(256))
+    for k in range(3):
+        for name, value in plain[k].items():
+            assert torch.equal(value, dataset[k][name]), name
+    assert dataset[1]["height_width"].tolist() == [64, 128]
+
+
 def test_larger_images_are_shrunk_by_area_and_keep_their_aspect_ratio(tmp_path, images, data, rng):
     pixels = rng.integers(0, 256, (100, 300), dtype=np.uint8)
     path = data / "images" / images["image_id"][0]
@@ -74,7 +90,7 @@ def test_larger_images_are_shrunk_by_area_and_keep_their_aspect_ratio(tmp_path, 
     cache = open_cache(images[:2], data / "cache", 64, 0)
     expected = cv2.resize(pixels, (64, 21), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(cache.read(0), expected)
-    assert cache.read(1).shape == (64, 64)
+    assert cache.read(1).shape == (64, 48)
     item = RadiographDataset(images[:2], PATHOLOGIES, eval_transform(256), cache=cache)[0]
     assert item["height_width"].tolist() == [100, 300]
 
@@ -99,6 +115,17 @@ def test_only_new_or_changed_images_are_decoded(images, data, capsys):
     np.testing.assert_array_equal(cache.read(3), read_image(images["path"][20]))
     open_cache(images[:13], data / "cache", 128, 0)
     assert decoded(capsys) == []
+    # changed within the time that the file system tells apart, or read by other code
+    path = Path(images["path"][6])
+    before = path.stat()
+    path.write_bytes(path.read_bytes() + b"more")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    open_cache(images[:13], data / "cache", 128, 0)
+    assert [line[:18] for line in decoded(capsys)] == ["decoding 1 images "]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pylon.data.cache, "READING", "otherwise")
+        open_cache(images[:13], data / "cache", 128, 0)
+        assert [line[:18] for line in decoded(capsys)] == ["decoding 13 images"]
     open_cache(images[:13], data / "cache", 64, 0)  # another size is another cache
     assert [line[:18] for line in decoded(capsys)] == ["decoding 13 images"]
 

@@ -2,9 +2,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import HEIGHT, WIDTH
 
 from pylon.data.chestxray14 import PATHOLOGIES
-from pylon.data.dataset import EpochSampler, eval_loader, train_loader
+from pylon.data.dataset import EpochSampler, RadiographDataset, eval_loader, train_loader
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, train_transform
 from pylon.system.errors import UserError
@@ -74,6 +75,20 @@ def test_sampler_draws_other_negatives_in_each_epoch():
     assert len(EpochSampler(has_finding, seed=3, negatives=70)) == 50
 
 
+def test_no_two_seeds_and_epochs_share_order_or_augmentation(images):
+    """Seed 0 in epoch 2 is not seed 1 in epoch 1, nor seed 1 in epoch 12 seed 11 in epoch 2."""
+    orders = set()
+    pictures = set()
+    pairs = [(0, 2), (1, 1), (2, 0), (1, 2), (2, 1), (1, 12), (11, 2), (12, 1)]
+    for seed, epoch in pairs:
+        sampler = EpochSampler(np.zeros(50, bool), seed)
+        sampler.epoch = epoch
+        orders.add(tuple(index for _, index in sampler))
+        dataset = RadiographDataset(images, PATHOLOGIES, train_transform(256), seed)
+        pictures.add(dataset[epoch, 3]["image"].numpy().tobytes())
+    assert len(orders) == len(pictures) == len(pairs)
+
+
 def test_last_batch_of_one_image_is_dropped(images):
     loader, _ = train_loader(images, PATHOLOGIES, train_transform(256), 11, 0, 0)
     assert [len(batch["label"]) for batch in loader] == [11]
@@ -107,7 +122,7 @@ def test_evaluation_item(images):
     assert batch["image"].dtype == torch.uint8
     assert batch["label"].dtype == torch.float32
     assert batch["index"].tolist() == [0, 1, 2, 3, 4]
-    assert batch["height_width"].tolist() == [[128, 128]] * 5
+    assert batch["height_width"].tolist() == [[HEIGHT, WIDTH]] * 5
     grey = cv2.imread(images["path"][0], cv2.IMREAD_GRAYSCALE)
     expected = cv2.resize(grey, (256, 256), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_array_equal(batch["image"][0, 0], expected)

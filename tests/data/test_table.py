@@ -122,6 +122,11 @@ def test_links_to_one_image_are_one_image(folder):
     (folder / "my.csv").write_text(TABLE + "link/1.png,9,test,1,1,0\n")
     with pytest.raises(UserError, match=r"rows 2 and 6 have the same image, link/1.png; remove"):
         read_table(folder / "my.csv", ignore_columns=["age"])
+    (folder / "my.csv").write_text(TABLE)
+    (folder / "b/1.png").unlink()
+    (folder / "b/1.png").symlink_to(folder / "a/1.png")  # the file itself is a link
+    with pytest.raises(UserError, match=r"rows 2 and 5 have the same image, b/1.png; remove one"):
+        read_table(folder / "my.csv", ignore_columns=["age"])
 
 
 def test_without_patients_each_image_is_one(tmp_path):

@@ -88,6 +88,17 @@ def test_images_have_several_names(folder):
     assert data.boxes["image_id"].tolist() == ["images/2.png"] * 3
 
 
+def test_the_end_of_a_path_begins_at_a_folder(folder):
+    """a/1.png is the end of deep/a/1.png, and no more than letters of deep/xa/1.png."""
+    for name in ("deep/a/1.png", "deep/xa/1.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), np.zeros((50, 60), np.uint8))
+    lines = ["path,split,Mass,Nodule", "deep/xa/1.png,test,1,0", "deep/a/1.png,test,1,0"]
+    (folder / "my.csv").write_text("\n".join(lines))
+    data = read(folder, "path,class,x,y,w,h\na/1.png,Mass,1,2,3,4\n")
+    assert data.boxes["image_id"].tolist() == ["deep/a/1.png"]
+
+
 def test_boxes_of_other_classes_are_left_out_with_a_note(folder):
     data = read(folder, BOXES, ["Nodule"])
     assert data.boxes["pathology"].tolist() == ["Nodule"]
@@ -156,6 +167,18 @@ COCO_FAULTS = [
     (
         coco("images", 0, width=120, height=100),
         "says that 2.png has 120 x 100 pixels, but the file",
+    ),
+    (
+        coco("images", 0, width=60, height=60),
+        "says that 2.png has 60 x 60 pixels, but the file has",
+    ),
+    (
+        coco("images", 0, width=50, height=50),
+        "says that 2.png has 50 x 50 pixels, but the file has",
+    ),
+    (
+        coco("images", 0, width=50, height=60),
+        "says that 2.png has 50 x 60 pixels, but the file has",
     ),
     (coco("annotations", 0, category_id=9), "annotation 1 has the category_id 9, which is not in"),
     (coco("annotations", 1, image_id=3), "annotation 2 has the image_id 3, which is not in the"),

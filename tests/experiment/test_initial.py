@@ -1,9 +1,14 @@
 """Starting from another checkpoint: what fits is taken, by class name in the head."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pylon.baselines import Baseline
+from pylon.experiment import initial
+from pylon.experiment.card import make_card
+from pylon.experiment.checkpoint import save_best
 from pylon.experiment.initial import take_from_checkpoint
 from pylon.hub import Description
 from pylon.model import Pylon
@@ -64,12 +69,74 @@ def test_another_kind_of_network_gives_its_encoder(tmp_path):
     assert all(torch.equal(value, decoder[key]) for key, value in net.decoder.state_dict().items())
 
 
+def test_a_network_of_the_same_library_gives_its_encoder_alone(tmp_path):
+    """Decoders of U-Net and MA-Net have tensors of one name and shape that mean other things."""
+    other = saved(tmp_path / "other", ["a"], Baseline("unet", *ENCODER, classes=1))
+    net = Baseline("manet", *ENCODER, classes=1)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    given = other.state_dict()
+    alike = [name for name in given if name in before and given[name].shape == before[name].shape]
+    assert any(name.startswith("decoder.") for name in alike)
+    assert any(name.startswith("segmentation_head.") for name in alike)
+    said = take_from_checkpoint(net, ("a",), tmp_path / "other")
+    assert said[1] == "only its encoder fits: it is another kind of network"
+    for name, value in net.state_dict().items():
+        expected = given if name.startswith("encoder.") else before
+        assert torch.equal(value, expected[name]), name
+
+
 def test_a_wider_decoder_takes_what_fits(tmp_path):
     saved(tmp_path / "other", ["a"])
     net = Pylon(*ENCODER, classes=1, decoder_channels=16)
     said = take_from_checkpoint(net, ("a",), tmp_path / "other")
     assert said[1] == "new classes: a; random head"
     assert net.segmentation_head[0].bias.item() != 0  # fits, and is taken
+
+
+def test_a_split_that_was_drawn_must_be_that_of_the_other_checkpoint(tmp_path):
+    """Or what the other network has learnt from might be in the test split."""
+    torch.manual_seed(0)
+    other = Pylon(*ENCODER, classes=1, decoder_channels=8)
+    card = make_card(["a"], {"image_size": 256}, "", {"my.csv": "drawn"}, 0.5, 0.25)
+    save_best(tmp_path / "other", other, card)
+    net = Pylon(*ENCODER, classes=1, decoder_channels=8)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(UserError, match=r"other was not trained on it as it is now: a random"):
+        take_from_checkpoint(net, ("a",), tmp_path / "other", "another")
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    take_from_checkpoint(net, ("a",), tmp_path / "other", "drawn")
+    given = other.state_dict()
+    assert all(torch.equal(value, given[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("weights", "init_from", "pretrained", "expected"),
+    [
+        ("imagenet", None, True, "imagenet"),
+        ("None", None, True, None),
+        ("imagenet", None, False, None),  # a run that is resumed
+        ("imagenet", "other", True, None),  # the checkpoint's take their place
+    ],
+)
+def test_what_is_downloaded(tmp_path, monkeypatch, weights, init_from, pretrained, expected):
+    saved(tmp_path / "other", ["a"])
+    asked = []
+
+    def build_network(config):
+        asked.append(config["encoder_weights"])
+        return Pylon(*ENCODER, classes=1, decoder_channels=8)
+
+    monkeypatch.setattr(initial, "build_network", build_network)
+    options = SimpleNamespace(
+        encoder_name=ENCODER[0],
+        encoder_weights=weights,
+        init_from=init_from and tmp_path / init_from,
+        model="pylon",
+    )
+    radiographs = SimpleNamespace(class_names=("a",), drawn_from=None)
+    _, said = initial.build(options, (), radiographs, pretrained)
+    assert asked[0] == expected
+    assert (said != []) == (init_from is not None)
 
 
 def test_other_encoders_are_refused(tmp_path):

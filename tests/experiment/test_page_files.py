@@ -15,9 +15,11 @@ from pylon.experiment.page import (
     filters,
     name_in_folder,
     picture_of,
+    scores_of_boxes,
     write_page,
     write_pictures,
 )
+from pylon.scoring.rows import Rows
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028.png"
 MASS = Finding("Mass", 0.25, 0.125, True, None, (1, 2), [[3, 4, 5, 6]], None, "M0 0 5 5z")
@@ -137,3 +139,26 @@ def test_filters_have_the_colours_of_the_pictures():
 )
 def test_files_are_in_the_folder_whatever_the_image_id(image_id, name):
     assert name_in_folder(image_id) == name
+
+
+def test_table_of_the_page_names_each_control_by_its_own_score():
+    table = pd.DataFrame(
+        {"Mass": np.arange(1, 9) / 10, "Edema": np.nan, "micro": np.arange(11, 19) / 100},
+        index=[
+            "0", "mean", "0 low", "0 high", "image centre", "prior", "called present",
+            "hit if called present",
+        ],
+    )  # fmt: skip
+    boxes = pd.DataFrame({"pathology": ["Mass", "Mass", "Mass", "Nodule"]})
+    table["Nodule"] = np.nan
+    shown = scores_of_boxes(Rows(boxes, {"class_names": ["Nodule", "Mass"]}), table)
+    assert shown.index.tolist() == ["Nodule", "Mass", "all"]
+    assert shown.loc["Mass"].to_dict() == {
+        "rows": "3",
+        "hits": "0.100",
+        "95 % interval": "0.300 to 0.400",
+        "hits of the best fixed point": "0.600",
+        "called present": "0.700",
+    }
+    assert shown.loc["all", ["rows", "hits"]].tolist() == ["4", "0.110"]
+    assert shown.loc["Nodule", ["rows", "called present"]].tolist() == ["1", ""]

@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import shutil
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import HEIGHT, WIDTH
 from PIL import Image
 
 import pylon
@@ -50,7 +52,7 @@ def test_prediction_is_what_the_network_gives(predictor, files):
     assert [f["score"] for f in prediction.findings] == pytest.approx(
         scores.sort(descending=True).values.tolist(), abs=1e-5
     )
-    size = np.array([[128, 128]] * 14)
+    size = np.array([[HEIGHT, WIDTH]] * 14)
     points, boxes, outlines = locate(torch.from_numpy(prediction.maps), size, (256, 256))
     for c, label in enumerate(about.class_names):
         finding = prediction.finding(label)
@@ -76,6 +78,24 @@ def test_list_equals_one_by_one(predictor, files):
     assert predictor([]) == []
 
 
+def test_images_of_one_batch_have_their_own_sizes(predictor, files):
+    """A wide and a high image between those of the phantom, all in one batch."""
+    image = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
+    given = [files[0], cv2.resize(image, (300, 40)), files[1], cv2.resize(image, (40, 300))]
+    assert len(given) <= predictor.batch_size
+    sizes = [(HEIGHT, WIDTH), (40, 300), (HEIGHT, WIDTH), (300, 40)]
+    for size, found in zip(sizes, predictor(given), strict=True):
+        assert found.image.shape == size
+        maps = torch.from_numpy(found.maps)
+        points, boxes, _ = locate(maps, np.array([size] * 14), (256, 256))
+        np.testing.assert_allclose(found.affine, affine_of((64, 64), size))
+        for c, label in enumerate(found.class_names):
+            finding = found.finding(label)
+            assert finding["point"] == tuple(points[c])
+            assert finding["box"] == tuple(boxes[c])
+            assert finding["score"] == pytest.approx(maps[c].max().item(), abs=1e-6)
+
+
 def test_paths_arrays_and_pil_images_are_equal(predictor, files, tmp_path):
     expected = predictor(files[0])
     assert same(predictor(str(files[0])), expected)
@@ -94,7 +114,7 @@ def test_paths_arrays_and_pil_images_are_equal(predictor, files, tmp_path):
         for mode in ("L", "LA", "RGB", "RGBA"):
             assert same(predictor(image.convert(mode)), expected)
     assert same(predictor(Image.fromarray(deep.astype(np.int32))), expected)  # mode I
-    big_endian = Image.frombytes("I;16B", (128, 128), deep.astype(">u2").tobytes())
+    big_endian = Image.frombytes("I;16B", (WIDTH, HEIGHT), deep.astype(">u2").tobytes())
     assert same(predictor(big_endian), expected)
 
 
@@ -175,6 +195,18 @@ def test_places_lie_in_images_of_any_aspect(predictor, rng, size):
         assert 0 <= y <= row < y + h <= height
     picture = prediction.overlay("Mass")
     assert picture.shape == (*size, 3)
+
+
+def test_a_score_equal_to_its_threshold_is_called_present(predictor, files):
+    prediction = predictor(files[0])
+    scores = {finding["label"]: finding["score"] for finding in prediction.findings}
+    fussy = copy.copy(predictor)
+    # one class without a threshold, one that is a last bit short of its own
+    none, short, *others = scores
+    above = float(np.nextafter(np.float32(scores[short]), np.float32(1)))
+    fussy.uncalibrated_thresholds = {**scores, none: None, short: above}
+    called = {finding["label"]: finding["present"] for finding in fussy(files[0]).findings}
+    assert called == {**dict.fromkeys(others, True), none: None, short: False}
 
 
 def test_affine_maps_corners_to_corners():

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import shutil
@@ -13,8 +14,11 @@ from accelerate import Accelerator
 from pylon.experiment import runs
 from pylon.experiment.card import read_training_json
 from pylon.experiment.checkpoint import RESUMED, load_last, save_last
+from pylon.experiment.train_options import as_json
+from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json, write_together
+from train import Options
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -84,6 +88,51 @@ def test_overwriting_run_is_not_mixed_either(tmp_path):
         runs.find_last(save, card, {}, False, Accelerator(cpu=True))
     assert runs.find_last(save, card, {}, True, Accelerator(cpu=True)) is None
     assert not (save / "last").exists()
+
+
+def test_options_that_change_the_result_may_not_change_on_resume():
+    """All but where files lie, how long and how fast; of precision and device only the device."""
+    may = {
+        "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile",
+        "skip_unreadable", "overwrite", "track",
+    }  # fmt: skip
+    for name in as_json(Options()):
+        before = {"options": {name: 1}, "split_sha256": "a"}
+        now = {"options": {name: 2}, "split_sha256": "a"}
+        found = runs.differences(before, now, "{} {} (now {})")
+        assert found == ([] if name in may else [f"{flag(name)} 1 (now 2)"])
+
+
+def test_the_rows_and_their_chart_take_the_place_of_earlier_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("0", "0.new"):
+        write_together({tmp_path / f"save/a/{name}/last": name.encode()})
+        files = {
+            tmp_path / f"csv/a/{name}{end}": f"{name}{end}".encode() for end in (".csv", ".png")
+        }
+        write_together(files)
+    write_together({tmp_path / "csv/a/10.new.csv": b"another seed"})
+    save, csv = runs.open_run("a", 0, True, Accelerator(cpu=True))
+    assert (str(save), str(csv)) == ("save/a/0.new", "csv/a/0.new.csv")
+    assert str(runs.close_run(save, csv)) == "save/a/0"
+    assert (tmp_path / "save/a/0/last").read_text() == "0.new"
+    assert (tmp_path / "csv/a/0.csv").read_text() == "0.new.csv"
+    assert (tmp_path / "csv/a/0.png").read_text() == "0.new.png"
+    assert sorted(os.listdir("csv/a")) == ["0.csv", "0.png", "10.new.csv"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "has_last", "lost"),
+    [(1, False, ""), (2, False, "last"), (2, True, ""), (None, True, "best"), (None, False, "")],
+)
+def test_what_a_run_has_lost(tmp_path, epoch, has_last, lost):
+    """A run that was killed before its first `last` has lost nothing."""
+    if epoch is not None:
+        card = json.dumps({"epoch": epoch}).encode()
+        write_together(
+            {tmp_path / "best/model.safetensors": b"", tmp_path / "best/training.json": card}
+        )
+    assert runs.lost_part(tmp_path, {} if has_last else None) == lost
 
 
 def test_differences_ignore_options_that_may_change():

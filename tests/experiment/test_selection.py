@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,10 @@ def test_experiments_to_compare(tmp_path, monkeypatch):
         "pylon": ["0", "1"],
         "unet": ["0"],
     }
+    chosen = selection.choose_experiments(ScoreOptions(compare=("unet",), seeds=(0,)))
+    assert [list(checkpoints) for checkpoints in chosen.values()] == [["0"], ["0"]]
+    with pytest.raises(UserError, match="seed 1 of unet has no checkpoint; save/unet has seed 0"):
+        selection.choose_experiments(ScoreOptions(compare=("unet",), seeds=(1,)))
     for other in ("pylon", "published"):
         with pytest.raises(UserError, match=f"--compare {other} is the experiment itself"):
             selection.choose_experiments(ScoreOptions(compare=(other,)))
@@ -58,6 +63,37 @@ def test_experiments_to_compare(tmp_path, monkeypatch):
     options = ScoreOptions(checkpoint=Path("save/unet/0/best"), compare=("unet",))
     with pytest.raises(UserError, match="--compare unet is the experiment itself"):
         selection.choose_experiments(options)
+
+
+def test_finished_seeds_are_looked_for_until_there_are_enough(monkeypatch):
+    """Of seeds 0 to 4, all but 0 and 2 are finished."""
+    paths = {str(seed): Path(f"save/pylon/{seed}/best") for seed in range(5)}
+    looked = []
+
+    def has_finished(path, say):
+        looked.append(path.parent.name)
+        return path.parent.name not in ("0", "2")
+
+    monkeypatch.setattr(selection, "has_finished", has_finished)
+    said = []
+    leave_out = partial(selection.leave_out_unfinished, "pylon", paths, say=said.append)
+    assert list(leave_out(asked=False, enough=1)) == ["1"]
+    assert looked == ["0", "1"]
+    assert len(said) == 1
+    assert list(leave_out(asked=False)) == ["1", "3", "4"]
+    assert list(leave_out(asked=True)) == list("01234")
+
+
+def test_third_seed_is_compared_with_the_first():
+    card = {"options": {"lr": 1.0, "epochs": 2}, "split_sha256": "a"}
+    cards = {"0": card, "1": card, "7": {**card, "options": {"lr": 2.0, "epochs": 2}}}
+    configs = {seed: {"encoder_name": "resnet18"} for seed in cards}
+    with pytest.raises(UserError, match=r"seeds 0 and 7 of pylon were not trained alike: --lr 1.0"):
+        selection.require_alike("pylon", cards, configs, print)
+    cards["7"] = {**card, "options": {"lr": 1.0, "epochs": 3}}
+    said = []
+    selection.require_alike("pylon", cards, configs, said.append)
+    assert said[0].endswith("different --epochs: 2 (seed 0), 2 (seed 1), 3 (seed 7)")
 
 
 def test_seeds_are_averaged_only_if_trained_alike():

@@ -201,6 +201,15 @@ def test_push_is_one_commit_of_exactly_these_files(cwd, hub, private, capsys):
     sharing.push(changed, "user/name", private)
     assert repository.files["README.md"].endswith(b"More.\n")
     assert repository.commits == 2
+    # over the commit that was looked at, so that the hub refuses it if there is a later one
+    first, second = [parent_of(body) for _, path, _, body in hub.asked if "/commit/" in path]
+    assert (first, second) == (None, f"{1:040}")
+
+
+def parent_of(body: bytes) -> str | None:
+    """The commit on which one that was sent to the hub is to be put."""
+    (header,) = [each for each in map(json.loads, body.splitlines()) if each["key"] == "header"]
+    return header["value"].get("parentCommit")
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from pylon.scoring import bootstrap
 from pylon.scoring.bootstrap import (
     RESAMPLES,
     bounds,
@@ -45,6 +46,21 @@ def test_resampled_auroc_equals_weighted_auroc(rng):
         positives = [(weights * labels[:, c]).sum() for c in (0, 1)]
         assert resampled[k, 4] == pytest.approx(np.average(areas, weights=positives))
         assert resampled[k, 5] == pytest.approx(np.mean(areas))
+
+
+def test_resampled_auroc_of_more_positives_than_are_compared_at_once(monkeypatch):
+    """Seven positives of three patients, three at a time; the last ones alone are ranked wrong."""
+    monkeypatch.setattr(bootstrap, "POSITIVES_AT_A_TIME", 3)
+    labels = np.array([1, 1, 1, 1, 0, 0, 1, 1, 1])[:, None]
+    scores = np.array([9, 8, 7, 6, 5, 4, 3, 4, 4.5])[:, None]
+    patients = np.array([1, 1, 1, 2, 2, 3, 3, 1, 2])
+    resampled = resampled_auroc(labels, scores, patients)[:, 0]
+    patient_of, drawn = resample_patients(patients)
+    for k in range(0, RESAMPLES, 211):
+        weights = drawn[k][patient_of]
+        if weights[labels[:, 0] == 1].any() and weights[labels[:, 0] == 0].any():
+            expected = roc_auc_score(labels[:, 0], scores[:, 0], sample_weight=weights)
+            assert resampled[k] == pytest.approx(expected)
 
 
 def test_patients_behind_auroc_have_the_rarer_label():
@@ -138,6 +154,13 @@ def test_paired_spread():
     # both certain: narrow
     assert (low[1], high[1]) == pytest.approx((-(1 - 0.025 ** (1 / 146)), 1 - 0.025 ** (1 / 146)))
     assert low[2] < 0.1 < 1 < high[2]  # one patient decides nothing
+    # one side certain, the other not: the next patient might differ by more than resamples do
+    certain = paired_spread(np.array([[0.5], [0.501]]), np.ones((2, 1)), np.array([50]))
+    assert certain == pytest.approx((1 - 0.025 ** (1 / 50)) / 1.96, abs=1e-4)
+    # and where both vary together, their difference does not
+    both = np.array([[0.4], [0.6]])
+    assert paired_spread(both, both - 0.1, np.array([50])) == pytest.approx(certain)
+    assert paired_spread(both, 1 - both, np.array([50])) == pytest.approx(0.2)
     flat = np.array([[0.0001], [0.0002]])  # share of a flat map in the box, compared with no hit
     assert paired_spread(flat, 0 * flat, np.array([40])) == pytest.approx(
         (1 - 0.025 ** (1 / 40)) / 1.96, abs=1e-4

@@ -15,25 +15,27 @@ SIMULATIONS = int(os.environ.get("PYLON_SIMULATIONS", "120"))
 
 
 def rows_of(boxes: list[tuple[str, int, str, int, int, int, int]]) -> Rows:
-    """Rows from image_id, patient_id, pathology, x, y, w, h in images of 64 x 64 pixels."""
+    """Rows from image_id, patient_id, pathology, x, y, w, h in images of 32 x 64 pixels."""
     keys = ["image_id", "patient_id", "pathology", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
     table = pd.DataFrame(boxes, columns=keys)
-    table["image_height"] = 64
+    table["image_height"] = 32
     table["image_width"] = 64
     return Rows(table, {"class_names": sorted(set(table["pathology"]))})
 
 
 def maps_of(rows: Rows) -> np.ndarray:
-    """Maps that are 1 in the box and 0 elsewhere."""
+    """Maps of 64 x 64, two rows a pixel, that are 1 in the box and 0 elsewhere."""
     maps = np.zeros((len(rows.table), 64, 64), np.float32)
     for heatmap, (x, y, w, h) in zip(maps, rows.bboxes()[:, 0], strict=True):
-        heatmap[y : y + h, x : x + w] = 1
+        heatmap[2 * y : 2 * (y + h), x : x + w] = 1
     return maps
 
 
 @pytest.fixture
 def rows() -> Rows:
+    """Of twelve patients, the first of whom has three images with a Mass."""
     boxes = [(f"{k}.png", k, "Mass", 5 + k, 10, 8, 8) for k in range(12)]
+    boxes += [(f"again{k}.png", 0, "Mass", 5, 10, 8, 8) for k in range(2)]
     return rows_of([*boxes, *((f"{k}.png", k, "Nodule", 40, 5 + k, 4, 4) for k in range(12))])
 
 
@@ -47,14 +49,15 @@ def test_perfect_maps_and_their_controls(rows):
         assert table.loc["0", "false boxes"] == 0
         assert table.loc["0", "fraction"] == FRACTIONS[0]  # all are equal: the first
         assert (table.loc["oracle", list(SCORES)] == table.loc["0", list(SCORES)]).all()
-        # 12 of 12 patients: the binomial interval of a share; a count has none
+        # 12 of 12 patients, whatever their images: the binomial interval of a share; a count has
+        # none
         assert table.loc["0 low", SHOWN] == pytest.approx(0.025 ** (1 / 12))
         assert np.isnan(table.loc["0 low", "false boxes"])
 
     # the medians of the other folds' boxes lie near the middle: 6 of 64 pixels to either side
     assert 0 < tables["Mass"].loc["prior box", SHOWN] < 1
-    assert tables["Mass"].loc["whole image", "IoU"] == 64 / 4096
-    assert tables["Nodule"].loc["whole image", "energy"] == 16 / 4096
+    assert tables["Mass"].loc["whole image", "IoU"] == 64 / (32 * 64)
+    assert tables["Nodule"].loc["whole image", "energy"] == 16 / (32 * 64)
     assert tables["Nodule"].loc["random maps", "IoU"] < 0.2
 
 
@@ -68,7 +71,7 @@ def test_table_averages_the_seeds(rows):
 
 
 def test_rows_without_other_patients_count_nowhere():
-    alone = ("alone.png", 99, "Hernia", 1, 1, 62, 62)
+    alone = ("alone.png", 99, "Hernia", 1, 1, 62, 30)
     boxes = [(f"{k}.png", k, "Mass", 5 + k, 10, 8, 8) for k in range(12)]
     rows = rows_of([*boxes, alone])
     tables = box_table({"0": rows}, {"0": score_heatmaps(maps_of(rows), rows)})

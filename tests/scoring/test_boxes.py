@@ -107,6 +107,19 @@ def test_several_boxes_share_the_score():
     assert at_half["energy"] == 1
 
 
+def test_energy_in_boxes_that_overlap_counts_once():
+    # 16 cells of the map, 8 of them in the first box, 12 in both together
+    heatmap = map_of((10, 10, 4, 4, 0.5))
+    first, second = [8, 10, 4, 4], [10, 11, 4, 2]
+    for boxes, expected in (
+        ([first, [0, 0, 0, 0]], 8 / 16),
+        ([first, first], 8 / 16),
+        ([first, second], 12 / 16),
+    ):
+        scores = score_maps(heatmap, np.array([boxes]), SIZE)
+        assert named(scores[0, HALF])["energy"] == pytest.approx(expected)
+
+
 def test_empty_constant_and_faulty_maps():
     box = np.array([[0, 0, GRID, GRID // 2]])
     empty = score_maps(np.zeros((1, GRID, GRID), np.float32), box, SIZE)
@@ -182,6 +195,27 @@ def test_the_fraction_is_chosen_on_other_patients():
     picked, chosen = cross_fitted(scores[:2], np.array(["a", "a"]), np.array([1, 1]))
     assert (chosen == -1).all()
     assert np.isnan(picked).all()
+
+
+def test_the_fraction_is_chosen_by_iou_alone():
+    """Two patients; at another fraction all other scores are higher, and the boxes smaller."""
+    scores = np.zeros((2, len(FRACTIONS), len(SCORES)))
+    scores[:, HALF, :7] = 0.5
+    scores[:, 3, 6:] = 9  # also the last of the IoU
+    scores[:, 3, 6] = 3
+    _, chosen = cross_fitted(scores, np.array(["a", "a"]), np.array([1, 2]))
+    assert chosen.tolist() == [HALF, HALF]
+    scores[:, 3, 6] = 4  # of seven thresholds, one of 4 is more than seven of .5
+    _, chosen = cross_fitted(scores, np.array(["a", "a"]), np.array([1, 2]))
+    assert chosen.tolist() == [3, 3]
+
+
+def test_prior_of_images_of_several_sizes():
+    """A quarter of the height and half of the width, from the left: of each image's own sides."""
+    sizes = np.array([[128, 96], [96, 128], [40, 200]])
+    boxes = np.array([[0, 32, 48, 32], [0, 24, 64, 24], [0, 10, 100, 10]])
+    prior = prior_boxes(boxes, sizes, np.array(["a"] * 3), np.array([1, 2, 3]))
+    np.testing.assert_allclose(prior, boxes)
 
 
 def test_prior_is_the_median_of_other_patients_boxes():

@@ -50,6 +50,23 @@ def test_platt_scaling_of_separable_unknown_and_worse_classes():
     assert lines["one"] is None  # no positive
 
 
+def test_platt_targets_of_a_rare_class():
+    """Two positives at 2 and six negatives at -1: the line goes through both targets exactly."""
+    labels = np.array([1, 0, 0, 0, 1, 0, 0, 0])[:, None]
+    logits = np.where(labels == 1, 2, -1).astype(np.float32)
+    slope, intercept = platt_scaling(labels, logits, ["rare"])["rare"]
+    # of positives (2 + 1) / (2 + 2), of negatives 1 / (6 + 2)
+    assert expit(slope * 2 + intercept) == pytest.approx(3 / 4, abs=1e-5)
+    assert expit(slope * -1 + intercept) == pytest.approx(1 / 8, abs=1e-5)
+
+
+def test_platt_scaling_of_logits_that_never_vary():
+    """Whatever the image, the share of positives: the mean of the targets."""
+    labels = np.array([1, 0, 0, 0])[:, None]
+    line = platt_scaling(labels, np.full((4, 1), 7, np.float32), ["a"])["a"]
+    assert line is None  # no slope
+
+
 def test_calibrated_probabilities_equal_those_of_logits():
     logits = np.linspace(-60, 15, 50)
     line = (0.4, -0.7)
@@ -103,5 +120,11 @@ def test_table_of_seeds_and_bins(overconfident):
     row = ("calibration error, calibrated", "a")
     assert scores.loc["0"].loc[row] < 0.02
     assert np.isnan(scores.loc["1"].loc[row])
+    # of three seeds, two of which are alike
+    opposite = Rows(table.assign(logit_a=-table["logit_a"]), without.about)
+    of_three = table_of_calibration({"0": without, "1": without, "4": opposite})["a"]
+    of_each = [of_three[seed]["AUPRC"] for seed in ("0", "1", "4")]
+    assert of_each[0] == of_each[1] > of_each[2]
+    assert of_three["mean"]["AUPRC"] == pytest.approx((2 * of_each[0] + of_each[2]) / 3)
     assert reliabilities(with_line)["a"][1] is not None
     assert reliabilities(without)["a"][1] is None

@@ -61,6 +61,8 @@ def test_verdicts_by_hand():
     wide = beside(ours[["c"]], theirs[["c"]] - 0.5, "others", 0.02)
     assert table.loc["c", "high"] == pytest.approx(0.6418, abs=1e-3)
     assert wide.loc["c", "high"] == 1  # clipped: differences of accuracies end at 1
+    low = beside(ours[["c"]] - 0.5, theirs[["c"]], "others", 0.02).loc["c"]
+    assert (low["low"], low["high"]) == (-1, pytest.approx(0.1418, abs=1e-3))
     assert table["verdict"].tolist() == ["the same", "differs", "not decided with 2 seeds"]
     assert table.loc["b", "difference"] == pytest.approx(-0.1)
     assert table.loc["b", "others mean"] == pytest.approx(0.601)

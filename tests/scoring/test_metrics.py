@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pylon.heatmaps import probability
 from pylon.scoring.metrics import (
     accuracies,
     auroc,
@@ -164,6 +165,20 @@ def test_threshold_maximises_sensitivity_plus_specificity():
     assert thresholds["all"] is None
     assert thresholds["worse"] is None  # every negative lies above every positive
     assert thresholds.keys() == {"a", "all", "worse", "chance"}
+
+
+def test_a_score_at_the_threshold_reaches_it():
+    """Thresholds are compared with float32 probabilities, so they are such themselves."""
+    logits = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
+    best = []
+    for k in range(50):  # the k-th image alone is positive, with those above it
+        labels = (logits >= logits[k]).astype(np.float32)
+        if 0 < labels.sum() < 50:
+            threshold = youden_thresholds(labels, logits, ["a"])["a"]
+            score = probability(torch.from_numpy(logits[k])).item()
+            best.append((threshold, score))
+    assert len(best) == 49
+    assert [threshold for threshold, _ in best] == [score for _, score in best]
 
 
 def test_accuracies_skip_nan():

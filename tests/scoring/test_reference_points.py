@@ -50,6 +50,16 @@ def test_prior_hits_by_hand():
     assert hits[[0, 1, 3, 5]].tolist() == [0, 0, 0, 0]
 
 
+def test_images_of_several_sizes_have_their_own_cells():
+    """The same box is the left half of one image and the upper half of the other."""
+    boxes = np.array([(0, 0, 64, 64), (0, 0, 64, 64)])
+    left, upper = inside_by_cell(boxes, np.array([(64, 128), (128, 64)]))
+    assert left[:, :32].all()
+    assert not left[:, 32:].any()
+    assert upper[:32].all()
+    assert not upper[32:].any()
+
+
 def test_prior_takes_the_middle_of_ties():
     boxes = np.array([(0, 0, 128, 64), (0, 32, 2, 1), (0, 0, 128, 32)])
     hits = prior_hits(boxes, SIZE.repeat(3, axis=0), np.full(3, "a"), np.arange(3))

@@ -6,7 +6,14 @@ import pytest
 from scipy import stats
 from scored import scored
 
-from pylon.scoring.tables import Scored, print_table, table_of_seeds
+from pylon.scoring.rows import Rows
+from pylon.scoring.tables import (
+    Scored,
+    print_table,
+    score_boxes,
+    score_images,
+    table_of_seeds,
+)
 from pylon.system.files import write_csv
 
 
@@ -43,6 +50,28 @@ def test_mean_interval_of_seeds_without_spread():
     assert table["1 high"] == pytest.approx(1 - exact)
     assert table["mean low"] == pytest.approx(2 / 3 * exact)
     assert table["mean high"] == pytest.approx((3 - exact) / 3)
+
+
+def test_images_and_boxes_of_one_patient_count_as_one_patient():
+    """Five of six images are of one patient; each class has boxes in two or three of them."""
+    table = pd.DataFrame({
+        "image_id": list("abcdef"),
+        "patient_id": [7, 7, 7, 7, 7, 8],
+        "pathology": ["Mass", "Mass", "Mass", "Nodule", "Nodule", "Nodule"],
+        "hit": [1.0, 0.0, 0.5, 1.0, 1.0, 0.0],
+        **{"label_Mass": [1, 1, 1, 0, 0, 0], "label_Nodule": [0, 1, 1, 1, 0, 0]},
+        **{"logit_Mass": [3, 2, 1, 2, 0, 0], "logit_Nodule": [0, 1, 2, 3, 1, 0]},
+    })  # fmt: skip
+    rows = {"0": Rows(table, {"class_names": ["Nodule", "Mass", "Edema"]})}
+    points = score_boxes(rows)
+    assert list(points.scores.columns) == ["Nodule", "Mass", "micro"]
+    assert points.scores.loc["0"].tolist() == pytest.approx([2 / 3, 0.5, 3.5 / 6])
+    assert points.patient_counts.tolist() == [2, 1, 2]
+    rows = {"0": Rows(table, {"class_names": ["Nodule", "Mass"]})}
+    images = score_images(rows)
+    assert images.patient_counts.tolist() == [1, 1, 2, 2]
+    # Mass: of 9 pairs, one is a tie and one is wrong
+    assert images.scores.loc["0", "Mass"] == pytest.approx(7.5 / 9)
 
 
 def test_single_seed_has_no_std_and_no_mean_interval():

@@ -1,6 +1,8 @@
 """app.py: a radiograph dropped on the page, in a real browser."""
 
+import base64
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,6 +17,8 @@ from conftest import NO_BROWSER, run_script, sentence_of, start_script
 from dicom_files import PATIENT, dicom, save
 
 import app
+from pylon.drawing import overlay
+from pylon.experiment.predictor import Prediction, Predictor
 from pylon.system.errors import UserError
 
 playwright = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
@@ -95,9 +99,48 @@ def picture(page) -> str:
     return page.wait_for_selector("img[alt*='with the map of']").get_attribute("src")
 
 
+def pixels_of(source: str) -> np.ndarray:
+    """The pixels, RGB, of a picture that is part of an address."""
+    data = base64.b64decode(source.removeprefix("data:image/png;base64,"))
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def test_the_picture_has_the_map_of_the_class_that_is_named():
+    """Findings are in the order of their scores, maps in that of the classes."""
+    names = ("Mass", "Nodule", "Hernia")
+    maps = np.zeros((3, 32, 32), np.float32)
+    maps[0, 4, 20] = maps[1, 20, 4] = maps[2, 9, 9] = 1
+    scores = {"Hernia": (0.9, True), "Mass": (0.5, False), "Nodule": (0.25, None)}
+    findings = [{"label": k, "score": v[0], "present": v[1]} for k, v in scores.items()]
+    thresholds = {"Mass": 0.625, "Nodule": None, "Hernia": 0.125}
+    image = np.full((128, 96), 90, np.uint8)
+    affine = np.eye(2, 3)
+    prediction = Prediction(findings, maps, names, thresholds, True, image, affine)
+    shown, texts = app.shown_of(prediction, "a.png")
+    assert texts == [
+        ("Hernia: 0.900, called present (from 0.125)", "Hernia"),
+        ("Mass: 0.500 (from 0.625)", "Mass"),
+        ("Nodule: 0.250, no threshold", "Nodule"),
+    ]
+    for name, heatmap in zip(names, maps, strict=True):
+        element = app.picture_of(shown, name, 1, 0.5, "absolute")
+        assert f'alt="a.png with the map of {name}"' in element
+        drawn = pixels_of(re.search('src="(.*?)"', element)[1])
+        np.testing.assert_array_equal(drawn, overlay(image, heatmap, "absolute", 0.5))
+
+    # faded by half, and to nothing
+    half = pixels_of(re.search('src="(.*?)"', app.picture_of(shown, "Mass", 0.5, 1, "minmax"))[1])
+    whole = overlay(image, maps[0], "minmax", 1).astype(float)
+    assert np.abs(half - (whole + 90) / 2).max() <= 0.5
+    none = pixels_of(re.search('src="(.*?)"', app.picture_of(shown, "Mass", 0, 1, "minmax"))[1])
+    assert (none == 90).all()
+
+
 @needs_browser
-def test_a_png_and_the_sliders(page, phantom, uploads):
-    drop(page, sorted((phantom / "images").glob("*.png"))[0])
+def test_a_png_and_the_sliders(page, phantom, checkpoint, uploads):
+    path = sorted((phantom / "images").glob("*.png"))[0]
+    prediction = Predictor(checkpoint, "cpu")(path)
+    drop(page, path)
     first = picture(page)
     assert page.get_by_text("Findings in 00000001_000.png").is_visible()
     radios = page.locator(".findings input[type=radio]")
@@ -106,20 +149,34 @@ def test_a_png_and_the_sliders(page, phantom, uploads):
     assert "with the map of" in page.locator("img[alt*='with the map']").get_attribute("alt")
     assert files_in(uploads) == []  # the upload is gone
 
-    # another finding, no map, each map's own range
-    seen = [first]
-    for change in (
-        lambda: radios.nth(3).check(),
-        lambda: page.get_by_label("each map's own range").check(),
-        lambda: page.get_by_label("number input for Strength of the map").fill("0"),
+    # another finding, each map's own range, no map
+    top, other = prediction.findings[0]["label"], prediction.findings[3]["label"]
+    assert_shows(first, prediction, top, "absolute")
+    last = first
+    for change, scale, strength in (
+        (lambda: radios.nth(3).check(), "absolute", 1),
+        (lambda: page.get_by_label("each map's own range").check(), "minmax", 1),
+        (lambda: page.get_by_label("number input for Strength of the map").fill("0"), "minmax", 0),
     ):
         change()
         page.keyboard.press("Enter")
         page.wait_for_function(
-            "src => document.querySelector('img[alt*=map]')?.src != src", arg=seen[-1]
+            "src => document.querySelector('img[alt*=map]')?.src != src", arg=last
         )
-        seen.append(picture(page))
-    assert len(set(seen)) == 4
+        last = picture(page)
+        assert_shows(last, prediction, other, scale, strength)
+
+
+def assert_shows(
+    source: str, prediction: Prediction, label: str, scale: str, strength: float = 1
+) -> None:
+    """Check that a picture is the map of a class, with a contour at its threshold, or at .5."""
+    threshold = round(prediction.thresholds[label] or 0.5, 3)
+    heatmap = prediction.maps[prediction.class_names.index(label)]
+    drawn = overlay(prediction.image, heatmap, scale, threshold)
+    grey = prediction.image[..., None].astype(float)
+    difference = np.abs(pixels_of(source) - (grey + strength * (drawn - grey)))
+    assert difference.mean() < 0.5  # the network rounds otherwise in another process
 
 
 @needs_browser

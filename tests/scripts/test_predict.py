@@ -20,6 +20,7 @@ from conftest import run_script, sentence_of, start_script
 from faulty_files import FaultyFile
 from PIL import Image
 
+from pylon.drawing import GAP
 from pylon.experiment.results import COLUMNS
 
 BEST = "save/pylon/0/best"
@@ -418,8 +419,8 @@ def without_thresholds(checkpoint, tmp_path_factory) -> Path:
 
 
 def panels_of(sheet: Path) -> int:
-    """Number of panels in one row of a sheet of square images: 524 pixels each."""
-    return (cv2.imread(str(sheet)).shape[1] - 12) // 524
+    """Number of panels in one row of a sheet of the phantom's images, 512 x 384 pixels each."""
+    return (cv2.imread(str(sheet)).shape[1] - GAP) // (384 + GAP)
 
 
 def test_what_is_drawn(checkpoint, without_thresholds, images, tmp_path):

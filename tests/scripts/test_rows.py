@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TRAIN, run_script, sentence_of
+from conftest import HEIGHT, OVERLAPPING, TRAIN, WIDTH, run_script, sentence_of
 
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.sources import read_chestxray14
@@ -92,8 +92,14 @@ def test_box_rows(scored, phantom, seed):
     rows = pd.read_csv(cwd / f"csv/pylon/{seed}_boxes.csv")
     boxes = read_chestxray14(phantom, with_boxes=True).boxes
     named = [f"bbox_{key}" for key in "xywh"]
-    assert (rows[["image_id", "pathology", *named]].to_numpy() == boxes.to_numpy()).all()
-    assert (rows[["image_height", "image_width"]] == 128).all(axis=None)
+    # the last box is the second one of its image and class
+    first = boxes[:-1]
+    assert (rows[["image_id", "pathology", *named]].to_numpy() == first.to_numpy()).all()
+    more = rows["more_boxes"][rows["more_boxes"].notna()]
+    assert more.tolist() == [" ".join(map(str, boxes.iloc[-1][list("xywh")]))]
+    second = rows.loc[more.index, ["image_id", "pathology"]].to_numpy().tolist()
+    assert second == [list(OVERLAPPING)]
+    assert (rows[["image_height", "image_width"]] == [HEIGHT, WIDTH]).all(axis=None)
     thresholds = read_json(cwd / f"save/pylon/{seed}/best/training.json")["thresholds"]
     threshold = rows["pathology"].map(thresholds).astype(float)
     assert rows["threshold"].equals(threshold)
@@ -118,8 +124,8 @@ def test_saved_maps_match_the_rows(scored, seed):
     np.testing.assert_allclose(maps.max(axis=(1, 2)), rows["probability"], rtol=1e-6)
     large = F.interpolate(torch.from_numpy(maps)[:, None], (256, 256), mode="bilinear")
     pixel = large.flatten(1).argmax(dim=1)
-    assert (pixel // 256 * 128 // 256).tolist() == rows["row"].tolist()
-    assert (pixel % 256 * 128 // 256).tolist() == rows["column"].tolist()
+    assert (pixel // 256 * HEIGHT // 256).tolist() == rows["row"].tolist()
+    assert (pixel % 256 * WIDTH // 256).tolist() == rows["column"].tolist()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

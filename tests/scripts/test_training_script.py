@@ -1,5 +1,6 @@
 """train.py, as a user runs it."""
 
+import re
 import shutil
 
 import numpy as np
@@ -208,8 +209,27 @@ def test_unwritable_folder_is_reported_before_training(phantom, tmp_path):
 
 def test_help_shows_the_values_of_the_paper(tmp_path):
     shown = run_script("train.py", "--help", cwd=tmp_path).stdout
-    for default in ("256", "64", "0.0001", "1e-06", "0.2", "40", "resnet50", "imagenet"):
-        assert default in shown
+    # option by option; each is wrapped, in a frame
+    abouts = [re.sub(r"[\s│]+", " ", about) for about in shown.split("│ --")[1:]]
+    defaults = {about.split()[0]: re.search(r"\(default: (.*?)\)", about) for about in abouts}
+    for option, default in {
+        "epochs": "40",
+        "batch-size": "64",
+        "lr": "0.0001",
+        "min-lr": "1e-06",
+        "patience": "1",
+        "lr-factor": "0.2",
+        "image-size": "256",
+        "encoder-name": "resnet50",
+        "encoder-weights": "imagenet",
+        "model": "pylon",
+        "pool": "max",
+        "up-layers": "1",
+        "up-modules": "3",
+        "normalize": "nih",
+        "cache-size": "0",
+    }.items():
+        assert defaults[option][1] == default, option
 
 
 def test_run_of_an_earlier_version_resumes(trained, phantom):
