@@ -21,7 +21,7 @@ from dicom_files import (
     save,
 )
 
-from pylon.data.dicom import size_in_stream
+from pylon.data.dicom import frame_in_stream
 from pylon.data.images import fault_of, read_image, read_pixels, width_height_of
 from pylon.system.errors import UserError
 
@@ -52,7 +52,7 @@ def differences(path, image):
 def test_window_is_that_of_a_png(radiograph, png, tmp_path):
     path = save(dicom(radiograph, 12, **WINDOW), tmp_path / "no ending")
     pixels = read_pixels(str(path))
-    assert pixels[1:] == (12, False, WHOLE_RANGE, False)
+    assert pixels[1:] == (12, False, WHOLE_RANGE, False, ())
     assert (pixels.image == read_pixels(png, WHOLE_RANGE).image).all()
     assert pixels.image.min() == 0
     assert pixels.image.max() == 255
@@ -281,13 +281,16 @@ def test_memory_is_bounded(tmp_path):
     assert "Quixote" not in done.stderr
 
 
-def test_sizes_in_streams():
+def test_frames_in_streams():
     image = np.zeros((40, 56), np.uint8)
     for ending in (".jpg", ".jp2"):
-        assert size_in_stream(cv2.imencode(ending, image)[1].tobytes()) == (40, 56)
-    assert size_in_stream(b"\xff\xd8\xff\xff\xff\xf7\0\x0b\x08\0\x28\0\x38") == (40, 56)  # JPEG-LS
-    assert size_in_stream(b"\xff\xd8\xff\xd9") is None
-    assert size_in_stream(b"") is None
+        assert frame_in_stream(cv2.imencode(ending, image)[1].tobytes()) == (40, 56, 8)
+    deep = cv2.imencode(".jp2", image.astype(np.uint16))[1].tobytes()
+    assert frame_in_stream(deep) == (40, 56, 16)
+    jpeg_ls = b"\xff\xd8\xff\xff\xff\xf7\0\x0b\x0c\0\x28\0\x38"
+    assert frame_in_stream(jpeg_ls) == (40, 56, 12)
+    assert frame_in_stream(b"\xff\xd8\xff\xd9") == (0, 0, 0)
+    assert frame_in_stream(b"") == (0, 0, 0)
 
 
 def test_files_without_uids_are_read(radiograph, tmp_path):

@@ -117,7 +117,7 @@ def test_16_bits_that_hold_8_are_read_as_the_8(tmp_path, rng, ending):
     assert fault_of(str(path)) == ""
     pixels = read_pixels(str(path))
     np.testing.assert_array_equal(pixels.image, grey)
-    assert pixels[1:] == (16, False, None, False)
+    assert pixels[1:] == (16, False, None, False, ())
     assert read_pixels(str(path), window=(32768, 65536)).window == (32768, 65536)
 
 
