@@ -1,14 +1,17 @@
 """Write DICOM radiographs of an invented patient, in all syntaxes that can be written here."""
 
 import io
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.tag import Tag
 from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
@@ -69,6 +72,34 @@ def dicom(pixels: np.ndarray, bits: int, **attributes: object) -> Dataset:
     for name, value in attributes.items():
         setattr(dataset, name, value)
     return dataset
+
+
+def raw(dataset: Dataset, name: str, vr: str, value: bytes) -> Dataset:
+    """Set an attribute to bytes that pydicom may not accept as a value."""
+    value += b" " * (len(value) % 2)
+    tag = Tag(name)
+    dataset[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    return dataset
+
+
+def table_item(
+    first: int, entries: np.ndarray, bits: int, is_signed: bool = False, with_bytes: bool = False
+) -> Dataset:
+    """An item of a modality or VOI LUT sequence.
+
+    Args:
+        first: value that is mapped to the first entry.
+        entries: (N,), N up to 65,536.
+        bits: of an entry.
+        is_signed: whether the values may be negative.
+        with_bytes: write entries of 8 bits as bytes, not words.
+    """
+    length = len(entries) % 65536
+    size = 1 if with_bytes and bits <= 8 else 2
+    item = Dataset()
+    descriptor = struct.pack("<3H", length, first % 65536, bits)
+    raw(item, "LUTDescriptor", "SS" if is_signed else "US", descriptor)
+    return raw(item, "LUTData", "OW", np.asarray(entries).astype(f"<u{size}").tobytes())
 
 
 def save(dataset: Dataset, path: Path) -> Path:

@@ -92,7 +92,8 @@ def to_levels(levels: np.ndarray) -> np.ndarray:
 def limits_of(window: Window) -> tuple[float, float]:
     """The values that a window makes black and white."""
     centre, width = window
-    return centre - width / 2, centre + width / 2 - 1
+    low = centre - width / 2
+    return low, low + (width - 1)
 
 
 def window_of(low: float, high: float) -> Window:
