@@ -294,22 +294,23 @@ def read_stored(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
 
-    # as they are: pydicom would take the highest bit for granted
+    # a stream that holds only the bits stored has nothing above or below them
     syntax = dataset.file_meta.TransferSyntaxUID
+    there = dataset.BitsAllocated
+    if syntax not in (*UNCOMPRESSED, RLE):
+        there = min(there, frame_in_stream(get_frame(dataset.PixelData, 0, number_of_frames=1))[2])
+    bits = min(dataset.BitsStored, there)
+
+    # decoded as it is: pydicom would take the highest bit for granted
     corrections = ("correct_unused_bits", "apply_j2k_sign_correction", "apply_jls_sign_correction")
     pixels, _ = get_decoder(syntax).as_array(
         dataset,
         index=0,
         raw=True,
         decoding_plugin=DECODERS.get(syntax, ""),
+        bits_stored=max(dataset.BitsStored, there),  # for GDCM, which keeps no others
         **dict.fromkeys(corrections, False),
     )
-
-    # a stream that holds only the bits stored has nothing above or below them
-    there = dataset.BitsAllocated
-    if syntax not in (*UNCOMPRESSED, RLE):
-        there = min(there, frame_in_stream(get_frame(dataset.PixelData, 0, number_of_frames=1))[2])
-    bits = min(dataset.BitsStored, there)
     lowest = int(dataset.get("HighBit", bits - 1)) + 1 - dataset.BitsStored
     shift = min(max(lowest, 0), there - bits)
     pixels = pixels.view(f"u{pixels.itemsize}") >> shift & ((1 << bits) - 1)
