@@ -24,6 +24,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from pylon.data.images import read_pixels
+
+SIZE = (33, 47)  # of small images; JPEG 2000 needs 32
 # of the patient: what must not appear in results without --dicom-out
 PATIENT = {
     "PatientName": "Quixote^Alonso",
@@ -147,3 +150,28 @@ def jpeg_lossless(dataset: Dataset, folder: Path) -> Path:
     assert writer.Write()
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == JPEGLosslessSV1
     return path
+
+
+def of_values(*values: int, dtype: str = "<u2") -> np.ndarray:
+    """An image of a few values, (33, 47): the first in its first row, and so on; the last below."""
+    rows = np.minimum(np.arange(SIZE[0]), len(values) - 1)
+    return np.repeat(np.array(values, dtype)[rows, None], SIZE[1], axis=1)
+
+
+def levels(dataset: Dataset, tmp_path, number: int, window=None) -> list[int]:
+    """The grey levels of the first rows."""
+    image = read_pixels(str(save(dataset, tmp_path / "a.dcm")), window).image
+    assert image.shape == SIZE
+    assert (image == image[:, :1]).all()
+    return image[:number, 0].tolist()
+
+
+def notes(dataset: Dataset, tmp_path) -> tuple[str, ...]:
+    return read_pixels(str(save(dataset, tmp_path / "a.dcm"))).notes
+
+
+def with_border(image: np.ndarray, value: int) -> np.ndarray:
+    """The same image with 2 % of its pixels, in the last column, at a value."""
+    bordered = image.copy()
+    bordered[:, -1] = value
+    return bordered

@@ -5,14 +5,13 @@ import struct
 
 import numpy as np
 import pytest
-from dicom_files import Dataset, dicom, implicit, raw, save, table_item
+from dicom_files import SIZE, Dataset, dicom, implicit, raw, save, table_item
 from dicom_reference import Meaning, Table, grey_levels
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pylon.data.images import read_pixels
 
 COMBINATIONS = int(os.environ.get("PYLON_COMBINATIONS", 120))
-SIZE = (33, 47)  # JPEG 2000 needs 32
 SYNTAXES = {
     "explicit": None,
     "implicit": None,
