@@ -94,10 +94,13 @@ def grey_levels(
         elif meaning.bits <= 8 and not meaning.is_signed and is_identity:
             levels[each] = x / (2**meaning.bits - 1) * 255
         elif len(shown):
-            # ours, not the standard's: from the 0.5th to the 99.5th percentile
-            low = shown[int(np.ceil(0.005 * len(shown))) - 1]
-            high = shown[int(np.ceil(0.995 * len(shown))) - 1]
-            steep = 255.0 if x > high else 0.0
+            # ours, not the standard's: between the 0.5th and 99.5th percentiles from the darkest
+            from_darkest = shown[::-1] if meaning.photometric == "MONOCHROME1" else shown
+            dark = from_darkest[int(np.ceil(0.005 * len(shown))) - 1]
+            bright = from_darkest[int(np.ceil(0.995 * len(shown))) - 1]
+            low, high = min(dark, bright), max(dark, bright)
+            is_above = x >= high if meaning.photometric == "MONOCHROME1" else x > high
+            steep = 255.0 if is_above else 0.0
             levels[each] = (x - low) / (high - low) * 255 if high > low else steep
 
     # presentation (C.7.6.3.1.2)

@@ -138,9 +138,8 @@ def keep_quiet() -> None:
         logger = logging.getLogger(library)  # and all below it, such as highdicom.base
         logger.addHandler(SILENT)
         logger.propagate = False
-    # warnings count as those of the module that called the library; each time anew, as threads that
-    # catch warnings may undo it
-    warnings.filterwarnings("ignore", module=r"pydicom|highdicom|pylon\..*dicom")
+    # each time anew: threads that catch warnings may undo it
+    warnings.filterwarnings("ignore", module="pydicom|highdicom")
 
 
 def require_syntax(path: str) -> None:
@@ -247,6 +246,9 @@ def decode(path: str, dataset: "Dataset", window: Window | None) -> Pixels:
     values = modality_values(path, dataset, stored)
     notes = []
 
+    photometric = dataset.PhotometricInterpretation
+    is_inverse = photometric == "MONOCHROME1"
+
     # contrast
     own = None if window else own_contrast(dataset, values, notes)
     if window is not None:
@@ -256,14 +258,15 @@ def decode(path: str, dataset: "Dataset", window: Window | None) -> Pixels:
     elif dataset.BitsStored <= 8 and stored.min() == 0 and (values == stored).all():
         levels = to_levels(values * (255 / stored[-1]))
     else:
-        order = values.argsort(kind="stable")
-        low, high = values[order[list(percentiles(counts[order]))]].tolist()
-        levels = stretch(values, low, high)
-        window = window_of(low, high)
+        # in the order in which they are shown: MONOCHROME1 has exactly the levels of its inverse
+        shown = -values if is_inverse else values
+        order = shown.argsort(kind="stable")
+        low, high = shown[order[list(percentiles(counts[order]))]].tolist()
+        levels = stretch(shown, low, high)
+        levels = 255 - levels if is_inverse else levels  # which is undone below
+        window = window_of(-high, -low) if is_inverse else window_of(low, high)
 
     # presentation
-    photometric = dataset.PhotometricInterpretation
-    is_inverse = photometric == "MONOCHROME1"
     shape = name_in(dataset, "PresentationLUTShape")
     if shape == ("IDENTITY" if is_inverse else "INVERSE"):
         notes.append(CONTRADICTION.format(photometric, shape, photometric))
@@ -301,15 +304,13 @@ def read_stored(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
         there = min(there, frame_in_stream(get_frame(dataset.PixelData, 0, number_of_frames=1))[2])
     bits = min(dataset.BitsStored, there)
 
-    # decoded as it is: pydicom would take the highest bit for granted
-    corrections = ("correct_unused_bits", "apply_j2k_sign_correction", "apply_jls_sign_correction")
+    # decoded with all bits that are there: pydicom would take the highest for granted
     pixels, _ = get_decoder(syntax).as_array(
         dataset,
         index=0,
         raw=True,
         decoding_plugin=DECODERS.get(syntax, ""),
-        bits_stored=max(dataset.BitsStored, there),  # for GDCM, which keeps no others
-        **dict.fromkeys(corrections, False),
+        bits_stored=max(dataset.BitsStored, there),
     )
     lowest = int(dataset.get("HighBit", bits - 1)) + 1 - dataset.BitsStored
     shift = min(max(lowest, 0), there - bits)

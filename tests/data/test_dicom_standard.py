@@ -19,6 +19,7 @@ from dicom_files import (
     with_border,
 )
 from dicom_files import table_item as table
+from pydicom.pixels import get_decoder
 
 from pylon.data.dicom_values import UNUSABLE
 from pylon.data.images import fault_of, read_image, read_pixels
@@ -73,6 +74,34 @@ def test_high_bit_of_streams_that_hold_no_more(twelve_bits, tmp_path, syntax):
     np.testing.assert_array_equal(read_image(str(save(dataset, tmp_path / "a.dcm"))), expected)
 
 
+def test_sign_of_streams_with_fewer_bits(twelve_bits, tmp_path):
+    cells = (twelve_bits - 2048) & 4095  # -2048 to 2047 in 12 bits, which JPEG-LS takes as unsigned
+    dataset = dicom(cells, 12, RescaleIntercept=2048, **WHOLE)
+    dataset.compress(ENCODED["JPEG-LS Lossless"])
+    dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.PixelRepresentation = 1
+    expected = np.round(twelve_bits * (255 / 4095))
+    np.testing.assert_array_equal(read_image(str(save(dataset, tmp_path / "a.dcm"))), expected)
+
+
+@pytest.mark.parametrize("syntax", ["JPEG-LS Lossless", "JPEG 2000 Lossless"])
+def test_decoders_are_those_of_the_docs(twelve_bits, tmp_path, monkeypatch, syntax):
+    calls = []
+    decoder = get_decoder(ENCODED[syntax])
+    for name, decode in decoder._available.items():
+
+        def recorded(source, runner, name=name, decode=decode):
+            calls.append(name)
+            return decode(source, runner)
+
+        monkeypatch.setitem(decoder._available, name, recorded)
+    dataset = dicom(twelve_bits, 12)
+    dataset.compress(ENCODED[syntax])
+    read_image(str(save(dataset, tmp_path / "a.dcm")))
+    assert calls == [{"JPEG-LS Lossless": "pyjpegls"}.get(syntax, "pylibjpeg")]
+
+
 def test_an_impossible_high_bit_is_that_of_the_bits_stored(twelve_bits, tmp_path):
     dataset = dicom(twelve_bits, 12, **WHOLE, HighBit=7)
     expected = np.round(twelve_bits * (255 / 4095))
@@ -88,6 +117,8 @@ def test_modality_and_voi_lut_are_composed(tmp_path):
     dataset = dicom(of_values(9, 10, 11, 12, 99), 12)
     dataset.ModalityLUTSequence = [modality]
     dataset.VOILUTSequence = [voi]
+    assert levels(dataset, tmp_path, 5) == [20, 20, 0, 50, 50]
+    dataset.RescaleSlope = "2"  # which a LUT takes the place of
     assert levels(dataset, tmp_path, 5) == [20, 20, 0, 50, 50]
 
 
@@ -144,6 +175,12 @@ def test_luts_whose_first_value_is_negative(tmp_path, vr):
     assert levels(rescaled, tmp_path, 4) == [0, 51, 102, 153]
 
 
+def test_luts_whose_first_value_is_below_all_values(tmp_path):
+    item = table(-2, np.array([0, 51, 102, 153]), 8, is_signed=True)  # of -2 to 1
+    dataset = dicom(of_values(0, 1, 2), 12, VOILUTSequence=[item])
+    assert levels(dataset, tmp_path, 3) == [102, 153, 153]
+
+
 def test_luts_whose_first_value_is_large(tmp_path):
     item = table(40_000, np.array([0, 51, 102]), 8)
     dataset = dicom(of_values(0, 40_001, 65_535), 16, VOILUTSequence=[item])
@@ -164,8 +201,11 @@ def test_luts_that_cannot_be_used(tmp_path):
     short = table(0, np.arange(4), 16)
     raw(short, "LUTDescriptor", "US", struct.pack("<3H", 5, 0, 16))
     no_bits = table(0, np.arange(4), 0)
+    short_bytes = table(0, np.arange(4), 8, with_bytes=True)
+    raw(short_bytes, "LUTDescriptor", "US", struct.pack("<3H", 5, 0, 8))
     whole = table(0, np.array([0, 1, 3]), 8)
-    dataset = dicom(of_values(0, 1, 2), 12, VOILUTSequence=[short, no_bits, whole])
+    tables = [short, no_bits, short_bytes, whole]
+    dataset = dicom(of_values(0, 1, 2), 12, VOILUTSequence=tables)
     assert levels(dataset, tmp_path, 3) == [0, 1, 3]
     assert notes(dataset, tmp_path) == (UNUSABLE,)
     dataset.VOILUTSequence = [short]
@@ -339,6 +379,11 @@ def test_padding_of_signed_pixels(tmp_path, value):
     pixels = read_pixels(str(save(dataset, tmp_path / "a.dcm")))
     assert (pixels.image[:, -1] == 0).all()
     assert pixels.window[0] - pixels.window[1] / 2 >= -300
+
+
+def test_a_limit_without_a_padding_value_is_no_padding(tmp_path):
+    dataset = dicom(of_values(1, 2, 3), 12, PixelPaddingRangeLimit=3)
+    assert levels(dataset, tmp_path, 3) == [0, 128, 255]
 
 
 def test_padding_with_a_window_and_of_8_bits(tmp_path):
