@@ -206,6 +206,7 @@ def shown_of(prediction: Prediction, name: str) -> tuple[Shown, list[tuple[str, 
             called = f"{', called present' if finding['present'] else ''} (from {threshold:.3f})"
         texts.append((f"{finding['label']}: {finding['score']:.3f}{called}", finding["label"]))
     name = f"{name}, a lateral view, which it may not know" if prediction.lateral else name
+    name = ", ".join((name, *prediction.notes))
     return Shown(name, small, maps, prediction.thresholds), texts
 
 

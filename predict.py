@@ -203,6 +203,8 @@ def main(options: Options) -> None:
             f"note: {counted(odd['lateral'])} of lateral views (see the manifest): a network "
             "trained on frontal ones knows nothing of them"
         )
+    for note, number in odd["notes"].items():
+        say(f"note: {counted(number)} {note} (see the manifest)")
     accelerator.end_training()
     report(faults, len(found.images) + len(found.faults), options.out, accelerator)
 

@@ -225,7 +225,8 @@ def check_files(
 
     # decode every image
     answers = look_at(found["path"], look, num_workers, "decoding")
-    files = pd.DataFrame(answers, columns=["fault", "size", "colour", "lateral"], index=found.index)
+    columns = ["fault", "size", "colour", "lateral", "notes"]
+    files = pd.DataFrame(answers, columns=columns, index=found.index)
     files[["image_id", "path"]] = found[["image_id", "path"]]
     is_readable = files["fault"] == ""
     part.faults += files["fault"][~is_readable].tolist()
@@ -242,6 +243,9 @@ def check_files(
     lateral = readable["image_id"][readable["lateral"].astype(bool)]
     if len(lateral):
         part.notes.append(f"{subject(lateral)} lateral by the DICOM files, among frontal ones?")
+    notes = readable[["image_id", "notes"]].explode("notes").dropna()
+    for note, noted in notes.groupby("notes"):
+        part.notes.append(f"{subject(noted['image_id'])} {note}")
     part.counts = {
         "images missing": len(missing),
         "images unreadable": len(files) - len(readable),
@@ -251,15 +255,15 @@ def check_files(
     return part, readable
 
 
-def look(path: str) -> tuple[str, str, bool, bool]:
-    """What is wrong with an image file; if nothing, its size, if it has colours, if lateral."""
+def look(path: str) -> tuple[str, str, bool, bool, tuple[str, ...]]:
+    """What is wrong with an image file; if nothing, its size, if in colour, if lateral, notes."""
     try:
         pixels = read_pixels(path)
         width_height_of(path)
     except UserError as error:
-        return str(error), "", False, False
+        return str(error), "", False, False, ()
     height, width = pixels.image.shape
-    return "", f"{width} x {height}", pixels.colour, pixels.lateral
+    return "", f"{width} x {height}", pixels.colour, pixels.lateral, pixels.notes
 
 
 def check_boxes(data: Path, images: pd.DataFrame, readable: pd.DataFrame) -> Part:

@@ -1,9 +1,10 @@
 """Read a radiograph from a DICOM file, as a viewer would show it (extra `dicom`).
 
-Stored values pass the rescale slope and intercept (or the modality LUT), then the window that is
-asked for; without one the file's VOI LUT, or its first window; without either the stretch between
-percentiles (pixels.py), or, with 8 bits, nothing. MONOCHROME1 and an inverse presentation LUT are
-inverted. Of all other attributes only the view position is looked at, and nothing is kept.
+pydicom parses and decodes; what the stored values mean is worked out step by step as PS3.3 has it
+(dicom_values.py): the modality LUT or rescaling (C.11.1); the window that is asked for, else the
+file's VOI LUT or window (C.11.2), else a stretch between percentiles (pixels.py), or, with 8 bits,
+nothing. Then MONOCHROME1 is inverted (C.7.6.3.1.2), and padding is made black (C.7.5.1.1.2).
+Of all other attributes only those of the view are looked at, and nothing is kept.
 """
 
 import logging
@@ -11,14 +12,31 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pylon.data.pixels import PERCENTILES, Pixels, Window, require_fit, stretch, window_of
+from pylon.data.dicom_values import (
+    is_lateral,
+    is_padding,
+    modality_values,
+    name_in,
+    own_contrast,
+)
+from pylon.data.pixels import (
+    ONE_LEVEL,
+    Pixels,
+    Window,
+    histogram,
+    limits_of,
+    percentiles,
+    require_fit,
+    stretch,
+    to_levels,
+    window_of,
+)
 from pylon.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,13 +44,17 @@ if TYPE_CHECKING:
 
 PREAMBLE = 132  # bytes, the last four of which are:
 MARK = b"DICM"
-LATERAL = ("LL", "RL")  # view positions
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit, explicit little endian
 RLE = "1.2.840.10008.1.2.5"
 JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 READ = (*UNCOMPRESSED, RLE, *JPEG, *JPEG_LS, *JPEG_2000)
+# pydicom would try several decoders, which differ in odd cases
+DECODERS = dict.fromkeys(JPEG_LS, "pyjpegls") | dict.fromkeys(JPEG_2000, "pylibjpeg")
+# a note, which follows `1 image` or `a.dcm is`
+CONTRADICTION = "of {} with the presentation LUT shape {}, which contradict: read as {}"
+SILENT = logging.NullHandler()
 # markers in a JPEG stream that give height and width: SOF0 to SOF15, without DHT, JPG, DAC; SOF55
 SIZES = (*(k for k in range(0xC0, 0xD0) if k not in (0xC4, 0xC8, 0xCC)), 0xF7)
 
@@ -97,7 +119,7 @@ def parse(path: str, data: bytes) -> "Dataset":
 @contextmanager
 def dicom_errors(path: str) -> Iterator[None]:
     """Turn whatever reading a damaged file raises into a UserError, without any of its values."""
-    if find_spec("highdicom") is None or find_spec("pydicom") is None:
+    if find_spec("pydicom") is None:
         raise UserError(f"{path} is a DICOM file; to read it, pip install -e '.[dicom]'")
     keep_quiet()
     try:
@@ -110,12 +132,14 @@ def dicom_errors(path: str) -> Iterator[None]:
         ) from error.with_traceback(None)
 
 
-@cache
 def keep_quiet() -> None:
     """Silence the libraries: what they print may hold values, such as a patient's name."""
     for library in ("pydicom", "highdicom"):
-        logging.getLogger(library).disabled = True
-        warnings.filterwarnings("ignore", module=library)
+        logger = logging.getLogger(library)  # and all below it, such as highdicom.base
+        logger.addHandler(SILENT)
+        logger.propagate = False
+    # each time anew: threads that catch warnings may undo it
+    warnings.filterwarnings("ignore", module="pydicom|highdicom")
 
 
 def require_syntax(path: str) -> None:
@@ -179,81 +203,120 @@ def require_whole(path: str, dataset: "Dataset") -> None:
         from pydicom.encaps import get_frame
 
         # a decoder would allocate what the stream says, however much that is
-        found = size_in_stream(get_frame(dataset.PixelData, 0, number_of_frames=1))
-        if found != size:
+        stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        if frame_in_stream(stream)[:2] != size:
             raise UserError(
                 f"{path} says that it is {size[1]} x {size[0]} pixels, but holds others; "
                 "copy it again"
             )
 
 
-def size_in_stream(stream: bytes) -> tuple[int, int] | None:
-    """Height and width in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None without one."""
+def frame_in_stream(stream: bytes) -> tuple[int, int, int]:
+    """Height, width and bits a pixel in the header of a JPEG, JPEG-LS or JPEG 2000 stream.
+
+    All are 0 without a header.
+    """
     at = stream[:1000].find(b"\xff\x4f\xff\x51")  # JPEG 2000, perhaps in a JP2 file
     if at >= 0:
         right, bottom, left, top = struct.unpack(">4I", stream[at + 8 : at + 24])
-        return bottom - top, right - left
+        return bottom - top, right - left, (stream[at + 42] & 127) + 1
     at = 2
     while stream[at : at + 1] == b"\xff":
         kind = stream[at + 1]
         if kind == 0xFF:  # a fill byte
             at += 1
         elif kind in SIZES:
-            return struct.unpack(">2H", stream[at + 5 : at + 9])
+            bits, height, width = struct.unpack(">B2H", stream[at + 4 : at + 9])
+            return height, width, bits
         else:
             at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    return None
+    return 0, 0, 0
 
 
 def decode(path: str, dataset: "Dataset", window: Window | None) -> Pixels:
-    from highdicom import Image
+    """The pixels of a dataset, after all checks.
 
-    image = Image.from_dataset(dataset, copy=False)
-    has_table = bool(dataset.get("VOILUTSequence"))
-    own = None if has_table else own_window(dataset)
-    if window is None and (has_table or own):
-        levels = image.get_frame(
-            1,
-            apply_real_world_transform=False,
-            apply_voi_transform=True,
-            voi_output_range=(0, 255),
-            apply_presentation_lut=False,
-        )
-        levels = numbers(path, levels).round().clip(0, 255).astype(np.uint8)
+    Every step is worked out once for each of the at most 65,536 values that a pixel may have.
+    """
+    take_functional_groups(dataset)
+    pixels, stored = read_stored(dataset)
+    padding = is_padding(dataset, stored)
+    counts = histogram(pixels, len(stored))
+    counts[padding] = 0
+    values = modality_values(path, dataset, stored)
+    notes = []
+
+    photometric = dataset.PhotometricInterpretation
+    is_inverse = photometric == "MONOCHROME1"
+
+    # contrast
+    own = None if window else own_contrast(dataset, values, notes)
+    if window is not None:
+        levels = stretch(values, *limits_of(window))
+    elif own is not None:
+        levels, window = own
+    elif dataset.BitsStored <= 8 and stored.min() == 0 and (values == stored).all():
+        levels = to_levels(values * (255 / stored[-1]))
     else:
-        values = image.get_frame(1, apply_real_world_transform=False, apply_presentation_lut=False)
-        own = window or own_stretch(numbers(path, values), dataset.BitsStored)
-        levels = values.astype(np.uint8) if own is None else stretch(values, own)
+        # in the order in which they are shown: MONOCHROME1 has exactly the levels of its inverse
+        shown = -values if is_inverse else values
+        order = shown.argsort(kind="stable")
+        low, high = shown[order[list(percentiles(counts[order]))]].tolist()
+        levels = stretch(shown, low, high)
+        levels = 255 - levels if is_inverse else levels  # which is undone below
+        window = window_of(-high, -low) if is_inverse else window_of(low, high)
 
-    shape = dataset.get("PresentationLUTShape")
-    inverse = shape == "INVERSE" if shape else dataset.PhotometricInterpretation == "MONOCHROME1"
-    levels = 255 - levels if inverse else levels
-    lateral = dataset.get("ViewPosition") in LATERAL
-    return Pixels(levels, dataset.BitsStored, False, own, lateral)
-
-
-def own_window(dataset: "Dataset") -> Window | None:
-    """The first window of a file, if it has one as the standard wants it."""
-    given = (dataset.get("WindowCenter"), dataset.get("WindowWidth"))
-    if any(each in (None, "") for each in given):
-        return None
-    centre, width = (float(each if np.isscalar(each) else each[0]) for each in given)
-    return (centre, width) if width >= 1 else None
-
-
-def own_stretch(values: np.ndarray, bits: int) -> Window | None:
-    """The window between percentiles; None if values (H, W) need none, being of 8 bits."""
-    low, high = values.min(), values.max()
-    if bits <= 8 and low >= 0 and high <= 255:
-        return None
-    shares = np.array(PERCENTILES) / 100
-    return window_of(*np.quantile(values, shares, method="inverted_cdf").tolist())
+    # presentation
+    shape = name_in(dataset, "PresentationLUTShape")
+    if shape == ("IDENTITY" if is_inverse else "INVERSE"):
+        notes.append(CONTRADICTION.format(photometric, shape, photometric))
+    levels = 255 - levels if is_inverse else levels
+    levels[padding] = 0
+    if np.unique(levels[counts > 0]).size < 2:
+        notes.append(ONE_LEVEL)
+    bits = dataset.BitsStored
+    return Pixels(levels[pixels], bits, False, window, is_lateral(dataset), tuple(notes))
 
 
-def numbers(path: str, values: np.ndarray) -> np.ndarray:
-    """The values, unless some are no numbers: then a UserError."""
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"{path} has a rescale slope or intercept that gives no numbers; convert it to PNG"
-        )
-    return values
+def take_functional_groups(dataset: "Dataset") -> None:
+    """Bring what enhanced images of one frame say about it to where others say it."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in dataset.get(groups) or ():
+            for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for item in group.get(name) or ():
+                    dataset.update(item)
+
+
+def read_stored(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
+    """Decode the pixels.
+
+    Returns:
+        (H, W) unsigned: the bits stored, without those above and below them (PS3.5, 8.1.1).
+        (N,) float64: what these stand for, by sign.
+    """
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import get_decoder
+
+    # a stream that holds only the bits stored has nothing above or below them
+    syntax = dataset.file_meta.TransferSyntaxUID
+    there = dataset.BitsAllocated
+    if syntax not in (*UNCOMPRESSED, RLE):
+        there = min(there, frame_in_stream(get_frame(dataset.PixelData, 0, number_of_frames=1))[2])
+    bits = min(dataset.BitsStored, there)
+
+    # decoded with all bits that are there: pydicom would take the highest for granted
+    pixels, _ = get_decoder(syntax).as_array(
+        dataset,
+        index=0,
+        raw=True,
+        decoding_plugin=DECODERS.get(syntax, ""),
+        bits_stored=max(dataset.BitsStored, there),
+    )
+    lowest = int(dataset.get("HighBit", bits - 1)) + 1 - dataset.BitsStored
+    shift = min(max(lowest, 0), there - bits)
+    pixels = pixels.view(f"u{pixels.itemsize}") >> shift & ((1 << bits) - 1)
+
+    stored = np.arange(1 << bits, dtype=np.float64)
+    if dataset.get("PixelRepresentation") == 1:
+        stored[1 << (bits - 1) :] -= 1 << bits
+    return pixels, stored

@@ -23,7 +23,7 @@ from pylon.data.dicom import is_dicom, is_dicom_file, read_dicom, width_height_o
 from pylon.data.pixels import MOST_PIXELS, Pixels, Window, pixels_of, require_fit, too_large
 from pylon.system.errors import UserError
 
-READING = "grey-8-bit"  # for caches: change it if `decode` reads a file otherwise than before
+READING = "grey-8-bit-ps3.3"  # for caches: change it if `decode` reads a file otherwise than before
 MOST_BYTES = 8 * MOST_PIXELS  # of a file; of 16 bits and four channels, not compressed
 # Boxes and sizes refer to the pixels as stored, so EXIF orientation is ignored. (That of a TIFF
 # file is applied all the same, by Pillow too.)

@@ -44,6 +44,7 @@ class Entry(NamedTuple):
     colour: bool
     window: list[float] | None
     lateral: bool
+    notes: list[str]
     findings: list[list[Any]]  # per class: score, present, row, column, x, y, w, h
     contours: list[str] | None = None  # per class, for the page of --html (see `contour_path`)
 
@@ -61,7 +62,7 @@ def entry_of(read: Read, prediction: Prediction, with_contours: bool) -> Entry:
             drawn = finding["present"] and prediction.are_probabilities
             contours.append(contour_path(heatmap, prediction.thresholds[label]) if drawn else "")
     size = (prepared.height, prepared.width)
-    _, *how = prepared.pixels  # bits, colour, window, lateral
+    _, *how = prepared.pixels  # bits, colour, window, lateral, notes
     return Entry(read.image, *read.fingerprint, *size, *how, findings, contours or None)
 
 

@@ -70,6 +70,7 @@ class Prediction:
             where whole numbers are the centres of pixels.
         lateral: whether a DICOM file says that it is a lateral view, of which networks trained on
             frontal ones know nothing.
+        notes: what else is odd about the pixels, such as a single grey level.
     """
 
     findings: list[dict[str, Any]]
@@ -80,6 +81,7 @@ class Prediction:
     image: np.ndarray = field(repr=False)
     affine: np.ndarray = field(repr=False)
     lateral: bool = False
+    notes: tuple[str, ...] = ()
 
     def finding(self, label: str) -> dict[str, Any]:
         """The finding of a class; a ValueError if there is no such class."""
@@ -295,6 +297,7 @@ class Predictor:
             prepared.pixels.image,
             affine_of(maps.shape[1:], (prepared.height, prepared.width)),
             prepared.pixels.lateral,
+            prepared.pixels.notes,
         )
 
     def _calibrate(self, label: str, probabilities: float | np.ndarray) -> np.ndarray:

@@ -131,7 +131,8 @@ def how_pixels_are_read(image_size: int) -> dict[str, Any]:
         "16 bits": "stretched by the windows below (centre, width): that of --window, or from the "
         "0.5th to the 99.5th percentile of the image; 8-bit values times 257 are divided by 257",
         "DICOM": "rescaled, then as 16 bits, but by the file's own VOI LUT or first window if "
-        "--window is not given; without either, 8 bits as stored; MONOCHROME1 is inverted",
+        "--window is not given; without either, 8 bits as stored; MONOCHROME1 is inverted; padding "
+        "is black",
         "colour": "the grey values (OpenCV)",
         "orientation": "EXIF orientation is ignored, that of TIFF files is applied",
         "size": f"resized to {image_size} x {image_size}, bicubic, without antialiasing (OpenCV)",
@@ -150,7 +151,7 @@ def shown(value: Any) -> str:
 
 def write_results(
     out: Path, about: dict[str, Any], predictor: Predictor, faults: dict[str, str]
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Write the tables, the page and the manifest; return the numbers of odd images.
 
     Args:
@@ -166,6 +167,7 @@ def write_results(
     coloured = 0
     windows = {}
     lateral = []
+    notes: dict[str, list[str]] = {}
     for entry in progress.entries(images):
         bits[entry.bits] += 1
         coloured += entry.colour
@@ -173,6 +175,8 @@ def write_results(
             windows[as_text(entry.image)] = entry.window
         if entry.lateral:
             lateral.append(as_text(entry.image))
+        for note in entry.notes:
+            notes.setdefault(note, []).append(as_text(entry.image))
     counts = {f"{each} bits": bits[each] for each in sorted({8, 16, *bits})}
     unreadable = [
         {"image": as_text(image), "reason": as_text(reason)}
@@ -189,6 +193,7 @@ def write_results(
             "windows": windows,
         },
         "lateral views": lateral,
+        "notes on images": notes,
         "unreadable": unreadable,
     }
     files = {}
@@ -201,7 +206,8 @@ def write_results(
         pictured = pictured_of(progress.entries(images), predictor.thresholds)
         write_page(out / "html", about_page(about, progress, predictor), images, pictured)
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
-    return {"coloured": coloured, "lateral": len(lateral)}
+    odd = {note: len(images) for note, images in notes.items()}
+    return {"coloured": coloured, "lateral": len(lateral), "notes": odd}
 
 
 def table(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[bytes]:

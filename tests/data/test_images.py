@@ -117,7 +117,7 @@ def test_16_bits_that_hold_8_are_read_as_the_8(tmp_path, rng, ending):
     assert fault_of(str(path)) == ""
     pixels = read_pixels(str(path))
     np.testing.assert_array_equal(pixels.image, grey)
-    assert pixels[1:] == (16, False, None, False)
+    assert pixels[1:] == (16, False, None, False, ())
     assert read_pixels(str(path), window=(32768, 65536)).window == (32768, 65536)
 
 
@@ -133,6 +133,25 @@ def test_16_bits_are_stretched_between_percentiles(tmp_path, ending):
         assert (pixels.image[values == value] == level).all()
     pixels = read_pixels(str(tmp_path / f"a{ending}"), window=(5000.5, 10_001))
     assert (pixels.image[values == 2000] == 51).all()
+
+
+def test_all_rows_are_in_the_percentiles(tmp_path):
+    # 10 values at a time: 256 rows of 1000 to 1009, 256 of 2000 to 2009, 88 of 5000 to 5009
+    rows = np.repeat([1000, 2000, 5000], [256, 256, 88])
+    pixels = read_pixels(str(deep(tmp_path / "a.png", rows[:, None] + np.arange(20) // 2)))
+    assert pixels.window == (1000 + 4010 / 2, 4010)  # from 1000 to 5009
+    assert pixels.image[255, 0] == 0
+    assert pixels.image[599, 19] == 255
+
+
+@pytest.mark.parametrize("window", [(2000.5, 1.5), (2000, 1)])
+def test_narrow_windows_of_16_bits(tmp_path, window):
+    values = np.repeat([1998, 1999, 2000, 2001], 160).reshape(32, 20)
+    pixels = read_pixels(str(deep(tmp_path / "a.png", values)), window)
+    # from 1999.75 to 2000.25; and a step at 1999.5
+    assert pixels.image[::8, 0].tolist() == (
+        [0, 0, 128, 255] if window[1] > 1 else [0, 0, 255, 255]
+    )
 
 
 def test_constant_16_bits(tmp_path):

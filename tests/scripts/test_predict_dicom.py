@@ -201,17 +201,55 @@ def test_files_that_no_study_can_hold(checkpoint, images, tmp_path):
     folder = tmp_path / "odd"
     folder.mkdir()
     image.PatientSex = "U"  # common, though not in the standard
-    image.PatientName = "Ñandú^José=Ж"
+    image.PatientName = "Ñandú José=Ж"  # without ^, of which highdicom would warn, with the name
     image.SpecificCharacterSet = "ISO_IR 192"
     save(image, folder / "fine.dcm")
     del image.StudyInstanceUID
     save(image, folder / "no study.dcm")
     done = predict(checkpoint, folder, "--dicom-out", cwd=tmp_path, code=1)
     assert "no study.dcm has no StudyInstanceUID, so that nothing can be written" in done.stderr
+    assert "José" not in done.stdout + done.stderr
+    assert "1.2.826" not in done.stdout + done.stderr  # UIDs of pydicom
     assert "error: 1 of 2 images" in sentence_of(done)
     capture = pydicom.dcmread(tmp_path / "predictions/captures/fine.dcm.dcm")
-    assert str(capture.PatientName).startswith("Ñandú^José")
+    assert str(capture.PatientName).startswith("Ñandú José")
     assert capture.PatientSex == ""
+
+
+def test_odd_files_are_noted_by_name(checkpoint, images, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in ("a.dcm", "b.dcm", "fine.dcm"):
+        image = pydicom.dcmread(images / "twelve.dcm")
+        image.PresentationLUTShape = "IDENTITY" if name == "fine.dcm" else "INVERSE"
+        if name == "a.dcm":
+            image.WindowWidth = 0
+        save(image, folder / name)
+    cv2.imwrite(str(folder / "alpha.png"), np.zeros((64, 48, 4), np.uint8))
+    done = predict(checkpoint, folder, "--no-overlays", cwd=tmp_path)
+    manifest = json.loads((tmp_path / "predictions/manifest.json").read_text())
+    contradiction = "of MONOCHROME2 with the presentation LUT shape INVERSE, which contradict: "
+    unusable = "with a window or VOI LUT that cannot be used, and was left out"
+    one_level = "of a single grey level, so that the scores mean nothing"
+    assert manifest["notes on images"] == {
+        contradiction + "read as MONOCHROME2": ["a.dcm", "b.dcm"],
+        unusable: ["a.dcm"],
+        one_level: ["alpha.png"],
+    }
+    assert f"note: 2 images {contradiction}read as MONOCHROME2 (see the manifest)" in done.stdout
+    assert f"note: 1 image {unusable} (see the manifest)" in done.stdout
+    assert f"note: 1 image {one_level} (see the manifest)" in done.stdout
+    prediction = pylon.Predictor(checkpoint, "cpu")(folder / "alpha.png")
+    assert prediction.notes == (one_level,)
+
+    # check_data.py, too
+    names = ["fine.dcm", "a.dcm", "b.dcm", "alpha.png"]
+    table = pd.DataFrame({"path": names, "patient_id": range(4), "Mass": [0, 1, 0, 1]})
+    table.to_csv(folder / "table.csv", index=False)
+    done = run_script("tools/check_data.py", "--table", folder / "table.csv", cwd=tmp_path)
+    assert f"a.dcm and 1 more are {contradiction}" in done.stdout
+    assert f"a.dcm is {unusable}" in done.stdout
+    assert f"alpha.png is {one_level}" in done.stdout
 
 
 def test_windows_on_the_command_line(checkpoint, images, tmp_path):
