@@ -199,9 +199,11 @@ def test_what_cannot_be_read_leaves_nothing_of_the_one_before(page, phantom, tmp
 @needs_browser
 def test_a_dicom_file(page, phantom, tmp_path, uploads):
     image = cv2.imread(str(next((phantom / "images").glob("*.png"))), cv2.IMREAD_GRAYSCALE)
-    drop(page, save(dicom(image.astype(np.uint16) * 16, 12, ViewPosition="LL"), tmp_path / "IM1"))
+    odd = {"ViewPosition": "LL", "PresentationLUTShape": "INVERSE"}  # of MONOCHROME2
+    drop(page, save(dicom(image.astype(np.uint16) * 16, 12, **odd), tmp_path / "IM1"))
     assert picture(page)
     assert page.get_by_text("Findings in IM1, a lateral view").is_visible()
+    assert page.get_by_text("which contradict: read as MONOCHROME2").is_visible()
     assert not any(value in page.content() for value in PATIENT.values())
     assert files_in(uploads) == []
 
