@@ -29,7 +29,7 @@ from accelerate import Accelerator
 
 from pylon.data.chestxray14 import what_is_synthetic
 from pylon.experiment.card import read_json
-from pylon.experiment.done import Entry, Progress, has_entries
+from pylon.experiment.done import Entry, Progress, file_of, has_entries
 from pylon.experiment.page import About, Finding, Pictured, title_of_page, write_page
 from pylon.experiment.predictor import Predictor
 from pylon.system.cli import flag
@@ -49,6 +49,7 @@ COLUMNS = (
     "image", "label", "score", "present", "point_row", "point_column", "box_x", "box_y", "box_w",
     "box_h",
 )  # fmt: skip
+TABLES = ("predictions.csv", "coco.json", "coco_results.json", "html/index.html")
 FAULTS_SHOWN = 10
 
 
@@ -149,14 +150,21 @@ def shown(value: Any) -> str:
 
 
 def write_results(
-    out: Path, about: dict[str, Any], predictor: Predictor, faults: dict[str, str]
+    out: Path,
+    about: dict[str, Any],
+    predictor: Predictor,
+    faults: dict[str, str],
+    unwritten: dict[str, str],
 ) -> dict[str, int]:
     """Write the tables, the page and the manifest; return the numbers of odd images.
+
+    Without any image, tables and page of an earlier run are removed.
 
     Args:
         about: as for `open_results`.
         predictor: that the results come from.
         faults: why files could not be read, by image.
+        unwritten: why files could not be written, by image.
     """
     class_names = predictor.class_names
     wanted = about["options"]
@@ -174,10 +182,6 @@ def write_results(
         if entry.lateral:
             lateral.append(as_text(entry.image))
     counts = {f"{each} bits": bits[each] for each in sorted({8, 16, *bits})}
-    unreadable = [
-        {"image": as_text(image), "reason": as_text(reason)}
-        for image, reason in sorted(faults.items())
-    ]
     manifest = {
         **about,
         "note": "for research only, not a diagnosis",
@@ -189,7 +193,8 @@ def write_results(
             "windows": windows,
         },
         "lateral views": lateral,
-        "unreadable": unreadable,
+        "unreadable": listed(faults),
+        "unwritten": listed(unwritten),
     }
     files = {}
     if images:
@@ -198,10 +203,21 @@ def write_results(
         files[out / "coco.json"] = coco_images(progress.entries(images), class_names)
         files[out / "coco_results.json"] = coco_results(progress.entries(images))
     if wanted["html"] and images:
-        pictured = pictured_of(progress.entries(images), predictor.thresholds)
-        write_page(out / "html", about_page(about, progress, predictor), images, pictured)
+        shown = [image for image in images if file_of(out, "html/heatmaps", image).exists()]
+        pictured = pictured_of(progress.entries(shown), predictor.thresholds)
+        write_page(out / "html", about_page(about, progress, predictor), shown, pictured)
+    for path in (out / name for name in TABLES if not images):
+        path.unlink(missing_ok=True)
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
     return {"coloured": coloured, "lateral": len(lateral)}
+
+
+def listed(reasons: dict[str, str]) -> list[dict[str, str]]:
+    """Images and reasons, for the manifest."""
+    return [
+        {"image": as_text(image), "reason": as_text(reason)}
+        for image, reason in sorted(reasons.items())
+    ]
 
 
 def table(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[bytes]:
@@ -289,23 +305,37 @@ def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) 
     )
 
 
-def report(faults: dict[str, str], given: int, out: Path, accelerator: Accelerator) -> None:
-    """Print what could not be read, and exit with 1 if there is any; with 2 if nothing could.
+def report(
+    faults: dict[str, str],
+    unwritten: dict[str, str],
+    given: int,
+    out: Path,
+    accelerator: Accelerator,
+) -> None:
+    """Print what failed, and exit with 1 if anything did; with 2 if nothing could be read.
 
     Args:
-        faults: by image.
+        faults: why files could not be read, by image.
+        unwritten: why files could not be written, by image.
         given: number of images, and of inputs that have none.
     """
-    if not faults:
+    if not faults and not unwritten:
         return
     reasons = [one_line(reason) for _, reason in sorted(faults.items())]
     if len(faults) == given:
         more = f" ({given - 1} more in {out / 'manifest.json'})" if given > 1 else ""
         raise UserError(f"nothing could be read: {reasons[0]}{more}")
-    for reason in reasons[:FAULTS_SHOWN]:
-        accelerator.print(f"not read: {reason}", file=sys.stderr)
-    if len(faults) > FAULTS_SHOWN:
-        accelerator.print(f"and {len(faults) - FAULTS_SHOWN} more", file=sys.stderr)
-    sentence = f"{len(faults)} of {given} images could not be read; the others are done. Names and"
-    accelerator.print(f"error: {sentence} reasons are in {out / 'manifest.json'}", file=sys.stderr)
+    lines = [f"not read: {reason}" for reason in reasons]
+    lines += [f"not written: {one_line(reason)}" for _, reason in sorted(unwritten.items())]
+    for line in lines[:FAULTS_SHOWN]:
+        accelerator.print(line, file=sys.stderr)
+    if len(lines) > FAULTS_SHOWN:
+        accelerator.print(f"and {len(lines) - FAULTS_SHOWN} more", file=sys.stderr)
+    counts = []
+    if faults:
+        counts.append(f"{len(faults)} of {given} images could not be read")
+    if unwritten:
+        counts.append(f"not all files of {len(unwritten)} of {given} images could be written")
+    sentence = f"{'; '.join(counts)}; the others are done. Names and reasons are in"
+    accelerator.print(f"error: {sentence} {out / 'manifest.json'}", file=sys.stderr)
     sys.exit(1)
