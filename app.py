@@ -204,6 +204,7 @@ def shown_of(prediction: Prediction, name: str) -> tuple[Shown, list[tuple[str, 
         called = ", no threshold"
         if threshold is not None:
             called = f"{', called present' if finding['present'] else ''} (from {threshold:.3f})"
+        called += "" if finding["box"] else ", no place: its map is the same everywhere"
         texts.append((f"{finding['label']}: {finding['score']:.3f}{called}", finding["label"]))
     name = f"{name}, a lateral view, which it may not know" if prediction.lateral else name
     return Shown(name, small, maps, prediction.thresholds), texts

@@ -197,6 +197,8 @@ def main(options: Options) -> None:
             f"note: {counted(odd['lateral'])} of lateral views (see the manifest): a network "
             "trained on frontal ones knows nothing of them"
         )
+    if odd["flat"]:
+        say(f"note: maps without point and box, since they are the same everywhere: {odd['flat']}")
     accelerator.end_training()
     given = len(found.images) + len(found.faults)
     report(faults, unwritten, given, options.out, accelerator)

@@ -108,7 +108,7 @@ def copy_study(path: str, header: "Dataset") -> "Dataset":
     required = {tag_for_keyword(name): name for name in (*NEEDED, *TYPE_2)}
     character_set = header.get("SpecificCharacterSet")
     study = Dataset()
-    for tag in header:
+    for tag in header.keys():  # noqa: SIM118, a Dataset is iterated over by element
         if tag.group not in GROUPS:
             continue
         try:
@@ -192,7 +192,7 @@ def report_of(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=codes.SCT.PlainRadiography,
         imaging_measurements=[
-            group_of(source, finding, finding["label"] in labels, origin)
+            group_of(source, finding, finding["label"] in labels and finding["box"], origin)
             for finding in prediction.findings
         ],
     )

@@ -137,7 +137,9 @@ def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale)
         finding = prediction.finding(label)
         threshold = prediction.thresholds[label]
         about = "no threshold"
-        if scale == "minmax":
+        if finding["box"] is None:
+            about = "the same everywhere: no place"
+        elif scale == "minmax":
             about = "scaled from its minimum to its maximum"
         elif threshold is not None:
             word = "contour at the" if finding["present"] else "below the"

@@ -174,6 +174,7 @@ def write_results(
     coloured = 0
     windows = {}
     lateral = []
+    flat = 0
     for entry in progress.entries(images):
         bits[entry.bits] += 1
         coloured += entry.colour
@@ -181,6 +182,7 @@ def write_results(
             windows[as_text(entry.image)] = entry.window
         if entry.lateral:
             lateral.append(as_text(entry.image))
+        flat += sum(row is None for _, _, row, *_ in entry.findings)
     counts = {f"{each} bits": bits[each] for each in sorted({8, 16, *bits})}
     manifest = {
         **about,
@@ -193,6 +195,7 @@ def write_results(
             "windows": windows,
         },
         "lateral views": lateral,
+        "flat maps": flat,
         "unreadable": listed(faults),
         "unwritten": listed(unwritten),
     }
@@ -209,7 +212,7 @@ def write_results(
     for path in (out / name for name in TABLES if not images):
         path.unlink(missing_ok=True)
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
-    return {"coloured": coloured, "lateral": len(lateral)}
+    return {"coloured": coloured, "lateral": len(lateral), "flat": flat}
 
 
 def listed(reasons: dict[str, str]) -> list[dict[str, str]]:
@@ -246,12 +249,15 @@ def coco_images(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterato
 
 def coco_results(entries: Iterable[Entry]) -> Iterator[bytes]:
     """The parts of coco_results.json: a box with its score per image and class."""
-    yield b"["
+    before = b"["
     for k, entry in enumerate(entries, 1):
-        for c, (score, _, _, _, *box) in enumerate(entry.findings, 1):
+        for c, (score, _, row, _, *box) in enumerate(entry.findings, 1):
+            if row is None:  # a flat map
+                continue
             result = {"image_id": k, "category_id": c, "bbox": box, "score": score}
-            yield (b"" if k == c == 1 else b",") + b"\n" + json.dumps(result).encode()
-    yield b"\n]\n"
+            yield before + b"\n" + json.dumps(result).encode()
+            before = b","
+    yield b"\n]\n" if before == b"," else b"[]\n"
 
 
 def pictured_of(
@@ -263,7 +269,8 @@ def pictured_of(
         of_class = zip(thresholds.items(), entry.findings, entry.contours, strict=True)
         for (name, threshold), (score, present, row, column, *box), contour in of_class:
             scores = (score, threshold, present, None)
-            findings.append(Finding(name, *scores, (row, column), [], box, contour))
+            place = ((row, column), [], box) if row is not None else (None, [], None)
+            findings.append(Finding(name, *scores, *place, contour))
         yield Pictured(entry.image, entry.height, entry.width, findings)
 
 

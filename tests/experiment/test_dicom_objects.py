@@ -11,6 +11,7 @@ from dicom_files import PATIENT, dicom, save
 from pylon.experiment.dicom_objects import TYPE_2, NotWritable, Origin, dicom_objects
 from pylon.experiment.predictor import Prediction
 
+FLAT = {"point": None, "box": None, "outline": []}
 PIXELS = np.zeros((24, 16), np.uint8)
 JAPANESE = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 # character sets and names of PS3.5, annexes H to K
@@ -24,9 +25,11 @@ NAMES = {
 }
 
 
-def write_both(path, label: str = "Mass") -> list[pydicom.Dataset]:
+def write_both(path, label: str = "Mass", box: bool = True) -> list[pydicom.Dataset]:
     """The two files of a DICOM file, read again."""
-    finding = {"label": label, "score": 0.5, "present": None, "outline": [(0, 0), (9, 0), (0, 7)]}
+    outline = [(0, 0), (9, 0), (0, 7)]
+    place = {"point": (3, 3), "box": (0, 0, 9, 7), "outline": outline} if box else FLAT
+    finding = {"label": label, "score": 0.5, "present": None, **place}
     maps = np.zeros((1, 8, 8), np.float32)
     prediction = Prediction([finding], maps, (label,), {label: None}, True, PIXELS, np.eye(3)[:2])
     sheet = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
@@ -104,3 +107,11 @@ def test_a_file_that_is_gone_is_not_writable(tmp_path):
 def test_long_names_of_classes_are_written(tmp_path):
     for made in write_both(save(dicom(PIXELS, 8), tmp_path / "source.dcm"), label="Mass " * 30):
         assert made.PatientName == PATIENT["PatientName"]
+
+
+def test_a_flat_map_has_no_region(tmp_path):
+    path = save(dicom(PIXELS, 8), tmp_path / "source.dcm")
+    for box in (True, False):
+        _, report = write_both(path, box=box)
+        assert ("POLYLINE" in str(report)) is box
+        assert "Mass" in str(report)
