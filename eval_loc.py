@@ -220,8 +220,8 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
     for seed, count in flat.items():
         if count:
             print(
-                f"note: {count} maps of {seed} are the same everywhere: they show no place, and hit "
-                "no box"
+                f"note: {count} maps of {seed} are the same everywhere: they show no place, and "
+                "hit no box"
             )
     if lone:
         print(

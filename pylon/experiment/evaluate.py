@@ -303,9 +303,9 @@ def localize_boxes(
 
     Returns:
         The rows: the columns of `boxes`, and probability, row and column of the maximum (none if
-        the map is flat), hit, threshold and called. `called` is 1 if the network calls the finding present (its
-        probability reaches the threshold chosen on the validation split during training), 0 if not,
-        NaN if there is no threshold.
+        the map is flat), hit, threshold and called. `called` is 1 if the network calls the finding
+        present (its probability reaches the threshold chosen on the validation split during
+        training), 0 if not, NaN if there is no threshold.
         The heatmaps, (N, h, w) float32 in the order of the rows.
     """
     rows_of_image = boxes.groupby("image_id").indices  # image -> rows of the table

@@ -30,7 +30,7 @@ class Scored(NamedTuple):
     scores: pd.DataFrame  # one row per seed, one column per class or mean over classes
     resamples: np.ndarray  # (seeds, RESAMPLES, columns): the same scores in resamples of patients
     patient_counts: np.ndarray  # (columns,) number of patients behind each score
-    # whether they are shares of hits, to which binomial bounds apply: not counts, nor means of an IoU
+    # whether they are shares of hits, to which binomial bounds apply: not counts, nor mean IoUs
     are_shares: np.ndarray | bool = True
 
 

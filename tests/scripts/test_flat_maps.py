@@ -38,7 +38,7 @@ def test_predictions_have_no_place(checkpoint, phantom, tmp_path):
     assert json.loads((out / "manifest.json").read_text())["flat maps"] == 2
     rows = pd.read_csv(out / "predictions.csv")
     places = rows.columns[4:]
-    assert list(places)[0] == "point_row"
+    assert places[0] == "point_row"
     flat = rows[rows["label"] == FLAT]
     assert len(flat) == 2
     assert flat[places].isna().all(axis=None)
