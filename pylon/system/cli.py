@@ -113,8 +113,9 @@ def clean_environment() -> None:
     lacking = [name for name in LAUNCHED if name not in os.environ]
     if odd and lacking:
         raise UserError(
-            f"the environment has {odd[0]}={os.environ[odd[0]]}, but no {lacking[0]}: start several "
-            f"processes with torchrun, which sets both, or a single one after `unset {odd[0]}`"
+            f"the environment has {odd[0]}={os.environ[odd[0]]}, but no {lacking[0]}: start "
+            "several processes with torchrun, which sets both, or a single one after "
+            f"`unset {odd[0]}`"
         )
 
 
