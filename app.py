@@ -105,6 +105,11 @@ def serve(page: "gradio.Blocks", host: str, port: int) -> None:
     """Answer until the process is stopped."""
     import gradio
 
+    # gradio asks itself for the page once: a proxy would not find it
+    own = f"localhost,127.0.0.1,{host}"
+    kept = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    os.environ["no_proxy"] = f"{kept},{own}" if kept else own
+
     system = ("system-ui", "sans-serif")  # not the default, which is fetched from the network
     theme = gradio.themes.Default(font=system, font_mono=("ui-monospace", "monospace"))
     try:

@@ -140,6 +140,7 @@ class Predictor:
         batch_size: images that are predicted together.
     """
 
+    @torch.inference_mode(False)  # weights that were loaded in that mode would allow no gradients
     def __init__(
         self,
         checkpoint: str | Path,
