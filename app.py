@@ -105,6 +105,11 @@ def serve(page: "gradio.Blocks", host: str, port: int) -> None:
     """Answer until the process is stopped."""
     import gradio
 
+    # gradio asks itself for the page once: a proxy would not find it
+    own = f"localhost,127.0.0.1,{host}"
+    kept = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    os.environ["no_proxy"] = f"{kept},{own}" if kept else own
+
     system = ("system-ui", "sans-serif")  # not the default, which is fetched from the network
     theme = gradio.themes.Default(font=system, font_mono=("ui-monospace", "monospace"))
     try:
@@ -204,6 +209,7 @@ def shown_of(prediction: Prediction, name: str) -> tuple[Shown, list[tuple[str, 
         called = ", no threshold"
         if threshold is not None:
             called = f"{', called present' if finding['present'] else ''} (from {threshold:.3f})"
+        called += "" if finding["box"] else ", no place: its map is the same everywhere"
         texts.append((f"{finding['label']}: {finding['score']:.3f}{called}", finding["label"]))
     name = f"{name}, a lateral view, which it may not know" if prediction.lateral else name
     name = ", ".join((name, *prediction.notes))

@@ -216,6 +216,13 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path, suffix: str) ->
             "note: the checkpoint has no threshold for some classes: their boxes are left out of "
             "`called present` and `hit if called present`"
         )
+    flat = {seed: int(of_seed.table["row"].isna().sum()) for seed, of_seed in rows[name].items()}
+    for seed, count in flat.items():
+        if count:
+            print(
+                f"note: {count} maps of {seed} are the same everywhere: they show no place, and "
+                "hit no box"
+            )
     if lone:
         print(
             f"note: prior and lift leave out {lone} boxes, since no other patient has a box of "

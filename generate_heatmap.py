@@ -200,7 +200,9 @@ def draw_pages(
                 threshold = network.card.get("thresholds", {}).get(row.pathology)
             present = None if threshold is None else probability >= threshold
             title = title_of(row.pathology, probability, present)
-            if present:
+            if heatmap.min() == heatmap.max():
+                title += " (the same everywhere)"
+            elif present:
                 title += f" (contour: {threshold:.3f})"
             panels.append(Row(row.image_id, image, heatmap, title, bboxes, threshold))
         write_atomically(folder / f"{page + 1}.jpg", draw_page(panels, options.scale))

@@ -13,7 +13,8 @@ Writes OUT/predictions.csv: one row per image and class: score (probability), pr
        with --save-maps OUT/maps/IMAGE.npz; with --save-coco OUT/coco.json, coco_results.json;
        with --dicom-out OUT/captures/IMAGE.dcm and OUT/reports/IMAGE.dcm of each DICOM file;
        with --html OUT/html/index.html, a page to look through in a browser.
-A file that cannot be read does not stop the others: exit code 1. The same command resumes.
+A file that cannot be read, or a picture that cannot be written, does not stop the others: exit
+code 1. The same command resumes.
 """
 
 import os
@@ -85,7 +86,6 @@ class Options:
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
-import errno
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,7 +96,7 @@ from accelerate.utils import gather_object
 
 from pylon.drawing import SHEET_PANEL
 from pylon.experiment.card import versions
-from pylon.experiment.dicom_objects import NotWritable, Origin
+from pylon.experiment.dicom_objects import Origin
 from pylon.experiment.done import Progress, Recorder, remove_files
 from pylon.experiment.export import export_onnx
 from pylon.experiment.image_files import Wanted, kinds_of, save_files
@@ -118,9 +118,6 @@ from pylon.system.errors import UserError
 from pylon.system.files import as_text
 from pylon.system.parallel import on_main_process, require_shared, same_on_all
 from pylon.system.progress import counted, track
-
-# of an image next to a folder that has the name of its picture, or of one in very deep folders
-ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def main(options: Options) -> None:
@@ -182,14 +179,16 @@ def main(options: Options) -> None:
     started = time.monotonic()
     recorder = Recorder(options.out, origin_of(about), accelerator.process_index, run)
     faults = {}
-    steps = predict_all(mine, predictor, options, wanted, recorder, faults)
+    unwritten = {}
+    steps = predict_all(mine, predictor, options, wanted, recorder, faults, unwritten)
     shown = accelerator.is_main_process
     for _ in track(steps, "predicting", "image", len(mine), shown, leave=True, with_rate=True):
         pass
 
     # the tables
     faults = dict(gather_object(list(faults.items()))) | found.faults
-    write = partial(write_results, options.out, about, predictor, faults)
+    unwritten = dict(gather_object(list(unwritten.items())))
+    write = partial(write_results, options.out, about, predictor, faults, unwritten)
     odd = on_main_process(accelerator, write)
     seconds = time.monotonic() - started
     done = len(left) - len(faults.keys() & set(left))
@@ -205,8 +204,11 @@ def main(options: Options) -> None:
         )
     for note, number in odd["notes"].items():
         say(f"note: {counted(number)} {note} (see the manifest)")
+    if odd["flat"]:
+        say(f"note: maps without point and box, since they are the same everywhere: {odd['flat']}")
     accelerator.end_training()
-    report(faults, len(found.images) + len(found.faults), options.out, accelerator)
+    given = len(found.images) + len(found.faults)
+    report(faults, unwritten, given, options.out, accelerator)
 
 
 def check(options: Options) -> None:
@@ -289,12 +291,14 @@ def predict_all(
     wanted: Wanted,
     recorder: Recorder,
     faults: dict[str, str],
+    unwritten: dict[str, str],
 ) -> Iterator[None]:
     """Predict images and write their results, batch by batch; yield once per image.
 
     Args:
         images: paths relative to the folder of all inputs.
         faults: filled with why images have no results.
+        unwritten: filled with why images that have results lack a file of them.
     """
     batches = read_in_batches(
         images,
@@ -318,27 +322,22 @@ def predict_all(
             pairs = zip(good, predictions, strict=True)
             saved = {pair[0].image: pool.submit(save, *pair) for pair in pairs}
             if before is not None:
-                yield from record(recorder, faults, *before)
+                yield from record(recorder, unwritten, *before)
             before = (saved, bad)
         if before is not None:
-            yield from record(recorder, faults, *before)
+            yield from record(recorder, unwritten, *before)
 
 
 def record(
-    recorder: Recorder, faults: dict[str, str], saved: dict[str, Future], bad: list[Read]
+    recorder: Recorder, unwritten: dict[str, str], saved: dict[str, Future], bad: list[Read]
 ) -> Iterator[None]:
     """Wait for the files of a batch, then record its results; yield once per image."""
     entries = []
     for image, task in saved.items():
-        try:
-            entries.append(task.result())
-        except NotWritable as error:
-            faults[image] = str(error)
-        except UserError as error:
-            if getattr(error.__cause__, "errno", None) not in ERRORS_OF_NAMES:
-                raise
-            why = error.__cause__.strerror
-            faults[image] = f"{image} has a name under which no picture can be written ({why})"
+        entry, faults = task.result()
+        entries.append(entry)
+        if faults:
+            unwritten[image] = "; ".join(faults)
         yield
 
     # an image that has become unreadable loses its results; one that is not there keeps them

@@ -93,7 +93,7 @@ def overlay(
         levels = np.round(large * 255).astype(np.intp)
         picture = BLENDED.reshape(-1, 3).take(256 * levels + image, axis=0)  # 4 times as fast as []
         # a score may differ from the maximum of its map by the last bit
-        if threshold is not None and heatmap.max() >= threshold - 1e-6:
+        if threshold is not None and heatmap.max() >= threshold * (1 - 1e-6):
             draw_contour(picture, large, threshold)
         return picture
 

@@ -95,8 +95,14 @@ def explained(
     for first in range(0, len(class_of), PAIRS_AT_A_TIME):
         pairs = slice(first, first + PAIRS_AT_A_TIME)
         targets = [ClassifierOutputTarget(c) for c in class_of[pairs]]
-        with make(LogitsAlone(model), [model.deepest]) as cam:  # it holds the activations of a call
-            heatmaps.append(torch.from_numpy(cam(images[image_of[pairs]], targets)))  # (n, S, S)
+        with (
+            # whatever the caller has switched off; images that need gradients do for frozen weights
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            make(LogitsAlone(model), [model.deepest]) as cam,  # it holds the activations of a call
+        ):
+            copies = images[image_of[pairs]].clone().requires_grad_()
+            heatmaps.append(torch.from_numpy(cam(copies, targets)))  # (n, S, S)
             logits.append(cam.outputs.detach()[range(len(targets)), class_of[pairs]])  # (n,)
     return torch.cat(heatmaps).float(), probability(torch.cat(logits))
 

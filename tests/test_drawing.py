@@ -53,6 +53,15 @@ def test_constant_heatmap_is_drawn_in_the_lowest_colour(value):
     assert out[0, 0, 2] > out[0, 0, 0]  # the lowest colour, blue
 
 
+def test_contour_is_drawn_only_where_a_tiny_threshold_is_reached():
+    image = np.full((8, 8), 90, np.uint8)
+    heatmap = np.full((8, 8), 1e-9, np.float32)
+    heatmap[2:4, 5:7] = 4e-7
+    for threshold, is_drawn in ((3e-7, True), (4.0000002e-7, True), (4.1e-7, False), (9e-7, False)):
+        picture = overlay(image, heatmap, "absolute", threshold)
+        assert (picture == CONTOUR_COLOUR).all(axis=-1).any() == is_drawn
+
+
 def test_page_has_images_boxes_and_titles():
     image = np.full((100, 100), 60, np.uint8)
     image[:, 50:] = 180

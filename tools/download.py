@@ -73,7 +73,8 @@ NIH = tuple(
 )
 SIZES = {source.name: source.size for source in NIH}  # bytes
 RECORD = "downloads.json"
-ATTEMPTS = 8  # in a row without a new byte, about two minutes in all
+# in a row without a new byte: three minutes of pauses, and up to one for each answer (TIMEOUT)
+ATTEMPTS = 8
 
 
 @dataclass

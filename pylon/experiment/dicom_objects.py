@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 NAME = "PYLON"
 CAVEAT = "Research use only, not a diagnosis"
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+# attributes that every object has, empty where they are not known (type 2 in the standard)
+TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
+    "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+# groups of the attributes of patient, clinical trial, study, request and visit
+GROUPS = (0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0038, 0x0040)
+LONGEST_MEANING = 64  # letters of a code's meaning
 SERIES = {"captures": 9001, "reports": 9002}  # numbers behind those of the source's series
 SCHEME = "99PYLON"  # of codes for classes that are not in:
 # keywords of pydicom's dictionary of the standard's codes
@@ -62,33 +70,75 @@ def dicom_objects(
         origin: of the prediction.
 
     Raises:
-        NotWritable: the file has no study to write to, or attributes that cannot be copied.
+        NotWritable: the file has no study to write to, or an attribute that cannot be copied.
     """
-    with dicom_errors(path):
-        source = read_header(path)
-    missing = [name for name in NEEDED if not source.get(name)]
+    try:
+        with dicom_errors(path):
+            header = read_header(path)
+    except UserError as error:  # removed since it was predicted
+        raise NotWritable(str(error)) from error
+    source = copy_study(path, header)
+    try:
+        return {
+            "captures": file_of_dataset(capture_of(source, sheet)),
+            "reports": file_of_dataset(report_of(source, prediction, labels, origin)),
+        }
+    except Exception as error:  # without its message, which may hold values of the patient
+        raise NotWritable(
+            f"highdicom makes no capture and report of {path} ({type(error).__name__}); leave out "
+            "--dicom-out"
+        ) from error.with_traceback(None)
+
+
+def copy_study(path: str, header: "Dataset") -> "Dataset":
+    """What a DICOM file says about patient and study, as the files that are written have it.
+
+    Texts are in UTF-8, which holds those of all other character sets. What the standard asks for
+    is there, if only empty; a sex that it does not know is emptied: U is common. Optional
+    attributes that cannot be read are left out.
+
+    Raises:
+        NotWritable: an attribute is missing that cannot be empty, or has a value of another kind.
+    """
+    from pydicom import Dataset
+    from pydicom.charset import decode_element
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.valuerep import DA, TM
+
+    required = {tag_for_keyword(name): name for name in (*NEEDED, *TYPE_2)}
+    character_set = header.get("SpecificCharacterSet")
+    study = Dataset()
+    for tag in header.keys():  # noqa: SIM118, a Dataset is iterated over by element
+        if tag.group not in GROUPS:
+            continue
+        try:
+            element = header[tag]
+            decode_element(element, character_set)
+            for item in element.value if element.VR == "SQ" else ():
+                item.decode()
+            if tag in required and not element.is_empty:
+                {"DA": DA, "TM": TM}.get(element.VR, str)(element.value)
+        except Exception as error:  # pydicom raises almost any exception
+            if tag not in required:
+                continue
+            raise NotWritable(
+                f"the {required[tag]} of {path} is not valid, so that nothing can be written to "
+                "its study; correct it, or leave out --dicom-out"
+            ) from error.with_traceback(None)
+        study.add(element)
+    missing = [name for name in NEEDED if not study.get(name)]
     if missing:
         raise NotWritable(
             f"{path} has no {missing[0]}, so that nothing can be written to its study; leave out "
             "--dicom-out"
         )
-    try:
-        clean(source)
-        return {
-            "captures": file_of_dataset(capture_of(source, sheet)),
-            "reports": file_of_dataset(report_of(source, prediction, labels, origin)),
-        }
-    except Exception as error:  # highdicom refuses values that the standard forbids
-        raise NotWritable(
-            f"{path} has attributes of patient or study that the standard forbids, so that nothing "
-            "can be written to its study; mend them, or leave out --dicom-out"
-        ) from error.with_traceback(None)
-
-
-def clean(source: "Dataset") -> None:
-    """Empty a sex that the standard does not know, as U, which is common."""
-    if source.get("PatientSex") not in ("M", "F", "O"):
-        source.PatientSex = ""
+    for name in TYPE_2:
+        if name not in study:
+            setattr(study, name, None)
+    if study.PatientSex not in ("M", "F", "O"):
+        study.PatientSex = None
+    study.SpecificCharacterSet = "ISO_IR 192"
+    return study
 
 
 def capture_of(source: "Dataset", sheet: bytes) -> "Dataset":
@@ -142,7 +192,7 @@ def report_of(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=codes.SCT.PlainRadiography,
         imaging_measurements=[
-            group_of(source, finding, finding["label"] in labels, origin)
+            group_of(source, finding, finding["label"] in labels and finding["box"], origin)
             for finding in prediction.findings
         ],
     )
@@ -154,7 +204,6 @@ def report_of(
         evidence=[source],
         content=content[0],
         is_complete=True,
-        specific_character_set=source.get("SpecificCharacterSet"),
         coding_schemes=[CodingSchemeIdentificationItem(SCHEME, name=f"Class names of {NAME}")],
         **about_series("reports"),
     )
@@ -201,7 +250,7 @@ def code_of(label: str) -> Any:
     from pydicom.sr.codedict import Code, codes
 
     if label not in CODES:
-        return Code(label, SCHEME, label)
+        return Code(label, SCHEME, label[:LONGEST_MEANING])
     scheme, keyword = CODES[label]
     return getattr(getattr(codes, scheme), keyword)
 

@@ -45,7 +45,8 @@ class Entry(NamedTuple):
     window: list[float] | None
     lateral: bool
     notes: list[str]
-    findings: list[list[Any]]  # per class: score, present, row, column, x, y, w, h
+    # per class: score, present, row, column, x, y, w, h; the last six None if the map is flat
+    findings: list[list[Any]]
     contours: list[str] | None = None  # per class, for the page of --html (see `contour_path`)
 
 
@@ -56,7 +57,7 @@ def entry_of(read: Read, prediction: Prediction, with_contours: bool) -> Entry:
     contours = []
     for label, heatmap in zip(prediction.class_names, prediction.maps, strict=True):
         finding = prediction.finding(label)
-        places = (*finding["point"], *finding["box"])
+        places = (*finding["point"], *finding["box"]) if finding["box"] else (None,) * 6
         findings.append([finding["score"], finding["present"], *places])
         if with_contours:
             drawn = finding["present"] and prediction.are_probabilities

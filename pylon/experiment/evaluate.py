@@ -31,7 +31,7 @@ from pylon.heatmaps import heatmaps_of
 from pylon.hub import config_of
 from pylon.model import STRIDE, Pylon
 from pylon.scoring.metrics import point_localization
-from pylon.scoring.rows import as_read, bboxes_of, merge_boxes
+from pylon.scoring.rows import PLACES, as_integers, as_read, bboxes_of, merge_boxes
 from pylon.system.errors import UserError
 from pylon.system.files import hash_of_json
 from pylon.system.parallel import same_on_all
@@ -304,10 +304,10 @@ def localize_boxes(
         method: source of the heatmaps (see `heatmaps_of`).
 
     Returns:
-        The rows: the columns of `boxes`, and probability, row and column of the maximum, hit,
-        threshold and called. `called` is 1 if the network calls the finding present (its
-        probability reaches the threshold chosen on the validation split during training), 0 if not,
-        NaN if there is no threshold.
+        The rows: the columns of `boxes`, and probability, row and column of the maximum (none if
+        the map is flat), hit, threshold and called. `called` is 1 if the network calls the finding
+        present (its probability reaches the threshold chosen on the validation split during
+        training), 0 if not, NaN if there is no threshold.
         The heatmaps, (N, h, w) float32 in the order of the rows.
     """
     rows_of_image = boxes.groupby("image_id").indices  # image -> rows of the table
@@ -343,6 +343,8 @@ def localize_boxes(
     columns = ["box", "probability", "row", "column", "hit"]
     answers = pd.DataFrame(gather_object(found), columns=columns)
     answers = answers.drop_duplicates("box").set_index("box").sort_index()
+    for place in PLACES:  # -1 for a flat map
+        answers[place] = as_integers(answers[place].where(answers[place] >= 0))
     rows = pd.concat([boxes, answers], axis=1)
     rows["threshold"] = boxes["pathology"].map(card.get("thresholds", {})).astype(float)
     called = rows["probability"] >= rows["threshold"]

@@ -1,8 +1,9 @@
 """The files that predict.py writes for an image: pictures, maps, DICOM."""
 
+import errno
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +11,16 @@ import numpy as np
 
 from pylon.data.dicom import is_dicom_file
 from pylon.drawing import Panel, Scale, draw_sheet, title_of
-from pylon.experiment.dicom_objects import CAVEAT, Origin, dicom_objects
+from pylon.experiment.dicom_objects import CAVEAT, NotWritable, Origin, dicom_objects
 from pylon.experiment.done import Entry, entry_of, file_of
 from pylon.experiment.inputs import Read
 from pylon.experiment.page import write_pictures
 from pylon.experiment.predictor import Prediction
+from pylon.system.errors import UserError
 from pylon.system.files import as_text, write_atomically
+
+# of an image next to a folder that has the name of its picture, or of one in very deep folders
+ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 class Wanted(NamedTuple):
@@ -43,31 +48,60 @@ def kinds_of(path: str, wanted: Wanted) -> list[str]:
     return kinds
 
 
-def save_files(read: Read, prediction: Prediction, wanted: Wanted) -> Entry:
-    """Write the files of an image; return what to record.
+def save_files(read: Read, prediction: Prediction, wanted: Wanted) -> tuple[Entry, list[str]]:
+    """Write the files of an image; return what to record, and why files could not be written.
 
     Raises:
-        UserError: a file cannot be written. `NotWritable`: nothing can be written to its study.
+        UserError: no file can be written, as on a full disk.
     """
     out = wanted.out
     path = os.path.join(wanted.folder, read.image)
     kinds = kinds_of(path, wanted)
     labels = labels_to_draw(prediction, wanted.classes, wanted.top)
-    if "overlays" in kinds:
+
+    def write_overlays() -> None:
         name = as_text(os.path.basename(read.image))
         sheet = sheet_of(prediction, labels, name, wanted.scale)
         write_atomically(file_of(out, "overlays", read.image), sheet)
-    if "captures" in kinds:
+
+    def write_dicom() -> None:
         # without the file's name, which may identify the patient
         sheet = sheet_of(prediction, labels, CAVEAT, wanted.scale)
         for kind, file in dicom_objects(path, prediction, labels, sheet, wanted.origin).items():
             write_atomically(file_of(out, kind, read.image), file)
-    if "maps" in kinds:
+
+    def write_maps() -> None:
         maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
         write_atomically(file_of(out, "maps", read.image), maps)
-    if wanted.html:
+
+    def write_html() -> None:
         write_pictures(out / "html", read.image, prediction.image, prediction.maps)
-    return entry_of(read, prediction, wanted.html)
+
+    writers = {
+        "overlays": write_overlays,
+        "captures": write_dicom,
+        "maps": write_maps,
+        "html/heatmaps": write_html,
+    }
+    faults = [
+        why_not_written(write, read.image) for kind, write in writers.items() if kind in kinds
+    ]
+    entry = entry_of(read, prediction, wanted.html)
+    return entry, list(dict.fromkeys(filter(None, faults)))
+
+
+def why_not_written(write: Callable[[], None], image: str) -> str:
+    """Write files of an image; return why that cannot be for this image alone, else ""."""
+    try:
+        write()
+    except NotWritable as error:
+        return str(error)
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in ERRORS_OF_NAMES:
+            raise
+        why = error.__cause__.strerror
+        return f"{image} has a name under which no picture can be written ({why})"
+    return ""
 
 
 def labels_to_draw(
@@ -103,7 +137,9 @@ def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale)
         finding = prediction.finding(label)
         threshold = prediction.thresholds[label]
         about = "no threshold"
-        if scale == "minmax":
+        if finding["box"] is None:
+            about = "the same everywhere: no place"
+        elif scale == "minmax":
             about = "scaled from its minimum to its maximum"
         elif threshold is not None:
             word = "contour at the" if finding["present"] else "below the"

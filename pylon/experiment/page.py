@@ -46,7 +46,7 @@ class Finding(NamedTuple):
     threshold: float | None
     present: bool | None  # None: the class has no threshold
     hit: bool | None  # whether the maximum is in a box; None: no boxes are known
-    point: tuple[int, int]  # row, column of the maximum of the map
+    point: tuple[int, int] | None  # row, column of the maximum of the map; None if it is flat
     boxes: Sequence[Sequence[int]]  # those that are known, x, y, w, h
     region: Sequence[int] | None  # the network's, x, y, w, h
     contour: str  # from `contour_path`
@@ -241,7 +241,7 @@ def page_of_boxes(
         present = None if np.isnan(row.called) else row.called == 1
         contour = contour_path(heatmap, row.threshold) if present and probabilities else ""
         known = boxes[boxes[:, 2] > 0].tolist()
-        place = (row.row, row.column)
+        place = None if pd.isna(row.row) else (int(row.row), int(row.column))
         threshold = None if np.isnan(row.threshold) else row.threshold
         scores = (row.probability, threshold, present, row.hit >= 0.5)
         finding = Finding(row.pathology, *scores, place, known, None, contour)

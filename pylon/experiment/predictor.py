@@ -55,10 +55,12 @@ class Prediction:
             score: probability of the finding, 0 to 1 (the maximum of its map, if maps are
                 probabilities);
             present: whether the score reaches the checkpoint's threshold, None if it has none;
-            point: (row, column) of the maximum of the map, enlarged to the network's input;
+            point: (row, column) of the maximum of the map, enlarged to the network's input; None
+                if the map is flat, the same everywhere;
             box: (x, y, w, h) of the connected region around it in which the map is at least
-                `region_threshold`, by default half, of its maximum;
-            outline: [(x, y), ..], the corners of that region (see pylon/scoring/regions.py).
+                `region_threshold`, by default half, of its maximum; None if the map is flat;
+            outline: [(x, y), ..], the corners of that region (see pylon/scoring/regions.py); empty
+                if the map is flat.
         maps: (C, h, w) float32 in [0, 1], in the order of `class_names`: probability per pixel of
             the map, or heatmaps on a scale of their own (see `are_probabilities`).
         class_names: the C classes.
@@ -143,6 +145,7 @@ class Predictor:
         batch_size: images that are predicted together.
     """
 
+    @torch.inference_mode(False)  # weights that were loaded in that mode would allow no gradients
     def __init__(
         self,
         checkpoint: str | Path | None = None,
@@ -282,9 +285,10 @@ class Predictor:
                 score = self._calibrate(label, score).item()
                 if self.are_probabilities:
                     maps[c] = self._calibrate(label, maps[c])
+            is_flat = places.boxes[c, 2] == 0
             place = {
-                "point": tuple(places.points[c].tolist()),
-                "box": tuple(places.boxes[c].tolist()),
+                "point": None if is_flat else tuple(places.points[c].tolist()),
+                "box": None if is_flat else tuple(places.boxes[c].tolist()),
                 "outline": [tuple(corner) for corner in places.outlines[c].tolist()],
             }
             findings.append({"label": label, "score": score, "present": present, **place})

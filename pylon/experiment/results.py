@@ -29,7 +29,7 @@ from accelerate import Accelerator
 
 from pylon.data.chestxray14 import what_is_synthetic
 from pylon.experiment.card import read_json
-from pylon.experiment.done import Entry, Progress, has_entries
+from pylon.experiment.done import Entry, Progress, file_of, has_entries
 from pylon.experiment.page import About, Finding, Pictured, title_of_page, write_page
 from pylon.experiment.predictor import Predictor
 from pylon.system.cli import flag
@@ -49,6 +49,7 @@ COLUMNS = (
     "image", "label", "score", "present", "point_row", "point_column", "box_x", "box_y", "box_w",
     "box_h",
 )  # fmt: skip
+TABLES = ("predictions.csv", "coco.json", "coco_results.json", "html/index.html")
 FAULTS_SHOWN = 10
 
 
@@ -150,14 +151,21 @@ def shown(value: Any) -> str:
 
 
 def write_results(
-    out: Path, about: dict[str, Any], predictor: Predictor, faults: dict[str, str]
+    out: Path,
+    about: dict[str, Any],
+    predictor: Predictor,
+    faults: dict[str, str],
+    unwritten: dict[str, str],
 ) -> dict[str, Any]:
     """Write the tables, the page and the manifest; return the numbers of odd images.
+
+    Without any image, tables and page of an earlier run are removed.
 
     Args:
         about: as for `open_results`.
         predictor: that the results come from.
         faults: why files could not be read, by image.
+        unwritten: why files could not be written, by image.
     """
     class_names = predictor.class_names
     wanted = about["options"]
@@ -168,6 +176,7 @@ def write_results(
     windows = {}
     lateral = []
     notes: dict[str, list[str]] = {}
+    flat = 0
     for entry in progress.entries(images):
         bits[entry.bits] += 1
         coloured += entry.colour
@@ -177,11 +186,8 @@ def write_results(
             lateral.append(as_text(entry.image))
         for note in entry.notes:
             notes.setdefault(note, []).append(as_text(entry.image))
+        flat += sum(row is None for _, _, row, *_ in entry.findings)
     counts = {f"{each} bits": bits[each] for each in sorted({8, 16, *bits})}
-    unreadable = [
-        {"image": as_text(image), "reason": as_text(reason)}
-        for image, reason in sorted(faults.items())
-    ]
     manifest = {
         **about,
         "note": "for research only, not a diagnosis",
@@ -194,7 +200,9 @@ def write_results(
         },
         "lateral views": lateral,
         "notes on images": notes,
-        "unreadable": unreadable,
+        "flat maps": flat,
+        "unreadable": listed(faults),
+        "unwritten": listed(unwritten),
     }
     files = {}
     if images:
@@ -203,11 +211,22 @@ def write_results(
         files[out / "coco.json"] = coco_images(progress.entries(images), class_names)
         files[out / "coco_results.json"] = coco_results(progress.entries(images))
     if wanted["html"] and images:
-        pictured = pictured_of(progress.entries(images), predictor.thresholds)
-        write_page(out / "html", about_page(about, progress, predictor), images, pictured)
+        shown = [image for image in images if file_of(out, "html/heatmaps", image).exists()]
+        pictured = pictured_of(progress.entries(shown), predictor.thresholds)
+        write_page(out / "html", about_page(about, progress, predictor), shown, pictured)
+    for path in (out / name for name in TABLES if not images):
+        path.unlink(missing_ok=True)
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
     odd = {note: len(images) for note, images in notes.items()}
-    return {"coloured": coloured, "lateral": len(lateral), "notes": odd}
+    return {"coloured": coloured, "lateral": len(lateral), "flat": flat, "notes": odd}
+
+
+def listed(reasons: dict[str, str]) -> list[dict[str, str]]:
+    """Images and reasons, for the manifest."""
+    return [
+        {"image": as_text(image), "reason": as_text(reason)}
+        for image, reason in sorted(reasons.items())
+    ]
 
 
 def table(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[bytes]:
@@ -236,12 +255,15 @@ def coco_images(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterato
 
 def coco_results(entries: Iterable[Entry]) -> Iterator[bytes]:
     """The parts of coco_results.json: a box with its score per image and class."""
-    yield b"["
+    before = b"["
     for k, entry in enumerate(entries, 1):
-        for c, (score, _, _, _, *box) in enumerate(entry.findings, 1):
+        for c, (score, _, row, _, *box) in enumerate(entry.findings, 1):
+            if row is None:  # a flat map
+                continue
             result = {"image_id": k, "category_id": c, "bbox": box, "score": score}
-            yield (b"" if k == c == 1 else b",") + b"\n" + json.dumps(result).encode()
-    yield b"\n]\n"
+            yield before + b"\n" + json.dumps(result).encode()
+            before = b","
+    yield b"\n]\n" if before == b"," else b"[]\n"
 
 
 def pictured_of(
@@ -253,7 +275,8 @@ def pictured_of(
         of_class = zip(thresholds.items(), entry.findings, entry.contours, strict=True)
         for (name, threshold), (score, present, row, column, *box), contour in of_class:
             scores = (score, threshold, present, None)
-            findings.append(Finding(name, *scores, (row, column), [], box, contour))
+            place = ((row, column), [], box) if row is not None else (None, [], None)
+            findings.append(Finding(name, *scores, *place, contour))
         yield Pictured(entry.image, entry.height, entry.width, findings)
 
 
@@ -295,23 +318,37 @@ def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) 
     )
 
 
-def report(faults: dict[str, str], given: int, out: Path, accelerator: Accelerator) -> None:
-    """Print what could not be read, and exit with 1 if there is any; with 2 if nothing could.
+def report(
+    faults: dict[str, str],
+    unwritten: dict[str, str],
+    given: int,
+    out: Path,
+    accelerator: Accelerator,
+) -> None:
+    """Print what failed, and exit with 1 if anything did; with 2 if nothing could be read.
 
     Args:
-        faults: by image.
+        faults: why files could not be read, by image.
+        unwritten: why files could not be written, by image.
         given: number of images, and of inputs that have none.
     """
-    if not faults:
+    if not faults and not unwritten:
         return
     reasons = [one_line(reason) for _, reason in sorted(faults.items())]
     if len(faults) == given:
         more = f" ({given - 1} more in {out / 'manifest.json'})" if given > 1 else ""
         raise UserError(f"nothing could be read: {reasons[0]}{more}")
-    for reason in reasons[:FAULTS_SHOWN]:
-        accelerator.print(f"not read: {reason}", file=sys.stderr)
-    if len(faults) > FAULTS_SHOWN:
-        accelerator.print(f"and {len(faults) - FAULTS_SHOWN} more", file=sys.stderr)
-    sentence = f"{len(faults)} of {given} images could not be read; the others are done. Names and"
-    accelerator.print(f"error: {sentence} reasons are in {out / 'manifest.json'}", file=sys.stderr)
+    lines = [f"not read: {reason}" for reason in reasons]
+    lines += [f"not written: {one_line(reason)}" for _, reason in sorted(unwritten.items())]
+    for line in lines[:FAULTS_SHOWN]:
+        accelerator.print(line, file=sys.stderr)
+    if len(lines) > FAULTS_SHOWN:
+        accelerator.print(f"and {len(lines) - FAULTS_SHOWN} more", file=sys.stderr)
+    counts = []
+    if faults:
+        counts.append(f"{len(faults)} of {given} images could not be read")
+    if unwritten:
+        counts.append(f"not all files of {len(unwritten)} of {given} images could be written")
+    sentence = f"{'; '.join(counts)}; the others are done. Names and reasons are in"
+    accelerator.print(f"error: {sentence} {out / 'manifest.json'}", file=sys.stderr)
     sys.exit(1)

@@ -10,10 +10,13 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
+from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 
 from pylon.baselines import Baseline
 from pylon.experiment.options import Runtime
@@ -143,10 +146,28 @@ def graph_of(model: nn.Module, image_size: int, outputs: Sequence[str], **image:
         image_size: side of the input, pixels.
         outputs: names of its outputs.
         image: dtype of the input; float32 if none is given.
+
+    Raises:
+        UserError: the network has a layer that ONNX does not know.
     """
     example = torch.zeros(2, 1, image_size, image_size, **image)
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode():
+    try:
+        export(model, example, outputs, buffer)
+    except OnnxExporterError as error:
+        why, *_ = str(error).strip().splitlines()
+        raise UserError(f"this network cannot be exported to ONNX; use torch ({why})") from error
+    return buffer.getvalue()
+
+
+def export(model: nn.Module, example: Tensor, outputs: Sequence[str], buffer: io.BytesIO) -> None:
+    with (
+        warnings.catch_warnings(),
+        torch.inference_mode(),
+        mock.patch.object(F, "adaptive_avg_pool2d", average_pool),
+        # an exporter that fails prints the whole graph
+        mock.patch.object(torch._C, "_jit_onnx_log"),
+    ):
         # of the tracer, about the check of the input's sides, and of the exporter, that another
         # one is the default: it needs one more library, and twice the time
         warnings.simplefilter("ignore")
@@ -160,4 +181,24 @@ def graph_of(model: nn.Module, image_size: int, outputs: Sequence[str], **image:
             opset_version=OPSET,
             dynamo=False,
         )
-    return buffer.getvalue()
+
+
+def average_pool(x: Tensor, output_size: int | tuple[int, int]) -> Tensor:
+    """`F.adaptive_avg_pool2d` as two products, which ONNX has for all sizes.
+
+    The exporter knows only sizes of the output that divide those of the input: not 3 and 6, which
+    pspnet and upernet have.
+    """
+    height, width = nn.modules.utils._pair(output_size)
+    rows = averaging_matrix(int(x.shape[2]), height)
+    columns = averaging_matrix(int(x.shape[3]), width)
+    return rows @ x @ columns.T
+
+
+def averaging_matrix(size: int, parts: int) -> Tensor:
+    """The (parts, size) matrix of adaptive average pooling along one side."""
+    matrix = np.zeros((parts, size), np.float32)
+    for k in range(parts):
+        part = slice(k * size // parts, -(-(k + 1) * size // parts))  # parts may overlap
+        matrix[k, part] = 1 / (part.stop - part.start)
+    return torch.from_numpy(matrix)

@@ -82,6 +82,7 @@ function draw(svg, row) {
   if (row.contour) add("contour", row.contour, `scale(${width / 1000} ${height / 1000})`);
   if (row.region) add("region", rectangle(row.region));
   for (const box of row.boxes) add("known", rectangle(box));
+  if (!row.point) return; // a flat map has no maximum
   const [y, x] = row.point;
   for (const name of ["point rim", "point"]) add(name, `M${x + 0.5} ${y + 0.5}h0`);
 }

@@ -206,7 +206,9 @@ def bounds(
     Args:
         resamples: (R, K) resampled scores.
         patient_counts: (K,) number of patients behind each score.
-        scores: (K,) the scores; without them, as for differences, such columns have no bounds.
+        scores: (K,) the scores, NaN where they are no shares of hits, such as a mean IoU; without
+            scores, as for differences, none is. Where there is too little data to resample, such
+            columns have no bounds.
 
     Returns:
         low and high, (2, K); NaN where undefined.
@@ -219,7 +221,8 @@ def bounds(
     if scores is None:
         return np.where(patient_counts < FEWEST, np.nan, both)
 
-    # binomial bounds where there is too little data
+    # none, or binomial bounds, where there is too little data
+    both[:, np.isnan(scores) & (patient_counts < FEWEST)] = np.nan
     hits = scores * patient_counts
     misses = patient_counts - hits
     low = np.where(hits > 0, stats.beta.ppf(0.025, hits, misses + 1), 0)

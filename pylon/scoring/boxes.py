@@ -37,7 +37,8 @@ SCORES = (
     "IoU",  # of the predicted box around the maximum
     "energy",  # share of the map's sum that lies inside the boxes
 )
-SHARES = np.array([name != "false boxes" for name in SCORES])  # those in [0, 1]
+# those that are shares of boxes: means of what is found or not
+SHARES = np.array([name.startswith("T(") for name in SCORES])
 CHOSEN_BY = slice(0, len(IOU))  # the fraction with the highest mean T(IoU) is chosen
 
 
@@ -73,15 +74,16 @@ def score_maps(maps: np.ndarray, bbox_xywh: np.ndarray, image_size: np.ndarray) 
 
     Returns:
         (N, len(FRACTIONS), len(SCORES)) float64. A box counts as found if any predicted box reaches
-        the threshold; a row with several boxes scores the share of them that is found. A map that
-        is 0 everywhere predicts nothing and scores 0; a constant one predicts the whole image.
+        the threshold; a row with several boxes scores the share of them that is found. A flat map,
+        the same everywhere, shows no place: it predicts nothing and scores 0.
 
     Raises:
         ValueError: a map is negative or not finite.
     """
     if not np.isfinite(maps).all() or (maps < 0).any():
         raise ValueError("maps must be finite and not negative")
-    maps = enlarged(maps)
+    is_flat = np.ptp(maps, axis=(1, 2), keepdims=True) == 0
+    maps = enlarged(np.where(is_flat, np.float32(0), maps))
     boxes = in_cells(bbox_xywh, image_size, maps.shape[1:])  # (N, K, 4)
     row, cut, regions, around = regions_of(maps)
     scores = score_predicted(row * len(FRACTIONS) + cut, regions, around, boxes, len(FRACTIONS))

@@ -88,7 +88,7 @@ def point_localization(
     Heatmaps are upsampled to the input size of the network (bilinear, corners not aligned). Pixel
     (i, j) of that S x S grid stands for pixel (floor(i * H / S), floor(j * W / S)) of the image,
     and is inside if x <= column < x + w and y <= row < y + h. If several pixels share the maximum,
-    the hit is the share of them that is inside.
+    the hit is the share of them that is inside. A flat map, the same everywhere, has no place.
 
     Args:
         heatmaps: (N, h, w) float32 probabilities; one per image and class that has boxes.
@@ -99,7 +99,7 @@ def point_localization(
 
     Returns:
         hit (N,) float64 in [0, 1]; row (N,) and column (N,) int64 of the (first) maximum, in pixels
-        of the image file.
+        of the image file. Of a flat map: 0, -1 and -1.
     """
     # Deviation: the authors drew each box as a mask, resized it (nearest neighbour) and looked up
     # the maximum in it. Comparing coordinates gives the same result for every pixel.
@@ -119,7 +119,15 @@ def point_localization(
     inside = in_box(row[:, None], column[:, None], boxes[n]).any(axis=1)  # (maxima,)
     hit = np.bincount(n, inside) / np.bincount(n)  # (N,)
     _, first_of_map = np.unique(n, return_index=True)
-    return hit, row[first_of_map], column[first_of_map]
+    flat = are_flat(heatmaps)
+    places = (np.where(flat, -1, each[first_of_map]) for each in (row, column))
+    return np.where(flat, 0, hit), *places
+
+
+def are_flat(heatmaps: Tensor) -> np.ndarray:
+    """Whether heatmaps (N, h, w) are the same everywhere: then they show no place. (N,) bool."""
+    heatmaps = heatmaps.flatten(1)
+    return (heatmaps.amin(dim=1) == heatmaps.amax(dim=1)).cpu().numpy()
 
 
 def enlarge(heatmaps: Tensor, input_size: tuple[int, int]) -> Iterator[Tensor]:

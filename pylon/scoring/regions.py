@@ -6,11 +6,15 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from pylon.scoring.metrics import enlarge
+from pylon.scoring.metrics import are_flat, enlarge
 
 
 class Places(NamedTuple):
-    """Where N heatmaps are highest, in pixels of the image files."""
+    """Where N heatmaps are highest, in pixels of the image files.
+
+    A flat heatmap, the same everywhere, has no place: its point is (-1, -1), its box has no width
+    and no height, its outline no corners.
+    """
 
     points: np.ndarray  # (N, 2) int64: row, column of the maximum
     boxes: np.ndarray  # (N, 4) int64: x, y, w, h of the region
@@ -40,8 +44,14 @@ def locate(
     corners = []  # of each region, in pixels of the input
     maxima = []
     outlines = []
+    flat = are_flat(heatmaps)
     for large in enlarge(heatmaps, input_size):
         for heatmap in large.cpu().numpy():
+            if flat[len(maxima)]:
+                maxima.append((0, 0))
+                corners.append((0, 0, 0, 0))
+                outlines.append(np.empty((0, 2)))
+                continue
             i, j = divmod(int(heatmap.argmax()), width)
             maxima.append((i, j))
             region, (x, y, w, h) = region_around(heatmap, i, j, share)
@@ -52,7 +62,7 @@ def locate(
     x0y0x1y1 = np.array(corners, np.int64).reshape(-1, 4)
 
     # pixels of the files: input pixel (i, j) covers i * H / S to (i + 1) * H / S
-    points = ij * image_size // (height, width)
+    points = np.where(flat[:, None], -1, ij * image_size // (height, width))
     low = x0y0x1y1[:, :2] * image_size[:, ::-1] // (width, height)
     high = -(-x0y0x1y1[:, 2:] * image_size[:, ::-1] // (width, height))  # rounded up
     boxes = np.concatenate([low, high - low], axis=1)

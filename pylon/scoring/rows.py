@@ -7,7 +7,8 @@ csv/NAME/SEED_images.csv           one row per test image: image_id, patient_id,
 csv/NAME/SEED_boxes.csv            one row per image and class with boxes: image_id, patient_id,
                                    pathology, probability, row, column, hit, bbox_x, bbox_y, bbox_w,
                                    bbox_h, image_height, image_width, threshold, called; pixels of
-                                   the image file. If a class has several boxes in one image:
+                                   the image file. A flat heatmap has no row and column: they are
+                                   blank. If a class has several boxes in one image:
                                    more_boxes, those after the first, as "x y w h; x y w h"
 csv/NAME/SEED_images.json, ..      where the rows come from: `Rows.about`
 csv/NAME/SEED_maps.npz             the heatmaps of the boxes, unless they are not wanted
@@ -37,7 +38,9 @@ BOX_ROW_COLUMNS = (
 SIZES = ("bbox_x", "bbox_y", "bbox_w", "bbox_h", "image_height", "image_width")
 BBOX = list(SIZES[:4])
 TEXTS = ("image_id", "pathology", "more_boxes")
-# and the logits; labels as `as_labels` gives them, patient ids as `whole_numbers`, the rest int64
+PLACES = ("row", "column")
+# and the logits; labels and places as `as_integers` gives them, patient ids as `whole_numbers`, the
+# rest int64
 FLOATS = ("probability", "hit", "threshold", "called")
 
 
@@ -101,7 +104,7 @@ def image_rows(
     table = images[["image_id", "patient_id"]].reset_index(drop=True)
     table["patient_id"] = as_read(table["patient_id"])
     of_labels = pd.DataFrame(labels, columns=[f"label_{name}" for name in names])
-    of_labels = of_labels.apply(as_labels)
+    of_labels = of_labels.apply(as_integers)
     # float64 holds a float32 exactly, and is the type in which the file is read
     of_logits = pd.DataFrame(logits.astype(np.float64), columns=[f"logit_{name}" for name in names])
     return Rows(pd.concat([table, of_labels, of_logits], axis=1), about)
@@ -112,9 +115,9 @@ def as_read(patient_ids: pd.Series) -> pd.Series:
     return pd.Series(whole_numbers(patient_ids.astype(str).to_numpy(object)), patient_ids.index)
 
 
-def as_labels(labels: pd.Series) -> pd.Series:
-    """Labels as int64, or as Int64 if some are unknown."""
-    return labels.astype("Int64" if labels.isna().any() else np.int64)
+def as_integers(values: pd.Series) -> pd.Series:
+    """Whole numbers as int64, or as Int64 if some are unknown."""
+    return values.astype("Int64" if values.isna().any() else np.int64)
 
 
 def merge_boxes(boxes: pd.DataFrame) -> pd.DataFrame:
@@ -287,8 +290,9 @@ def parse_rows(content: bytes) -> pd.DataFrame:
             columns[name] = column
         elif name == "patient_id":
             columns[name] = whole_numbers(column)
-        elif name.startswith("label_"):
-            columns[name] = as_labels(pd.Series(np.where(column == "", None, column), dtype=object))
+        elif name in PLACES or name.startswith("label_"):
+            known = np.where(column == "", None, column)
+            columns[name] = as_integers(pd.Series(known, dtype=object))
         else:
             columns[name] = column.astype(np.int64)
     return pd.DataFrame(columns)

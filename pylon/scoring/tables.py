@@ -30,7 +30,8 @@ class Scored(NamedTuple):
     scores: pd.DataFrame  # one row per seed, one column per class or mean over classes
     resamples: np.ndarray  # (seeds, RESAMPLES, columns): the same scores in resamples of patients
     patient_counts: np.ndarray  # (columns,) number of patients behind each score
-    are_shares: np.ndarray | bool = True  # whether they lie in [0, 1]; counts have no upper bound
+    # whether they are shares of hits, to which binomial bounds apply: not counts, nor mean IoUs
+    are_shares: np.ndarray | bool = True
 
 
 def score_images(rows_of_seed: dict[str, Rows]) -> Scored:

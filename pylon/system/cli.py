@@ -18,6 +18,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Track = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Options = TypeVar("Options")
+# what torchrun tells each process
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Terminated(KeyboardInterrupt):
@@ -69,6 +71,7 @@ def start(
 def try_to_run(main: Callable[[Options], None], options: Options) -> None:
     """Run `main` on the options; errors that a user can mend exit with code 2."""
     try:
+        clean_environment()
         main(options)
     except UserError as error:
         # an error raised in a loader's worker is preceded by the worker's traceback
@@ -91,6 +94,28 @@ def try_to_run(main: Callable[[Options], None], options: Options) -> None:
         fail(
             "a process that reads images was killed, perhaps for lack of (shared) memory; "
             "lower --num-workers"
+        )
+
+
+def clean_environment() -> None:
+    """Let the command line alone decide: remove what Accelerate reads from the environment.
+
+    `accelerate launch` leaves such variables in notebooks and job scripts; one of them changes the
+    number of steps, another one compiles the network.
+
+    Raises:
+        UserError: some of torchrun's variables are set, but not all of them.
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    alone = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "-1"}  # of a single process
+    odd = [name for name, value in alone.items() if os.environ.get(name, value) != value]
+    lacking = [name for name in LAUNCHED if name not in os.environ]
+    if odd and lacking:
+        raise UserError(
+            f"the environment has {odd[0]}={os.environ[odd[0]]}, but no {lacking[0]}: start "
+            "several processes with torchrun, which sets both, or a single one after "
+            f"`unset {odd[0]}`"
         )
 
 

@@ -75,8 +75,10 @@ def make_accelerator(
             log_with=log_with,
             project_dir=None if log_with is None else "save",
         )
-    except ValueError as error:  # a GPU without bfloat16
-        raise UserError(f"--precision {precision}: {error}") from error
+    except ValueError as error:
+        if "precision" not in str(error):
+            raise UserError(f"the processes could not be joined: {error}") from error
+        raise UserError(f"--precision {precision}: {error}") from error  # a GPU without bfloat16
     processes = accelerator.num_processes
     if batch_size is not None and (batch_size < 1 or batch_size % processes):
         raise UserError(

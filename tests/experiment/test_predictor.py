@@ -254,6 +254,20 @@ def test_network_whose_maps_are_no_probabilities(checkpoint, files, tmp_path):
     assert (prediction.overlay(top) == prediction.overlay(top, "minmax")).all()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_whatever_the_caller_has_switched_off(checkpoint, files, mode):
+    expected = pylon.Predictor(checkpoint, "cpu", method="gradcam")(files[0])
+    with mode():
+        predictor = pylon.Predictor(checkpoint, "cpu", method="gradcam")
+        within = predictor(files[0])
+    predictor.model.requires_grad_(False)
+    for prediction in (within, predictor(files[0])):
+        np.testing.assert_array_equal(prediction.maps, expected.maps)
+        scores = [finding["score"] for finding in prediction.findings]
+        assert scores == [finding["score"] for finding in expected.findings]
+    assert not any(weights.requires_grad for weights in predictor.model.parameters())
+
+
 def test_checkpoint_without_thresholds(checkpoint, files, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "best")
     (tmp_path / "best/training.json").unlink()

@@ -16,6 +16,9 @@ NAMES = ("Mass", "Nodule", "Hernia")
 NETWORKS = {
     "pylon": lambda: Pylon("tu-test_resnet", None, classes=3),
     "backbone avg": lambda: Baseline("backbone", "tu-test_resnet", None, classes=3, pool="avg"),
+    # they pool to 3 and 6 cells, which do not divide theirs
+    "pspnet": lambda: Baseline("pspnet", "tu-test_resnet", None, classes=3),
+    "upernet": lambda: Baseline("upernet", "tu-test_resnet", None, classes=3),
 }
 
 
@@ -46,6 +49,23 @@ def test_runtimes_give_what_torch_gives(name, library):
         torch.testing.assert_close(output.maps, expected.maps[:batch], rtol=1e-4, atol=1e-4)
         assert output.maps.dtype == torch.float32
         assert not torch.equal(output.maps, expected.maps[:batch])  # torch rounds otherwise
+
+
+@pytest.mark.parametrize("output_size", [3, (6, 1), (7, 4)])
+def test_average_pool(output_size):
+    x = torch.randn(2, 3, 7, 10)
+    expected = torch.nn.functional.adaptive_avg_pool2d(x, output_size)
+    torch.testing.assert_close(runtime.average_pool(x, output_size), expected)
+
+
+def test_unknown_layer_is_one_sentence(capfd):
+    class Odd(torch.nn.Module):
+        def forward(self, image):
+            return torch.linalg.qr(image)[0].amax(dim=(2, 3)), image
+
+    with pytest.raises(UserError, match="this network cannot be exported to ONNX; use torch"):
+        runtime.graph_of(Odd(), 8, ("logits", "maps"))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_torch_leaves_the_network_alone():

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from pylon.scoring.bootstrap import bounds, resampled_means
 from pylon.scoring.box_tables import POOLED, SHOWN, BoxScores, box_table, score_heatmaps
@@ -53,6 +54,7 @@ def test_perfect_maps_and_their_controls(rows):
         # none
         assert table.loc["0 low", SHOWN] == pytest.approx(0.025 ** (1 / 12))
         assert np.isnan(table.loc["0 low", "false boxes"])
+        assert np.isnan(table.loc["0 low", "IoU"])  # no share, and the same for all
 
     # the medians of the other folds' boxes lie near the middle: 6 of 64 pixels to either side
     assert 0 < tables["Mass"].loc["prior box", SHOWN] < 1
@@ -68,6 +70,35 @@ def test_table_averages_the_seeds(rows):
     assert table.loc["mean", SHOWN] == 0.5
     assert table.loc["std", SHOWN] == pytest.approx(np.sqrt(0.5))
     assert table.loc["oracle", SHOWN] == 0.5
+
+
+@pytest.mark.parametrize("patients", [20, 9])
+def test_means_that_are_no_shares_have_intervals_of_the_bootstrap(rng, patients):
+    # IoU and energy near .035, of patients with one to three rows: less than one patient's worth
+    patient_ids = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
+    values = rng.uniform(0.02, 0.05, len(patient_ids))
+    boxes = [(f"{k}.png", p, "Mass", 5, 10, 8, 8) for k, p in enumerate(patient_ids)]
+    scores = np.zeros((len(boxes), len(SCORES)))
+    scores[:, -2:] = values[:, None]
+    scored = BoxScores(scores, scores, np.full(len(boxes), FRACTIONS[0]))
+    rows = rows_of(boxes)
+    table = box_table({"0": rows, "1": rows}, {"0": scored, "1": scored})[POOLED]
+    binomial = stats.beta.ppf(0.975, 1, patients)
+    for label in ("0", "mean"):
+        low, high = table.loc[f"{label} low"], table.loc[f"{label} high"]
+        assert high[SHOWN] == pytest.approx(binomial)  # of a share without a hit
+        if patients < 10:
+            assert np.isnan([low["IoU"], high["IoU"], low["energy"], high["energy"]]).all()
+            continue
+        # by hand: patients are drawn, each with all of its rows
+        sums = np.bincount(patient_ids, values)
+        counts = np.bincount(patient_ids)
+        drawn = rng.integers(patients, size=(20_000, patients))
+        means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        for name in ("IoU", "energy"):
+            expected = np.percentile(means, [2.5, 97.5])
+            assert [low[name], high[name]] == pytest.approx(expected, abs=2e-4)
+            assert high[name] - low[name] < 0.01
 
 
 def test_rows_without_other_patients_count_nowhere():

@@ -120,13 +120,11 @@ def test_energy_in_boxes_that_overlap_counts_once():
         assert named(scores[0, HALF])["energy"] == pytest.approx(expected)
 
 
-def test_empty_constant_and_faulty_maps():
+def test_flat_and_faulty_maps():
     box = np.array([[0, 0, GRID, GRID // 2]])
-    empty = score_maps(np.zeros((1, GRID, GRID), np.float32), box, SIZE)
-    assert (empty == 0).all()
-    constant = named(score_maps(np.full((1, GRID, GRID), 0.2, np.float32), box, SIZE)[0, HALF])
-    assert constant["IoU"] == 0.5
-    assert constant["energy"] == pytest.approx(0.5)
+    for value, side in ((0, GRID), (0.2, GRID), (0.1, 7)):
+        flat = score_maps(np.full((1, side, side), value, np.float32), box, SIZE)
+        assert (flat == 0).all()
     for value in (np.nan, np.inf, -1):
         with pytest.raises(ValueError, match="finite and not negative"):
             score_maps(np.full((1, GRID, GRID), value, np.float32), box, SIZE)

@@ -76,7 +76,12 @@ def test_ties_share_the_hit():
     flat = [[0.5, 0.5, 0.2], [0.5, 0.5, 0.2]]
     assert locate(flat, (1, 0, 2, 2), (2, 3), (2, 3)) == (0.5, 0, 0)
     assert locate(flat, (0, 0, 1, 1), (2, 3), (2, 3)) == (0.25, 0, 0)
-    assert locate([[0.0, 0.0], [0.0, 0.0]], (0, 0, 1, 1), (64, 64), (4, 4)) == (1 / 16, 0, 0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0])
+def test_flat_map_has_no_place(value):
+    # enlarged 7 times, by weights that need not add up to 1 exactly
+    assert locate([[value] * 3] * 2, (0, 0, 64, 48), (48, 64), (14, 21)) == (0, -1, -1)
 
 
 def test_several_maxima():

@@ -42,8 +42,19 @@ def test_first_of_several_maxima():
     assert located([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]], (3, 2)) == ([0, 1], [1, 0, 1, 1])
 
 
-def test_constant_heatmap_is_one_region():
-    assert located(np.zeros((4, 4)), (40, 40)) == ([0, 0], [0, 0, 40, 40])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0])
+def test_flat_heatmap_has_no_place(value):
+    # between others; enlarged 7 times, by weights that need not add up to 1 exactly
+    heatmaps = np.full((3, 4, 5), value, np.float32)
+    heatmaps[[0, 2], 3, 1] += 0.5
+    points, boxes, outlines = locate(torch.tensor(heatmaps), np.array([[28, 35]] * 3), (28, 35))
+    assert points[1].tolist() == [-1, -1]
+    assert boxes[1, 2:].tolist() == [0, 0]
+    assert outlines[1].shape == (0, 2)
+    for other in (0, 2):
+        assert points[other, 0] >= 21
+        assert points[other, 1] == 10
+        assert len(outlines[other]) > 0
 
 
 @settings(max_examples=50, deadline=None)

@@ -51,6 +51,10 @@ def address(checkpoint, uploads, tmp_path_factory) -> Iterator[str]:
         patch.setenv("PYLON_CHECKPOINT", str(checkpoint))
         patch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
         patch.setenv("GRADIO_SERVER_PORT", str(port))
+        # behind a proxy, which does not know this computer
+        for name in ("http_proxy", "all_proxy"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        patch.setenv("NO_PROXY", "example.org")
         process = start_script("app.py", "--device", "cpu", cwd=cwd, out=cwd)
     (cwd / "stdout").touch()
     while "answers until Ctrl-C" not in (cwd / "stdout").read_text():

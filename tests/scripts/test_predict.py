@@ -353,7 +353,7 @@ def test_strange_files_and_names_do_not_stop_the_rest(checkpoint, phantom, tmp_p
         file.truncate(10**9)
     given = ("in", "/dev/zero", "in/" + "a" * 300)
     done = predict(checkpoint, *given, "--out", "out", cwd=tmp_path, code=1)
-    assert "5 of 8 images could not be read" in sentence_of(done)
+    assert "4 of 8 images could not be read; not all files of 1 of 8" in sentence_of(done)
     for sentence in (
         "/dev/zero is not a regular file",
         "pipe.png is not a regular file",
@@ -364,7 +364,7 @@ def test_strange_files_and_names_do_not_stop_the_rest(checkpoint, phantom, tmp_p
     # a file and a folder would have the same name: which comes first is left to the threads
     assert re.search(r"x\.png(\.png/y\.png)? has a name under which no picture can", done.stderr)
     rows = pd.read_csv(tmp_path / "out/predictions.csv")
-    assert rows["image"].nunique() == 3
+    assert rows["image"].nunique() == 4
     assert rows["score"].nunique() == 14
 
 
@@ -392,6 +392,25 @@ def test_image_that_has_become_unreadable(checkpoint, phantom, tmp_path):
     assert good.name in table
     predict(checkpoint, "in", good.relative_to(tmp_path), "--out", "out", cwd=tmp_path, code=1)
     assert (tmp_path / "out/predictions.csv").read_text() == table
+
+
+def test_all_images_have_become_unreadable(checkpoint, phantom, tmp_path):
+    (tmp_path / "in").mkdir()
+    for path in sorted((phantom / "images").glob("*.png"))[:2]:
+        shutil.copy(path, tmp_path / "in")
+    options = ("in", "--out", "out", "--save-coco", "--save-maps", "--html")
+    predict(checkpoint, *options, cwd=tmp_path)
+    before = {path.name for path in (tmp_path / "out").iterdir()}
+    assert before >= {"predictions.csv", "coco.json", "coco_results.json"}
+    assert (tmp_path / "out/html/index.html").exists()
+    for path in (tmp_path / "in").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    done = predict(checkpoint, *options, cwd=tmp_path, code=2)
+    assert "nothing could be read" in sentence_of(done)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["images"] == 0
+    left = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")}
+    shown = {str(path) for path in left if not path.name.startswith(".")}
+    assert shown == {"manifest.json", "html/style.css", "html/page.js"}
 
 
 def test_progress_left_by_another_network_does_not_count(

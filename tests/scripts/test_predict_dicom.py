@@ -196,7 +196,7 @@ def test_second_run_makes_other_instances(written, checkpoint, images, tmp_path)
         assert one.StudyInstanceUID == other.StudyInstanceUID
 
 
-def test_files_that_no_study_can_hold(checkpoint, images, tmp_path):
+def test_rows_are_kept_where_nothing_can_be_written(checkpoint, images, tmp_path):
     image = pydicom.dcmread(images / "eight.dcm")
     folder = tmp_path / "odd"
     folder.mkdir()
@@ -204,15 +204,42 @@ def test_files_that_no_study_can_hold(checkpoint, images, tmp_path):
     image.PatientName = "Ñandú José=Ж"  # without ^, of which highdicom would warn, with the name
     image.SpecificCharacterSet = "ISO_IR 192"
     save(image, folder / "fine.dcm")
-    del image.StudyInstanceUID
+    image[(0x0010, 0x0030)]._value = "1605-01-16"
+    save(image, folder / "birth.dcm")
+    del image.StudyInstanceUID, image.PatientBirthDate
     save(image, folder / "no study.dcm")
-    done = predict(checkpoint, folder, "--dicom-out", cwd=tmp_path, code=1)
-    assert "no study.dcm has no StudyInstanceUID, so that nothing can be written" in done.stderr
+    (folder / "no image.dcm").write_bytes(b"")
+    done = predict(checkpoint, folder, "--dicom-out", "--save-maps", cwd=tmp_path, code=1)
+    out = tmp_path / "predictions"
+    unwritten = {
+        "birth.dcm": f"the PatientBirthDate of {folder / 'birth.dcm'} is not valid, so that "
+        "nothing can be written to its study; correct it, or leave out --dicom-out",
+        "no study.dcm": f"{folder / 'no study.dcm'} has no StudyInstanceUID, so that nothing can "
+        "be written to its study; leave out --dicom-out",
+    }
+    for reason in unwritten.values():
+        assert f"not written: {reason}\n" in done.stderr
+    assert sentence_of(done) == (
+        "error: 1 of 4 images could not be read; not all files of 2 of 4 images could be written; "
+        "the others are done. Names and reasons are in predictions/manifest.json"
+    )
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {each["image"]: each["reason"] for each in manifest["unwritten"]} == unwritten
+    assert [each["image"] for each in manifest["unreadable"]] == ["no image.dcm"]
+
+    # the rows, and all other files
+    rows = pd.read_csv(out / "predictions.csv").set_index("image")
+    assert sorted(set(rows.index)) == ["birth.dcm", "fine.dcm", "no study.dcm"]
+    for name in unwritten:
+        as_fine = rows.loc["fine.dcm"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows.loc[name].reset_index(drop=True), as_fine)
+        assert (out / f"maps/{name}.npz").exists()
+        assert (out / f"overlays/{name}.png").exists()
+        assert not (out / f"captures/{name}.dcm").exists()
+    capture = pydicom.dcmread(out / "captures/fine.dcm.dcm")
+    assert str(capture.PatientName).startswith("Ñandú José")
     assert "José" not in done.stdout + done.stderr
     assert "1.2.826" not in done.stdout + done.stderr  # UIDs of pydicom
-    assert "error: 1 of 2 images" in sentence_of(done)
-    capture = pydicom.dcmread(tmp_path / "predictions/captures/fine.dcm.dcm")
-    assert str(capture.PatientName).startswith("Ñandú José")
     assert capture.PatientSex == ""
 
 

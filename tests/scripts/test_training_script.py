@@ -283,3 +283,11 @@ def test_unknown_choices_are_refused(phantom, tmp_path, option, value):
     done = run_script("train.py", "--data", phantom, *options, cwd=tmp_path, code=2)
     assert option in refusal_of(done)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_environment_changes_nothing(phantom, trained_once, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run_script("train.py", "--data", phantom, "--epochs", 1, *TRAIN, cwd=tmp_path)
+    pd.testing.assert_frame_equal(rows_of(tmp_path), rows_of(trained_once)[:1])

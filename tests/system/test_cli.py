@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from pylon.system.cli import check_name, parse, require_at_least, start
+from pylon.system.cli import LAUNCHED, check_name, parse, require_at_least, start
 from pylon.system.errors import UserError
 
 
@@ -48,6 +48,28 @@ def test_user_error_is_one_sentence(capsys):
     worker = "Caught UserError in DataLoader worker process 0.\nTraceback ..\n"
     error = UserError(f"{worker}pylon.system.errors.UserError: a.png cannot be read")
     assert ending_of(error, capsys) == (2, "error: a.png cannot be read\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "lacking"),
+    [("WORLD_SIZE", "2", "RANK"), ("RANK", "1", "WORLD_SIZE"), ("LOCAL_RANK", "0", "RANK")],
+)
+def test_variables_of_torchrun_that_are_not_its_own(monkeypatch, capsys, name, value, lacking):
+    for each in LAUNCHED:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        start(lambda _: None, Options())
+    assert stopped.value.code == 2
+    expected = f"error: the environment has {name}={value}, but no {lacking}: start several"
+    assert capsys.readouterr().err.startswith(expected)
+    for each in LAUNCHED:  # those of torchrun
+        monkeypatch.setenv(each, "1")
+    start(lambda _: None, Options())
+    for each in LAUNCHED:
+        monkeypatch.delenv(each)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    start(lambda _: None, Options())
 
 
 @pytest.mark.parametrize(
