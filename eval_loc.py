@@ -17,7 +17,10 @@ Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; S
        csv/NAME/box_localization.csv: the same for the boxes around the regions of the heatmaps;
        csv/NAME/point_localization_beside_published.csv, .._beside_OTHER.csv: one row per class,
        with differences and verdicts; point_localization.png, box_localization.png: both tables as
-       pictures. (With a METHOD other than map: .._METHOD.csv, .png);
+       pictures;
+       csv/NAME/maxima.csv, .png: for each class, how far the maxima of hits and misses lie from
+       the centres of the boxes, and the mean map beside the mean box.
+       (With a METHOD other than map: .._METHOD.csv, .png);
        with --html csv/NAME/html/index.html: the heatmaps of one seed, in a page.
 """
 
@@ -68,6 +71,7 @@ from pylon.experiment.selection import check_method, find_experiments
 from pylon.scoring.box_tables import BoxScores, score_heatmaps, write_box_tables
 from pylon.scoring.charts import scores_chart
 from pylon.scoring.compare import print_beside, published, why_not_published
+from pylon.scoring.maxima import write_maxima
 from pylon.scoring.rows import BOX_ROW_COLUMNS, Rows, read_maps, write_rows
 from pylon.scoring.tables import add_reference_points, print_table, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
@@ -90,6 +94,7 @@ def main(options: Options) -> None:
             scores = scores_from_maps(rows, options.from_, f"boxes{suffix}")
             if next(iter(rows)) in scores:
                 write_box_tables(rows, scores, options.from_, suffix)
+            write_maxima(rows, scores, options.from_, suffix)
             if options.html:
                 write_html(rows, points, options.from_, suffix, options)
         return
@@ -104,6 +109,7 @@ def main(options: Options) -> None:
         folder = Path("csv") / next(iter(rows))
         points = write_tables(rows, folder, suffix)
         write_box_tables(rows, scores, folder, suffix)
+        write_maxima(rows, scores, folder, suffix)
         if options.html:
             write_html(rows, points, folder, suffix, options)
     accelerator.end_training()

@@ -41,6 +41,9 @@ class Options:
     them."""
     data_name: str | None = None
     """Name of the data in the card. Without it, only ChestX-ray14 and the phantom are named."""
+    half: bool = False
+    """Round the weights to half precision: files of about half the size, which every computer reads
+    as float32. Scores move a little: score what was written, too."""
     licence: Licence = "apache-2.0"
     """Licence of the weights. It is yours to choose, as far as those of your images allow it."""
 
@@ -62,6 +65,7 @@ def main(options: Options) -> None:
         options.scores,
         options.data_name,
         options.licence,
+        options.half,
         print,
     )
     if options.dry_run:

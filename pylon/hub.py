@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pylon.model_card import model_card, shared_card
 from pylon.system.files import hash_of_json, hashed_json
+from pylon.system.tensors import narrowed, widened
 
 LAYOUT = 2  # version of config.json; 1 had only the arguments
 DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -229,6 +230,9 @@ def stated_by(model: Checkpointed, sha256: str) -> tuple[dict[str, Any], dict[st
 def files_of(model: Checkpointed) -> dict[str, bytes]:
     """The files of a checkpoint, by name, but README.md; training.json only for these weights.
 
+    Tensors that half precision holds exactly (`round_to_half`) are written so. The hash is of the
+    float32 tensors that are read back.
+
     Raises:
         ValueError: the description does not fit the network.
     """
@@ -238,15 +242,17 @@ def files_of(model: Checkpointed) -> dict[str, bytes]:
     files = {
         "config.json": hashed_json(config),
         "model.safetensors": safetensors.torch.save(
-            weights, metadata={"format": "pt", "sha256": sha256}
+            {name: narrowed(value) for name, value in weights.items()},
+            metadata={"format": "pt", "sha256": sha256},
         ),
     }
     return files if card is None else {"training.json": hashed_json(card), **files}
 
 
 def weights_of(model: Checkpointed) -> dict[str, Tensor]:
-    """The weights as they are saved: on the CPU, contiguous."""
-    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    """The weights as they are read back: on the CPU, contiguous, none in half precision."""
+    state = model.state_dict()
+    return {key: widened(value.detach().cpu().contiguous()) for key, value in state.items()}
 
 
 def hash_of_weights(weights: dict[str, Tensor]) -> str:

@@ -20,9 +20,14 @@ from pylon.hub import Description, files_of, hash_of_weights
 from pylon.model_card import shared_card
 from pylon.system.errors import UserError
 from pylon.system.files import write_together
+from pylon.system.tensors import round_to_half
 
 SHARED = ("README.md", "config.json", "training.json", "model.safetensors")
 OF_THE_HUB = (".gitattributes",)  # which it writes itself
+ROUNDED = (
+    "Its weights were rounded to half precision after training: scores, thresholds and calibration "
+    "are those of the weights before."
+)
 LOGIN = "log in with `hf auth login`, with a token that may write"
 
 
@@ -39,6 +44,7 @@ def shared_files(
     scores: Path | None,
     data_name: str | None,
     licence: str,
+    half: bool,
     say: Callable[[str], None],
 ) -> dict[str, bytes]:
     """Make the files to share, by name.
@@ -49,6 +55,7 @@ def shared_files(
         scores: folder of rows, csv/NAME; if None, where the evaluations put those of a checkpoint.
         data_name: name of the data, for the card.
         licence: of the weights, an identifier of the hub.
+        half: whether to round the weights to half precision (see `round_to_half`).
         say: prints a note.
 
     Raises:
@@ -78,6 +85,15 @@ def shared_files(
             f"--scores {scores} has no rows of {checkpoint}: they are of other weights, or were "
             "never written; score it with eval_auc.py and eval_loc.py"
         )
+
+    # scores, thresholds and calibration are those of the weights before rounding
+    if half:
+        round_to_half(model)
+        rounded = hash_of_weights(model.state_dict())
+        if rounded != sha256:
+            notes.append(ROUNDED)
+            if model.card is not None:
+                model.card |= {"weights_sha256": rounded, "rounded_from": sha256}
 
     files = files_of(model)
     card = model.generate_model_card(

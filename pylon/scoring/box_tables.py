@@ -37,6 +37,7 @@ class BoxScores(NamedTuple):
     scores: np.ndarray  # at the fraction chosen on other patients; NaN without any
     oracle: np.ndarray  # at the fraction that is best on the rows themselves
     fractions: np.ndarray  # (N,) the chosen fraction; NaN where none could be
+    means: dict[str, np.ndarray]  # the mean map of each class, which maxima.py draws
 
 
 def score_heatmaps(maps: np.ndarray, rows: Rows) -> BoxScores:
@@ -45,7 +46,26 @@ def score_heatmaps(maps: np.ndarray, rows: Rows) -> BoxScores:
     at_fractions = score_maps(maps, bbox_xywh, image_size)
     picked, chosen = cross_fitted(at_fractions, classes, patient_ids)
     fractions = np.where(chosen < 0, np.nan, FRACTIONS[chosen])
-    return BoxScores(picked, oracle(at_fractions, classes), fractions)
+    means = mean_maps(maps, classes)
+    return BoxScores(picked, oracle(at_fractions, classes), fractions, means)
+
+
+def mean_maps(maps: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean of the min-max scaled maps of each class, (h, w) float64; a flat map counts as 0.
+
+    Args:
+        maps: (N, h, w) float32.
+        classes: (N,) of each map.
+    """
+    means = {}
+    for name in np.unique(classes):
+        of_class = np.flatnonzero(classes == name)
+        total = np.zeros(maps.shape[1:])
+        for k in of_class:  # one at a time: those of Grad-CAM are large
+            low = maps[k].min()
+            total += (maps[k] - low) / max(maps[k].max() - low, np.float32(1e-12))
+        means[name] = total / len(of_class)
+    return means
 
 
 def controls_of(rows: Rows) -> dict[str, np.ndarray]:

@@ -144,6 +144,43 @@ def reliability_chart(
     return png_of(figure)
 
 
+def maxima_chart(
+    points: pd.DataFrame, masks: dict[str, np.ndarray], maps: dict[str, np.ndarray], aspect: float
+) -> bytes:
+    """Draw the mean map beside the mean box of each class, and the maxima on both; a PNG file.
+
+    Args:
+        points: pathology, hit, x and y in shares of the image, from `locate_maxima`.
+        masks: mean of the boxes' masks by class, (h, w) in [0, 1].
+        maps: mean of the maps by class, (h, w) in [0, 1]; empty if there are none.
+        aspect: height of an image over its width.
+    """
+    panels = 2 if maps else 1  # of a class
+    across = min(2, len(masks)) * panels
+    down = -(-len(masks) * panels // across)
+    height = (2.4 * aspect + 0.35) * down + 0.45
+    figure = Figure(figsize=(2.5 * across, height), dpi=100)
+    shown = figure.subplots(down, across, squeeze=False).ravel()
+    figure.subplots_adjust(0.01, 0.1 / height, 0.99, 1 - 0.75 / height, wspace=0.03, hspace=0.15)
+    for axes in shown:
+        axes.axis("off")
+    for k, (name, mask) in enumerate(masks.items()):
+        of_class = points[points["pathology"] == name]
+        pictures = [("boxes", mask), ("maps", maps[name])] if maps else [("boxes", mask)]
+        for axes, (what, mean) in zip(shown[k * panels :], pictures, strict=False):
+            style = {"cmap": "gray", "vmin": 0, "vmax": max(float(mean.max()), 1e-12)}
+            axes.imshow(mean, extent=(0, 1, 1, 0), aspect=aspect, **style)
+            for is_hit, marker, colour in ((False, "x", "C1"), (True, ".", "C0")):
+                chosen = of_class[of_class["hit"] == is_hit]
+                label = "hit" if is_hit else "miss"
+                axes.plot(chosen["x"], chosen["y"], marker, color=colour, markersize=4, label=label)
+            axes.set_title(f"{name}: {what}, at most {mean.max():.2f}", fontsize="x-small")
+    figure.legend(*shown[0].get_legend_handles_labels(), loc="upper right", ncols=2)
+    title = "means, black is 0, white the highest; points: maxima of the maps"
+    figure.suptitle(title, fontsize="small", x=0.01, ha="left")
+    return png_of(figure)
+
+
 def png_of(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

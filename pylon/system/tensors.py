@@ -11,13 +11,51 @@ from torch import Tensor
 
 from pylon.system.errors import UserError
 
+FEWEST = 150  # weights for each output of a kernel that may be rounded to half precision
+
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Read the tensors of a safetensors file, and the hash that was saved with them, if any."""
+    """Read the tensors of a safetensors file, and the hash that was saved with them, if any.
+
+    Those in half precision become float32, on every processor; hashes are of these.
+    """
     with safetensors.safe_open(path, "pt") as file:
         names = list(file.keys())
-        weights = {name: file.get_tensor(name) for name in names}
+        weights = {name: widened(file.get_tensor(name)) for name in names}
         return weights, (file.metadata() or {}).get("sha256")
+
+
+def widened(value: Tensor) -> Tensor:
+    """A tensor in half precision as float32, which holds it exactly; others as they are."""
+    return value.float() if value.dtype == torch.float16 else value
+
+
+def narrowed(value: Tensor) -> Tensor:
+    """A float32 tensor in half precision, if it loses no bit by it; others as they are."""
+    half = in_half(value)
+    return value if half is None or not torch.equal(half.float(), value) else half
+
+
+@torch.no_grad()
+def round_to_half(model: torch.nn.Module) -> None:
+    """Round the large kernels of a network to values that half precision holds (`in_half`)."""
+    for value in model.state_dict().values():  # they share their memory with the network
+        half = in_half(value)
+        if half is not None:
+            value.copy_(half)
+
+
+def in_half(value: Tensor) -> Tensor | None:
+    """A float32 kernel or matrix in half precision; None for what has to stay exact.
+
+    That is what exceeds the range, vectors (variances and the like), and kernels with few weights
+    for each output, such as depthwise ones: nearly all of the error comes from these, since their
+    rounding errors do not average out, and they are small.
+    """
+    if value.dtype != torch.float32 or value.ndim < 2 or value[0].numel() < FEWEST:
+        return None
+    half = value.half()
+    return half if half.isfinite().all() else None
 
 
 def load_safely(path: Path) -> Any:

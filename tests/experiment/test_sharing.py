@@ -9,13 +9,14 @@ import hub_server
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub import ModelCard, constants
 
 import pylon
 from pylon.experiment import sharing
 from pylon.experiment.card import make_card, read_training_json
-from pylon.experiment.checkpoint import load_pylon, save_best
+from pylon.experiment.checkpoint import load_pylon, read_card, save_best
 from pylon.model import Pylon
 from pylon.scoring.rows import Rows, image_rows, write_rows
 from pylon.system.errors import UserError
@@ -89,8 +90,10 @@ def write_scores(folder: Path, best: Path, label: str = "0") -> None:
     write_rows(folder, label, "boxes", Rows(pd.DataFrame(boxes), {**about, "method": "map"}), maps)
 
 
-def shared(cwd: Path, repo: str = "user/name", scores: Path | None = None) -> dict[str, bytes]:
-    return sharing.shared_files(best_of(cwd), repo, scores, "Our hospital", "mit", print)
+def shared(
+    cwd: Path, repo: str = "user/name", scores: Path | None = None, half: bool = False
+) -> dict[str, bytes]:
+    return sharing.shared_files(best_of(cwd), repo, scores, "Our hospital", "mit", half, print)
 
 
 def test_four_files_without_anything_private(cwd):
@@ -110,6 +113,53 @@ def test_four_files_without_anything_private(cwd):
     other = load_pylon(cwd / "out")
     assert one.description == other.description
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_half_precision_is_read_as_float32(cwd):
+    # a variance and a kernel that exceed the range of half precision
+    model = load_pylon(best_of(cwd))
+    state = model.state_dict()
+    variance = next(name for name in state if name.endswith("running_var"))
+    kernels = [name for name, value in state.items() if value.ndim == 4 and value[0].numel() >= 150]
+    state[variance][0] = 70000.1
+    state[kernels[0]][0, 0, 0, 0] = 70000.1
+    del model.card["weights_sha256"]
+    save_best(best_of(cwd), model, model.card)
+    before = load_pylon(best_of(cwd)).state_dict()
+    write_scores(cwd / "csv/mine", best_of(cwd))
+
+    sharing.write_shared(cwd / "out", shared(cwd, half=True))
+    written = safetensors.torch.load_file(cwd / "out/model.safetensors")
+    whole = (best_of(cwd) / "model.safetensors").stat().st_size
+    assert (cwd / "out/model.safetensors").stat().st_size < 0.7 * whole
+    assert written[kernels[0]].dtype == torch.float32
+    assert {written[name].dtype for name in kernels[1:]} == {torch.float16}
+
+    # only large kernels are rounded; all are float32 in memory, and the card is theirs
+    half = load_pylon(cwd / "out")
+    read_card(cwd / "out", half)
+    for name, value in half.state_dict().items():
+        assert value.dtype == before[name].dtype
+        rounded = before[name].half().float() if name in kernels[1:] else before[name]
+        assert torch.equal(value, rounded), name
+    card = read_training_json(cwd / "out")
+    assert card["rounded_from"] == read_training_json(best_of(cwd))["weights_sha256"]
+    assert card["weights_sha256"] not in ("", card["rounded_from"])
+    assert half.description == load_pylon(best_of(cwd)).description
+    readme = (cwd / "out/README.md").read_text()
+    assert "rounded to half precision after training" in " ".join(readme.split())
+    assert "0.750" in readme  # the scores before
+    other = Pylon.from_pretrained(cwd / "out")
+    assert other.card == half.card
+
+    # saved again it is the same file; a flipped bit is found
+    half.save_pretrained(cwd / "again")
+    content = (cwd / "out/model.safetensors").read_bytes()
+    assert (cwd / "again/model.safetensors").stat().st_size == len(content)
+    assert load_pylon(cwd / "again").card == half.card
+    (cwd / "out/model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="its hash does not match"):
+        load_pylon(cwd / "out")
 
 
 def test_scores_are_those_of_the_rows(cwd):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from pylon.scoring.bootstrap import bounds, resampled_means
-from pylon.scoring.box_tables import POOLED, SHOWN, BoxScores, box_table, score_heatmaps
+from pylon.scoring.box_tables import POOLED, SHOWN, box_table, score_heatmaps
 from pylon.scoring.boxes import FRACTIONS, SCORES, cross_fitted
 from pylon.scoring.rows import Rows
 
@@ -65,7 +65,7 @@ def test_perfect_maps_and_their_controls(rows):
 
 def test_table_averages_the_seeds(rows):
     good = score_heatmaps(maps_of(rows), rows)
-    bad = BoxScores(np.zeros_like(good.scores), np.zeros_like(good.oracle), good.fractions)
+    bad = good._replace(scores=np.zeros_like(good.scores), oracle=np.zeros_like(good.oracle))
     table = box_table({"0": rows, "1": rows}, {"0": good, "1": bad})[POOLED]
     assert table.loc["mean", SHOWN] == 0.5
     assert table.loc["std", SHOWN] == pytest.approx(np.sqrt(0.5))

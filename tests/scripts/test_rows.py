@@ -131,14 +131,17 @@ def test_saved_maps_match_the_rows(scored, seed):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_tables_are_recomputed_from_rows(scored, rows_alone, script):
     _, said = scored
-    table = rows_alone / f"csv/pylon/{SCRIPTS[script]}.csv"
-    before = table.read_bytes()
-    table.unlink()
+    tables = [rows_alone / f"csv/pylon/{SCRIPTS[script]}.csv"]
+    if script == "eval_loc.py":
+        tables += [rows_alone / f"csv/pylon/maxima{ending}" for ending in (".csv", ".png")]
+    before = [table.read_bytes() for table in tables]
+    for table in tables:
+        table.unlink()
     left = sorted(rows_alone.rglob("*"))
     done = run_script(script, "--from", "csv/pylon", cwd=rows_alone)
-    assert table.read_bytes() == before
+    assert [table.read_bytes() for table in tables] == before
     assert done.stdout == said[script]
-    assert sorted(rows_alone.rglob("*")) == sorted([*left, table])
+    assert sorted(rows_alone.rglob("*")) == sorted([*left, *tables])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -298,6 +301,11 @@ def test_outdated_maps_are_removed(scored, phantom, rows_alone):
     run_script("eval_loc.py", *options, cwd=rows_alone)
     left = sorted(path.name for path in (rows_alone / "csv/pylon").glob("*.npz"))
     assert left == ["0_maps.npz"]
+    # without them, boxes and maxima are drawn
+    picture = rows_alone / "csv/pylon/maxima.png"
+    before = picture.read_bytes()
+    run_script("eval_loc.py", "--from", "csv/pylon", "--seeds", 1, cwd=rows_alone)
+    assert picture.read_bytes() not in (before, b"")
 
 
 def change_about(folder: Path, label: str, **changes) -> None:
