@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from pylon.scoring.bootstrap import bounds, resampled_means
-from pylon.scoring.box_tables import POOLED, SHOWN, box_table, score_heatmaps
+from pylon.scoring.box_tables import POOLED, SHOWN, BoxScores, box_table, score_heatmaps
 from pylon.scoring.boxes import FRACTIONS, SCORES, cross_fitted
 from pylon.scoring.rows import Rows
 
@@ -80,7 +80,7 @@ def test_means_that_are_no_shares_have_intervals_of_the_bootstrap(rng, patients)
     boxes = [(f"{k}.png", p, "Mass", 5, 10, 8, 8) for k, p in enumerate(patient_ids)]
     scores = np.zeros((len(boxes), len(SCORES)))
     scores[:, -2:] = values[:, None]
-    scored = BoxScores(scores, scores, np.full(len(boxes), FRACTIONS[0]))
+    scored = BoxScores(scores, scores, np.full(len(boxes), FRACTIONS[0]), {})
     rows = rows_of(boxes)
     table = box_table({"0": rows, "1": rows}, {"0": scored, "1": scored})[POOLED]
     binomial = stats.beta.ppf(0.975, 1, patients)
