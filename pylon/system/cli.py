@@ -19,8 +19,8 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Track = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Options = TypeVar("Options")
 NO_SHARED_MEMORY = (
-    "processes that read images cannot share memory: /dev/shm cannot be written ({}); mend that, or "
-    "use --num-workers 0"
+    "processes that read images cannot share memory: /dev/shm cannot be written ({}); mend that, "
+    "or use --num-workers 0"
 )
 # what torchrun tells each process
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
