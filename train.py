@@ -374,9 +374,9 @@ def main(options: Options) -> None:
         train_loss, images_per_second = watch.finish()
 
         # validate, step the schedule
-        validated = model if average is None else saved
+        # (no name for either of them, which would keep the wrapped network: see the end)
         logits, labels = predict_logits(
-            validated, val_batches, accelerator, "validating", mean, std
+            model if average is None else saved, val_batches, accelerator, "validating", mean, std
         )
         known = torch.tensor(np.isfinite(labels).sum()) if some_unknown else None
         adjusted = logits if offsets is None else logits + offsets.of(val)

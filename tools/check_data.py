@@ -49,7 +49,7 @@ from pylon.data.checks import (
     files_of_one_name,
     subject,
 )
-from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES, WHERE
+from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES
 from pylon.data.contract import SPLITS, Radiographs, no_boxes, shared_patients, split_hash
 from pylon.data.csv_cells import read_cells
 from pylon.data.images import read_pixels, width_height_of
@@ -59,8 +59,6 @@ from pylon.data.table_boxes import add_boxes, read_listed
 from pylon.experiment.shortcuts import report_shortcuts
 from pylon.experiment.training import describe_split
 from pylon.system.parallel import look_at
-
-CURE = "correct the path (relative ones start at the folder of the table), or copy the image there"
 
 
 @dataclass
@@ -92,7 +90,7 @@ def main(options: Options) -> None:
 
     # check each part
     of_lists = Part(faults_of_lists(lists), counts=count_images(images))
-    missing = f"missing from {data / 'images'}; unpack all of NIH's archives there ({WHERE})"
+    missing = chestxray14.about_missing(data, images)
     of_files, readable = check_files(images, options.num_workers, missing)
     of_one_name = files_of_one_name(data)
     of_files.faults += of_one_name
@@ -135,7 +133,8 @@ def check_table(options: Options) -> None:
     radiographs = read_radiographs(options, options.classes, options.ignore_columns)
 
     # the image files
-    of_files, readable = check_files(radiographs.images, options.num_workers, "missing; " + CURE)
+    _, _, cure = radiographs.if_missing.partition("; ")
+    of_files, readable = check_files(radiographs.images, options.num_workers, f"missing; {cure}")
     faults = of_files.faults
 
     # the boxes
@@ -144,6 +143,8 @@ def check_table(options: Options) -> None:
         faults = faults + of_boxes
         if not of_boxes:
             measurable = listed[listed["image_id"].isin(readable["image_id"])]
+            # in whole pixels, as eval_loc.py takes them
+            measurable = measurable.astype(dict.fromkeys("xywh", "int64"))
             faults += boxes_beyond_images(readable, measurable, str(options.boxes))
             radiographs = add_boxes(radiographs, options.boxes, table)
             faults += boxes_without_label(radiographs.boxes, radiographs.images)

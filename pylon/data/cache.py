@@ -25,7 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from pylon.data.images import READING, fault_of, read_image, require_readable
 from pylon.system.errors import UserError
 from pylon.system.files import csv_file, locked, write_atomically
-from pylon.system.parallel import loader_generator, look_at, start_worker
+from pylon.system.parallel import (
+    loader_generator,
+    look_at,
+    require_shared_memory,
+    start_worker,
+)
 from pylon.system.progress import track
 
 COLUMNS = ["path", "height", "width", "bytes", "modified_ns", "reading"]
@@ -190,6 +195,7 @@ def fill(folder: Path, images: pd.DataFrame, size: int, num_workers: int) -> Non
 
     # workers write each image into its row and return its height and width
     decoder = Decoder(folder / "images.uint8", size, missing)
+    require_shared_memory(num_workers)
     loader = DataLoader(
         decoder,
         16,

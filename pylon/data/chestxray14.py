@@ -19,6 +19,7 @@ from pylon.data.contract import (
     hash_of_table,
 )
 from pylon.system.errors import UserError
+from pylon.system.files import file_alike
 
 PATHOLOGIES = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
@@ -328,6 +329,28 @@ def find_files(data: Path) -> list[tuple[str, str]]:
             with os.scandir(folder) as files:
                 found += [(file.name, file.path) for file in files]
     return found
+
+
+def about_missing(data: Path, images: pd.DataFrame) -> str:
+    """Where images that are missing are looked for; what lies there instead, and what to do.
+
+    Args:
+        images: a table of images (see contract.py).
+    """
+    place = data / "images"
+    where = f"missing from {place}; "
+    missing = images["image_id"][images["path"].isna()]
+    name = next(iter(missing), "")
+    nested = (place / "images", data, *sorted(data.glob("images_*/images/images")))
+    for folder in (place, *sorted(data.glob("images_*/images")), *nested):
+        alike = file_alike(str(folder / name)) if name else None
+        if alike is None:
+            continue
+        if os.path.basename(alike) == name:
+            return f"{where}{alike} lies there: move the images of its folder into {place}"
+        what = "rename such files" if alike.lower().endswith(".png") else "convert them to PNG"
+        return f"{where}{alike} lies there, but the lists name {name}: {what}"
+    return f"{where}unpack all of NIH's image archives there ({WHERE})"
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def read_cells(path: Path, needed: str) -> pd.DataFrame:
         ) from error
     if not rows:
         raise UserError(f"{path} is empty; it must start with the names of its columns")
-    header = [name.strip() for name in rows[0][1]]
+    header = [plain(name) for name in rows[0][1]]
     require_header(header, needed, path)
     if len(rows) == 1:
         raise UserError(f"{path} has no rows below its header; add some")
@@ -51,8 +52,14 @@ def read_cells(path: Path, needed: str) -> pd.DataFrame:
                 f"{path}: row {number} has {len(row)} cells, but the header has {len(header)}; "
                 "correct it (a cell with a comma must be in quotes)"
             )
-    cells = [[cell.strip() for cell in row] for _, row in rows[1:]]
-    return pd.DataFrame(cells, index=[number for number, _ in rows[1:]], columns=header, dtype=str)
+    cells = [[plain(cell) for cell in row] for _, row in rows[1:]]
+    index = [number for number, _ in rows[1:]]
+    table = pd.DataFrame(cells, index=index, columns=header, dtype=str)
+    column = header.index(needed)  # paths are those of files, letter by letter
+    table[needed] = [row[column].strip() for _, row in rows[1:]]
+    if "patient_id" in table:
+        table["patient_id"] = table["patient_id"].map(visible)
+    return table
 
 
 def columns_of(path: Path) -> list[str]:
@@ -60,7 +67,22 @@ def columns_of(path: Path) -> list[str]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
         header = next(row for row in rows if any(cell.strip() for cell in row))
-    return [name.strip() for name in header]
+    return [plain(name) for name in header]
+
+
+def plain(text: str) -> str:
+    """A text without spaces around it, in the one of Unicode's forms that most programs write.
+
+    An é that is one letter, or an e and an accent, as on a Mac, looks the same.
+    """
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def visible(text: str) -> str:
+    """A text without letters that cannot be seen, such as spaces without width."""
+    if text.isascii():
+        return text
+    return "".join(letter for letter in text if unicodedata.category(letter) != "Cf").strip()
 
 
 def require_header(header: list[str], needed: str, path: Path) -> None:

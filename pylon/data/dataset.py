@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylon.data.cache import ImageCache
 from pylon.data.images import read_image
-from pylon.system.parallel import loader_generator, start_worker
+from pylon.system.parallel import loader_generator, require_shared_memory, start_worker
 
 Transform = Callable[..., dict[str, Tensor]]
 
@@ -152,6 +152,7 @@ def eval_loader(
 def make_loader(
     dataset: Dataset, batch_size: int, num_workers: int, pin_memory: bool, **options
 ) -> DataLoader:
+    require_shared_memory(num_workers)
     return DataLoader(
         dataset,
         batch_size,

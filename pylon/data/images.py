@@ -89,14 +89,27 @@ def decode(path: str, data: bytes, window: Window | None = None) -> Pixels:
     except cv2.error:
         image = None
     # OpenCV rejects a truncated PNG, but would fill the rest of a truncated JPEG with grey.
-    cut = data.startswith(JPEG) and JPEG_END not in data.rstrip(b"\0")[-1024:]
-    if image is None or cut:
+    if image is None or (data.startswith(JPEG) and not has_end(data)):
         raise UserError(unreadable(path))
     if image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path} has pixels of type {image.dtype}; convert it to 8 or 16 bits")
     if header.min_is_white and image.dtype == np.uint16:  # with 8 bits, OpenCV does it
         image = 65535 - image
     return pixels_of(image, header.colour, window)
+
+
+def has_end(data: bytes) -> bool:
+    """Whether a JPEG stream has its end, whatever comes behind: cameras and archives add data."""
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        if data[at + 1 : at + 2] == b"\xff":  # a fill byte
+            at += 1
+            continue
+        is_scan = data[at + 1 : at + 2] == b"\xda"  # in what follows, only the end has this mark
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if is_scan:
+            return JPEG_END in data[at:]
+    return False
 
 
 class Header(NamedTuple):

@@ -82,8 +82,7 @@ def read_chestxray14(data: Path, with_boxes: bool = False) -> Radiographs:
         chestxray14.PATHOLOGIES,
         hashes,
         name=str(data),
-        if_missing=f"are missing from {data / 'images'}; unpack all of NIH's image archives there "
-        f"({chestxray14.WHERE})",
+        if_missing=f"are {chestxray14.about_missing(data, images)}",
         boxes_from=str(data / chestxray14.BOX_LIST),
         picked=chestxray14.PICKED,
         notes=() if synthetic is None else (synthetic,),

@@ -20,7 +20,7 @@ from pylon.data.checks import raise_first
 from pylon.data.contract import SPLITS, Radiographs, hash_of_list, no_boxes
 from pylon.data.csv_cells import hint_on, is_broken, read_cells
 from pylon.system.errors import UserError
-from pylon.system.files import whole_numbers
+from pylon.system.files import file_alike, whole_numbers
 
 KEYS = ("path", "patient_id", "split")  # the columns that are not classes
 # other names that a class cannot have: columns of the tables that the scripts write
@@ -60,14 +60,21 @@ def read_table(
     raise_first(faults_of_cells(cells, names, path))
     images = images_of(cells, names, path)
     sha256 = hash_of_list(path.read_bytes())
+    missing = images["image_id"][images["path"].isna()]
+    alike = None if missing.empty else file_alike(file_of(missing.iloc[0], path))
+    cure = (
+        "correct the paths (relative ones start at the folder of the table), or copy the images "
+        "there"
+        if alike is None
+        else f"{alike} lies there: correct the ends of the paths"
+    )
     return Radiographs(
         images,
         no_boxes(),
         names,
         {path.name: sha256},
         name=str(path),
-        if_missing=f"of {path} do not exist; correct the paths (relative ones start at the folder "
-        "of the table), or copy the images there",
+        if_missing=f"of {path} do not exist; {cure}",
         boxes_from=str(path),
         drawn_from=None if "split" in cells else sha256,
         notes=tuple(notes_on(cells, images, names, path, chosen=not class_names)),
@@ -197,7 +204,9 @@ def patients_in_two_splits(cells: pd.DataFrame, path: Path) -> list[str]:
 def patients_written_twice(cells: pd.DataFrame, path: Path) -> list[str]:
     """Patients such as 7, 07 and 7.0, which a spreadsheet may have made of one."""
     names = pd.Series(cells["patient_id"].unique())
-    numbers = pd.to_numeric(names, errors="coerce")
+    # compared as text: a float has 15 digits, and 1.10 need not be 1.1
+    parts = names.str.extract(r"^([+-]?)0*([0-9]+)(?:\.0*)?$")  # NaN if it is no whole number
+    numbers = parts[0].replace("+", "") + parts[1]
     again = numbers[numbers.duplicated(keep=False) & numbers.notna()]
     if len(again) == 0:
         return []

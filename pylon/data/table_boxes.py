@@ -22,7 +22,7 @@ import pandas as pd
 
 from pylon.data.checks import raise_first
 from pylon.data.contract import BOX_COLUMNS, LARGEST_BOX, Radiographs, are_boxes, hash_of_list
-from pylon.data.csv_cells import columns_of, hint_on, read_cells
+from pylon.data.csv_cells import columns_of, hint_on, plain, read_cells
 from pylon.data.images import width_height_of
 from pylon.data.table import KEYS, file_of, identity_of
 from pylon.system.errors import UserError
@@ -153,7 +153,7 @@ def boxes_of_coco(coco: dict[str, list[dict[str, Any]]], path: Path) -> pd.DataF
         size = [image.get(side) for side in ("width", "height")]
         size = [float(side) if is_number(side) else np.nan for side in size]
         given = ", ".join(f"{number:g}" for number in bbox)
-        names_of = (str(image["file_name"]), str(category["name"]), given)
+        names_of = (str(image["file_name"]), plain(str(category["name"])), given)
         rows.append([*names_of, *map(float, bbox), *size])
     columns = ["name", "pathology", "given", "x", "y", "w", "h", "width", "height"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:], float))

@@ -18,6 +18,10 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Track = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Options = TypeVar("Options")
+NO_SHARED_MEMORY = (
+    "processes that read images cannot share memory: /dev/shm cannot be written ({}); mend that, "
+    "or use --num-workers 0"
+)
 # what torchrun tells each process
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -34,6 +38,8 @@ def parse(options: type[Options]) -> Options:
     # Ctrl-C while the slow imports run; `start` takes over
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop_at_once)
+    # letters that the terminal does not have, as of classes named in Chinese, are written out
+    sys.stdout.reconfigure(errors="backslashreplace")
     # for downloaded weights, which other libraries load
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     return tyro.cli(options)
@@ -89,6 +95,8 @@ def try_to_run(main: Callable[[Options], None], options: Options) -> None:
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported here
             fail("the GPU is out of memory; lower --batch-size")
+        if "</torch_" in str(error):  # a file of shared memory
+            fail(NO_SHARED_MEMORY.format(str(error).rpartition(": ")[2].strip()))
         if "DataLoader worker" not in str(error) or code_of_signal(error) is not None:
             raise
         fail(

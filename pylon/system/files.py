@@ -106,6 +106,17 @@ def one_line(sentence: str) -> str:
     return "".join(letters)
 
 
+def file_alike(path: str) -> str | None:
+    """A file whose path differs from that of a missing one by ending, or capital letters, only."""
+    folder, name = os.path.split(path)
+    stem = os.path.splitext(name)[0].lower()
+    with suppress(OSError), os.scandir(folder or ".") as files:
+        for file in files:
+            if os.path.splitext(file.name)[0].lower() == stem and file.is_file():
+                return file.path
+    return None
+
+
 def is_number(name: str) -> bool:
     """Whether a file name is a whole number in ASCII digits; `isdigit` alone would accept ²."""
     return name.isascii() and name.isdigit()

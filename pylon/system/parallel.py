@@ -1,5 +1,6 @@
 """Multiple processes: workers that read files, and processes that train one network."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader, Dataset
 
+from pylon.system.cli import NO_SHARED_MEMORY
 from pylon.system.errors import UserError
 from pylon.system.files import write_atomically
 from pylon.system.progress import track
@@ -33,7 +35,12 @@ def look_at(
 def look_in_batches(
     paths: Iterable[str], look: Callable[[str], Any], batch_size: int, num_workers: int
 ) -> DataLoader:
-    """Apply a function to each file in worker processes; yields lists of results, in order."""
+    """Apply a function to each file in worker processes; yields lists of results, in order.
+
+    Raises:
+        UserError: processes cannot share memory.
+    """
+    require_shared_memory(num_workers)
     return DataLoader(
         Files(list(paths), look),
         batch_size,
@@ -42,6 +49,16 @@ def look_in_batches(
         worker_init_fn=start_worker,
         generator=loader_generator(),
     )
+
+
+def require_shared_memory(num_workers: int) -> None:
+    """Raise a UserError if workers are wanted, but processes cannot share memory."""
+    if num_workers == 0:
+        return
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise UserError(NO_SHARED_MEMORY.format(error.strerror)) from error
 
 
 class Files(Dataset):

@@ -110,6 +110,23 @@ def deep(path: Path, values: np.ndarray) -> Path:
     return path
 
 
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_jpeg_with_data_behind_its_end(tmp_path, progressive):
+    array = cv2.imencode(".jpg", NOISE, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1]
+    whole = array.tobytes()
+    # a thumbnail among the metadata, with an end of its own
+    metadata = b"\xff\xe1\x00\x10" + b"Exif\0\0" + b"\xff\xd8..\xff\xd9" + b"\0\0"
+    stream = whole[:2] + metadata + whole[2:]
+    path = tmp_path / "a.jpg"
+    for behind in (b"", b"x" * 3000, bytes(5000)):
+        path.write_bytes(stream + behind)
+        assert fault_of(str(path)) == ""
+        np.testing.assert_array_equal(read_image(str(path)), cv2.imdecode(array, 0))
+    for cut in (len(stream) - 2, len(stream) // 2):
+        path.write_bytes(stream[:cut])
+        assert "cannot be read as an image" in fault_of(str(path))
+
+
 @pytest.mark.parametrize("ending", [".png", ".tif"])
 def test_16_bits_that_hold_8_are_read_as_the_8(tmp_path, rng, ending):
     grey = rng.integers(0, 256, SIZE, dtype=np.uint8)

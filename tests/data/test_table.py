@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pylon.data.csv_cells import plain, visible
 from pylon.data.options import CacheOptions, DataOptions, cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.table import KEYS, TAKEN, read_table
@@ -149,6 +150,11 @@ FAULTS = {  # replacement of the table, or part of it -> what the sentence says
     "line break in a path": ("a/3.png", '"a/3\n.png"', "row 4 has a line break in its path; corr"),
     "line break in a name": ("Mass", '"Ma\nss"', "the column 'Ma\\nss' has a line break in its"),
     "patient in two splits": ("P2,val", "P1,val", "patient P1 is in train and val; each patient"),
+    "patient written twice, long": (
+        "P2",
+        "7.",
+        "the patients 7. and 007 are one number; write them alike",
+    ),
     "patient written twice": ("P2", "7", "the patients 7 and 007 are one number; write them alike"),
     "unknown split": ("train,64", "Train,64", "split is 'Train' in row 3; it must be train, val"),
     "blank split": ("val,", ",", "row 4 has no split; add it, or remove the column split"),
@@ -175,6 +181,57 @@ def test_faulty_tables_are_refused(folder, name):
         read_table(folder / "my.csv", ignore_columns=[] if name == "no path" else ["age"])
     assert str(caught.value).startswith(f"{folder}/my.csv")
     assert sentence in str(caught.value)
+
+
+# two patients, and whether they are one that was written in two ways
+PATIENTS = {
+    "accents": ("Jos\u00e9", "Jose\u0301", "patient José is in val and train"),
+    "a space without width": ("P\u200b3", "P3", "patient P3 is in val and train"),
+    "a mark of the byte order": ("\ufeffP3", "P3", "patient P3 is in val and train"),
+    "leading zeros": ("0012", "12", "the patients 12 and 0012 are one number"),
+    "a spreadsheet's point": ("12.0", "12", "the patients 12 and 12.0 are one number"),
+    "zeros before 25 digits": ("1" * 25, "0" + "1" * 25, "are one number"),
+    "decimals": ("1.10", "1.1", None),
+    "two numbers of 25 digits": ("1" * 25, "1" * 24 + "2", None),
+    "signs": ("-7", "7", None),
+    "letters": ("P3a", "P3", None),
+}
+
+
+@pytest.mark.parametrize("case", PATIENTS)
+def test_patients_that_are_one(folder, case):
+    first, second, sentence = PATIENTS[case]
+    lines = ["a/1.png,{},train,1", "a/2.png,{},val,0", "b/1.png,other,test,1"]
+    text = "\n".join(["path,patient_id,split,Mass", *lines])
+    path = folder / "my.csv"
+    path.write_text(text.format(second, first), encoding="utf-8")
+    if sentence is None:
+        assert read_table(path).images["patient_id"].nunique() == 3
+        return
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    assert sentence.replace("is in val and train", "is in train and val") in str(caught.value)
+
+
+def test_names_of_classes_are_those_of_the_boxes(folder):
+    (folder / "my.csv").write_text(
+        "path,split,O\u0308dem\na/1.png,train,1\na/2.png,val,0\nb/1.png,test,1\n"
+    )
+    (folder / "boxes.csv").write_text("path,class,x,y,w,h\nb/1.png,\u00d6dem,1,2,3,4\n")
+    options = DataOptions(table=folder / "my.csv")
+    data = read_radiographs(options, boxes=folder / "boxes.csv", with_boxes=True)
+    assert data.class_names == ("\u00d6dem",)
+    assert data.boxes["pathology"].tolist() == ["\u00d6dem"]
+
+
+def test_what_lies_in_the_place_of_a_missing_image_is_named(folder):
+    (folder / "a/1.JPG").write_bytes(b"")
+    (folder / "a/1.png").unlink()
+    cells = TABLE.replace("a/1.png", "a/1.jpg")
+    for text in (cells, TABLE):
+        (folder / "my.csv").write_text(text)
+        data = read_table(folder / "my.csv", ignore_columns=["age"])
+        assert f"; {folder}/a/1.JPG lies there: correct the ends of the paths" in data.if_missing
 
 
 def refusal(path: Path, content: str | bytes, classes=(), ignore=()) -> str:
@@ -255,7 +312,7 @@ TEXT = st.text(
     st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('," \n'),
     min_size=1,
     max_size=8,
-).filter(lambda text: text == text.strip() and "\0" not in text)
+).filter(lambda text: text == plain(text) and "\0" not in text)
 NAMES = TEXT.filter(
     lambda name: name.splitlines() == [name] and name.lower() not in (*KEYS, *TAKEN)
 )
@@ -271,7 +328,7 @@ def tables(draw):
     paths = draw(st.lists(PATHS, min_size=count, max_size=count, unique=True))
     kinds = (st.integers(0, 10**20).map(str), TEXT.map("P{}".format))
     ids = draw(st.sampled_from(kinds))
-    patients = draw(st.lists(ids, min_size=count, max_size=count, unique=True))
+    patients = draw(st.lists(ids, min_size=count, max_size=count, unique_by=visible))
     splits = draw(
         st.lists(st.sampled_from(("train", "val", "test")), min_size=count, max_size=count)
     )
@@ -295,7 +352,7 @@ def test_any_table_round_trips(tmp_path, table):
     assert data.class_names == tuple(names)
     assert data.images["image_id"].tolist() == paths
     assert data.images["split"].tolist() == splits
-    assert [str(patient) for patient in data.images["patient_id"]] == patients
+    assert [str(patient) for patient in data.images["patient_id"]] == list(map(visible, patients))
     for name, given_labels in zip(names, labels, strict=True):
         expected = [np.nan if label == " " else float(label) for label in given_labels]
         np.testing.assert_array_equal(data.images[name].to_numpy(np.float32), expected)

@@ -132,6 +132,7 @@ def test_what_is_downloaded(tmp_path, monkeypatch, weights, init_from, pretraine
         encoder_weights=weights,
         init_from=init_from and tmp_path / init_from,
         model="pylon",
+        pool="max",
     )
     radiographs = SimpleNamespace(class_names=("a",), drawn_from=None)
     _, said = initial.build(options, (), radiographs, pretrained)

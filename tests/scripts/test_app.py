@@ -115,7 +115,10 @@ def test_the_picture_has_the_map_of_the_class_that_is_named():
     maps = np.zeros((3, 32, 32), np.float32)
     maps[0, 4, 20] = maps[1, 20, 4] = maps[2, 9, 9] = 1
     scores = {"Hernia": (0.9, True), "Mass": (0.5, False), "Nodule": (0.25, None)}
-    findings = [{"label": k, "score": v[0], "present": v[1]} for k, v in scores.items()]
+    findings = [
+        {"label": name, "score": score, "present": present, "box": (1, 2, 3, 4)}
+        for name, (score, present) in scores.items()
+    ]
     thresholds = {"Mass": 0.625, "Nodule": None, "Hernia": 0.125}
     image = np.full((128, 96), 90, np.uint8)
     affine = np.eye(2, 3)

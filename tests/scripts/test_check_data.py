@@ -10,6 +10,7 @@ import pytest
 from conftest import HEIGHT, IMAGES, WIDTH, run_script, sentence_of
 
 from pylon.data.chestxray14 import PATHOLOGIES
+from pylon.data.sources import read_chestxray14
 
 
 def check(data, code=0):
@@ -167,3 +168,44 @@ def test_options_that_do_not_fit_shortcuts_are_refused(phantom, options, words):
         "tools/check_data.py", "--data", phantom, *options, cwd=phantom.parent, code=2
     )
     assert words in sentence_of(done)
+
+
+LAYOUTS = {
+    "jpg": ("images/{}.jpg", "but the lists name {}.png: convert them to PNG"),
+    "capitals": ("images/{}.PNG", "but the lists name {}.png: rename such files"),
+    "nested": ("images/images/{}.png", "move the images of its folder into {data}/images"),
+    "beside the lists": ("{}.png", "move the images of its folder into {data}/images"),
+    "nested archives": ("images_003/images/images/{}.png", "move the images of its folder into"),
+    "nothing": (None, "unpack all of NIH's image archives there"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_lies_in_the_place_of_images_is_named(by_hand, layout):
+    place, cure = LAYOUTS[layout]
+    stem = "00000001_000"
+    if place is not None:
+        file = by_hand / place.format(stem)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    radiographs = read_chestxray14(by_hand)
+    where, _, said = radiographs.if_missing.partition("; ")
+    assert where == f"are missing from {by_hand}/images"
+    assert cure.format(stem, data=by_hand) in said
+    assert (place is None) or f"{file} lies there" in said
+    done = check(by_hand, code=2)
+    assert said in done.stdout
+
+
+def test_boxes_are_checked_in_whole_pixels(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((24, 32), np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((24, 32), np.uint8) + 9)
+    cv2.imwrite(str(tmp_path / "c.png"), np.zeros((24, 32), np.uint8) + 99)
+    text = "path,split,Mass\na.png,test,1\nb.png,train,1\nc.png,val,0\n"
+    (tmp_path / "my.csv").write_text(text)
+    options = ("--table", tmp_path / "my.csv", "--boxes", tmp_path / "boxes.csv")
+    # 26.9 + 5.6 are more than 32, but eval_loc.py takes 26 + 5
+    for box, code in (("26.9,3,5.6,4", 0), ("26.9,3,6.6,4", 0), ("26.9,3,7.6,4", 2)):
+        (tmp_path / "boxes.csv").write_text(f"path,class,x,y,w,h\na.png,Mass,{box}\n")
+        done = run_script("tools/check_data.py", *options, cwd=tmp_path, code=code)
+        assert ("reaches beyond the image (32 x 24)" in done.stdout) == (code == 2)

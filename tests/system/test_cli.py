@@ -1,6 +1,7 @@
 """Command line of the scripts: options, and one sentence and an exit code for an error."""
 
 import errno
+import io
 import signal
 import subprocess
 import sys
@@ -48,6 +49,26 @@ def test_user_error_is_one_sentence(capsys):
     worker = "Caught UserError in DataLoader worker process 0.\nTraceback ..\n"
     error = UserError(f"{worker}pylon.system.errors.UserError: a.png cannot be read")
     assert ending_of(error, capsys) == (2, "error: a.png cannot be read\n")
+
+
+def test_full_shared_memory(capsys):
+    reason = "No space left on device (28)"
+    error = RuntimeError(f"unable to write to file </torch_7_8_9>: {reason}")
+    assert ending_of(error, capsys) == (
+        2,
+        "error: processes that read images cannot share memory: /dev/shm cannot be written "
+        f"({reason}); mend that, or use --num-workers 0\n",
+    )
+
+
+def test_letters_that_the_terminal_lacks_are_written_out(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    parse(Options)
+    print("結節 Größe")
+    terminal.flush()
+    assert terminal.buffer.getvalue() == rb"\u7d50\u7bc0 Gr\xf6\xdfe" + b"\n"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """Workers that read files, and processes that train one network."""
 
+import errno
+import multiprocessing.synchronize
+
 import pytest
 import torch
 from accelerate import Accelerator
 
+from pylon.data.dataset import make_loader
 from pylon.system import parallel
 from pylon.system.errors import UserError
 from pylon.system.parallel import look_at
@@ -14,6 +18,19 @@ def test_look_at_keeps_the_order(workers):
     paths = [str(number) for number in range(70)]
     assert look_at(paths, float, workers, "counting") == list(map(float, paths))
     assert look_at([], float, workers, "counting") == []
+
+
+def test_read_only_shared_memory_is_one_sentence(monkeypatch):
+    def no_lock(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", no_lock)
+    assert look_at(["1"], float, 0, "counting") == [1]
+    expected = r"/dev/shm cannot be written \(Read-only file system\); .*--num-workers 0"
+    with pytest.raises(UserError, match=expected):
+        look_at(["1"], float, 1, "counting")
+    with pytest.raises(UserError, match=expected):
+        make_loader([1], 1, 1, False)
 
 
 def test_each_epoch_and_process_has_its_own_random_numbers():
