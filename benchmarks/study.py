@@ -13,6 +13,7 @@ Writes save/NAME-*, csv/NAME-*, docs/NAME.md, figs/NAME.png.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pylon.system.cli import check_name, parse, require_at_least, start
 from pylon.system.errors import UserError
 from pylon.system.progress import track
 
-Network = Literal["pylon", "backbone-max", "backbone-avg", "fpn"]
+Network = Literal["pylon", "backbone-max", "backbone-avg", "fpn", "gradcam"]
 
 
 @dataclass
@@ -40,12 +41,20 @@ class Options:
     """Instead of --data: a csv file of your own images, as for train.py."""
     boxes: Path | None = None
     """With --table: a csv file of boxes, as for eval_loc.py."""
+    second_table: Path | None = None
+    """Another csv file of images to score, as --table, such as one whose labels are radiologists':
+    its test images are scored too, and none may be among those that the networks are trained on."""
+    second_boxes: Path | None = None
+    """The boxes of --second-table."""
+    second_name: str = "second"
+    """What that set is called in the report and in csv/NAME-SECOND_NAME-*."""
     about: str | None = None
     """What the data is, for the report: completes "on ..."."""
     name: str = "study"
     """Begins the names of the experiments, and names the report and the figure."""
     networks: tuple[Network, ...] = ("pylon", "backbone-max", "backbone-avg", "fpn")
-    """Networks to train; pylon, which the others are compared with, must be among them."""
+    """Networks to train; pylon, which the others are compared with, must be among them. gradcam is
+    Grad-CAM of backbone-avg, which is not trained again."""
     seeds: int = 3
     """Seeds per network."""
     epochs: int = 40
@@ -62,6 +71,10 @@ class Options:
     """Its first weights: imagenet, none, or a file."""
     cache_size: int = 0
     """Side of the images in a cache, as for train.py; 0: none."""
+    train: str = ""
+    """More options of train.py, for all networks, in one text: "--rotate 10 --min-lr 1e-6"."""
+    partial: bool = False
+    """Train nothing: score and report the networks and seeds that are there, finished or not."""
     images: int = 1500
     """Images of the phantom, if it is to be drawn."""
     jobs: int = os.cpu_count() or 1
@@ -74,8 +87,10 @@ if __name__ == "__main__":
 from pylon.data.checks import require_files, select_boxed
 from pylon.data.options import DataOptions
 from pylon.data.sources import read_radiographs
+from pylon.experiment.selection import has_finished
 from pylon.system.files import write_atomically
-from study_report import TITLE, Study, draw, write_report
+from study_report import TITLE, draw, write_report
+from study_tables import Study
 
 ROOT = Path(__file__).parent.parent
 PHANTOM = Path("data/study")
@@ -97,15 +112,26 @@ def main(options: Options) -> None:
     if data == ("--data", str(PHANTOM)):
         draw_phantom(options.images)
     check_data(options)
-    train_all(options, data)
-    score_all(options, data)
+    if not options.partial:
+        train_all(options, data)
+    study, left_out = what_is_there(options)
+    boxes = () if options.boxes is None else ("--boxes", options.boxes)
+    score_all(options, study, data, boxes)
+    second = None
+    if options.second_table is not None:
+        name = f"{options.name}-{options.second_name}"
+        second = (options.second_name, study._replace(name=name))
+        link_networks(study, second[1])
+        data = ("--table", options.second_table)
+        score_all(options, second[1], data, ("--boxes", options.second_boxes))
 
     # the report
-    study = Study(options.name, options.networks, options.seeds)
     report = Path(f"docs/{options.name}.md")
     figure = Path(f"figs/{options.name}.png")
     draw(study, figure)
-    text = write_report(study, about(options), command(options), figure, is_phantom(options))
+    synthetic = is_phantom(options)
+    said = (about(options), command(options))
+    text = write_report(study, *said, figure, synthetic, second, left_out)
     write_atomically(report, text.encode())
     minutes = (time.perf_counter() - begin) / 60
     print(f"wrote {report} and {figure}, {minutes:.0f} minutes after the start")
@@ -114,6 +140,15 @@ def main(options: Options) -> None:
 def check(options: Options) -> None:
     require_at_least(options, images=20, epochs=1, seeds=1, jobs=1, batch_size=2, patience=0)
     check_name(options.name)
+    check_name(options.second_name, "--second-name")
+    if (options.second_table is None) != (options.second_boxes is None):
+        raise UserError("--second-table and --second-boxes belong together; give both, or neither")
+    if "gradcam" in options.networks and "backbone-avg" not in options.networks:
+        raise UserError("--networks gradcam needs backbone-avg, whose logits it explains; add it")
+    try:
+        shlex.split(options.train)
+    except ValueError as error:
+        raise UserError(f"--train {options.train!r} is not a list of options: {error}") from error
     if "pylon" not in options.networks or len(set(options.networks)) < len(options.networks):
         raise UserError(
             f"--networks {' '.join(options.networks)} must name pylon, and each network once"
@@ -168,9 +203,13 @@ def command(options: Options) -> str:
     for name, value in vars(options).items():
         if value == getattr(Options, name) or name == "about":
             continue
-        is_path = isinstance(value, Path) or "/" in str(value)
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+            continue
+        is_path = isinstance(value, Path) or (name != "train" and "/" in str(value))
         shown = Path(value).name if is_path else value
         values = " ".join(map(str, shown)) if isinstance(shown, tuple) else str(shown)
+        values = shlex.quote(values) if name == "train" else values
         words.append(f"--{name.replace('_', '-')} {values}")
     return " ".join(words)
 
@@ -195,6 +234,68 @@ def check_data(options: Options) -> None:
     radiographs = read_radiographs(data, boxes=options.boxes, with_boxes=True)
     require_files(radiographs.images, radiographs)
     select_boxed(radiographs)
+    if options.second_table is None:
+        return
+
+    # the second set, whose images must not have been trained on
+    data = DataOptions(table=options.second_table)
+    second = read_radiographs(
+        data, radiographs.class_names, boxes=options.second_boxes, with_boxes=True
+    )
+    test = second.of_split("test")
+    require_files(test, second)
+    select_boxed(second)
+    images = radiographs.images
+    trained = set(images["image_id"][images["split"] != "test"].astype(str))
+    seen = [name for name in test["image_id"].astype(str) if name in trained]
+    if seen:
+        raise UserError(
+            f"{options.second_table}: {len(seen)} of its test images are among those that the "
+            f"networks are trained on ({seen[0]}); leave them out of its split test"
+        )
+
+
+def what_is_there(options: Options) -> tuple[Study, str]:
+    """The networks and seeds to report: all, or with --partial those that have a checkpoint.
+
+    Returns:
+        The study, and a sentence about what is missing or has not finished.
+    """
+    seeds = tuple(range(options.seeds))
+    if not options.partial:
+        return Study(options.name, options.networks, seeds), ""
+    found = {}
+    for name in options.networks:
+        folder = Path("save", f"{options.name}-{'backbone-avg' if name == 'gradcam' else name}")
+        found[name] = {seed for seed in seeds if (folder / f"{seed}/best/config.json").exists()}
+    if not found["pylon"]:
+        raise UserError(f"--partial: there is no network under save/{options.name}-pylon yet")
+    networks = tuple(name for name in found if found[name] & found["pylon"])
+    common = sorted(set.intersection(*(found[name] for name in networks)))
+    if not common:
+        raise UserError("--partial: no seed is there for all networks; choose fewer --networks")
+
+    # what is left out, and what has not finished
+    missing = [f"{n} {s}" for n in found for s in seeds if n not in networks or s not in common]
+    trained = [(name, seed) for name in networks if name != "gradcam" for seed in common]
+    best = {f"{n} {s}": Path(f"save/{options.name}-{n}/{s}/best") for n, s in trained}
+    begun = [each for each, path in best.items() if not has_finished(path, print)]
+    parts = []
+    if missing:
+        parts.append(f"Left out (network and seed): {', '.join(missing)}.")
+    if begun:
+        parts.append(f"Not finished, the best epoch so far: {', '.join(begun)}.")
+    return Study(options.name, networks, tuple(common)), " ".join(parts)
+
+
+def link_networks(study: Study, second: Study) -> None:
+    """Let the networks of a study be found under the names of another set of boxes."""
+    for network in study.networks:
+        if network == "gradcam":
+            continue
+        link = Path("save", f"{second.name}-{network}")
+        if not link.is_symlink():
+            link.symlink_to(f"{study.name}-{network}", target_is_directory=True)
 
 
 def train_all(options: Options, data: tuple[str, ...]) -> None:
@@ -202,7 +303,7 @@ def train_all(options: Options, data: tuple[str, ...]) -> None:
         "train.py", *data, "--encoder-name", options.encoder_name,
         "--encoder-weights", options.encoder_weights, "--batch-size", options.batch_size,
         "--epochs", options.epochs, "--lr", options.lr, "--patience", options.patience,
-        "--cache-size", options.cache_size, "--num-workers", 0,
+        "--cache-size", options.cache_size, "--num-workers", 0, *shlex.split(options.train),
     )  # fmt: skip
     commands = [
         (*train, "--name", f"{options.name}-{network}", "--seed", seed, *NETWORKS[network])
@@ -213,16 +314,20 @@ def train_all(options: Options, data: tuple[str, ...]) -> None:
     at_once(commands, "training", options.jobs)
 
 
-def score_all(options: Options, data: tuple[str, ...]) -> None:
+def score_all(options: Options, study: Study, data: tuple, boxes: tuple) -> None:
+    """Score the networks of a study on images and boxes; Grad-CAM by a command of its own."""
     # score the others on their own, too: a comparison does not write their tables
-    others = [f"{options.name}-{name}" for name in options.networks if name != "pylon"]
-    compared = ("--name", f"{options.name}-pylon", *(("--compare", *others) if others else ()))
+    trained = [name for name in study.networks if name != "gradcam"]
+    others = [f"{study.name}-{name}" for name in trained if name != "pylon"]
+    compared = ("--name", f"{study.name}-pylon", *(("--compare", *others) if others else ()))
     named = [compared, *(("--name", name) for name in others)]
     score = (*data, "--cache-size", options.cache_size, "--num-workers", 0)
-    score = (*score, "--seeds", *range(options.seeds))
-    boxes = () if options.boxes is None else ("--boxes", options.boxes)
+    score = (*score, "--seeds", *study.seeds)
     commands = [("eval_auc.py", *score, *names) for names in named]
     commands += [("eval_loc.py", *score, *boxes, *names) for names in named]
+    if "gradcam" in study.networks:
+        of_cam = ("--name", f"{study.name}-backbone-avg", "--method", "gradcam")
+        commands.append(("eval_loc.py", *score, *boxes, *of_cam))
     at_once(commands, "scoring", options.jobs)
 
 

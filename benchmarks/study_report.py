@@ -4,25 +4,17 @@ import os
 import platform
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from pylon.scoring.box_tables import SHOWN
-from pylon.scoring.metrics import accuracies
+from pylon.scoring.metrics import accuracies, auroc
 from pylon.scoring.reference_points import prior_hits
-from pylon.scoring.rows import Rows, read_all_rows
+from pylon.scoring.rows import Rows, read_rows
+from study_tables import ENERGY, GRADCAM, POOLED, Study
 
-TITLES = {
-    "pylon": "PYLON",
-    "backbone-max": "backbone, max",
-    "backbone-avg": "backbone, avg (CAM)",
-    "fpn": "FPN",
-}
-POOLED = {"auroc": "macro", "point_localization": "micro", "box_localization": "micro"}
 IN_WORDS = {"auroc": "AUROC", "point_localization": "points", "box_localization": "T(IoU .3)"}
 TITLE = "# Does PYLON localize better than its baselines?"
 
@@ -39,12 +31,15 @@ boxes, with the same encoder (`{encoder}`), images, learning rate and schedule, 
 {findings}
 
 {caution}
-
+{left_out}
 ![AUROC against localization](../{figure})
 
 The bars in the figure are 95 % intervals over patients; small dots are single seeds.
 
-**AUROC**: mean over seeds (95 % interval over patients) [each seed]:
+{tables}
+"""
+
+TABLES = """**AUROC**: mean over seeds (95 % interval over patients) [each seed]:
 
 {auroc}
 
@@ -59,6 +54,10 @@ the median box of the class in other patients:
 
 {iou}
 
+**Energy**, the share of a map's sum that lies inside the boxes, in the same format:
+
+{energy}
+
 **PYLON minus each of the others**, with the 95 % interval over patients (paired) and {over_seeds}.
 "The same" means within .01 for AUROC and .04 for localization; the last column is the macro AUROC,
 or all boxes pooled:
@@ -72,48 +71,19 @@ the image's side of one of its corners:
 {sizes}
 """
 
+SECOND = """## On {name}
 
-class Study(NamedTuple):
-    """Whose tables are read: csv/NAME-NETWORK."""
+The same networks, scored on other images and boxes: {boxes} boxes of {images} images.
 
-    name: str
-    networks: tuple[str, ...]
-    seeds: int
+{findings}
 
-    @property
-    def titles(self) -> dict[str, str]:
-        return {name: title for name, title in TITLES.items() if name in self.networks}
+{tables}
 
-    @property
-    def labels(self) -> list[str]:
-        return [str(seed) for seed in range(self.seeds)]
+**Whose labels?** AUROC on the {shared} test images that both have, against the labels of the first
+data and those of {name}; mean over seeds, of the classes that both define:
 
-    @property
-    def mean(self) -> str:
-        """The row of a table that stands for all seeds."""
-        return "mean" if self.seeds > 1 else "0"
-
-    def folder(self, network: str) -> Path:
-        return Path(f"csv/{self.name}-{network}")
-
-    def table(self, network: str, score: str) -> pd.DataFrame:
-        """Rows as in the tables of seeds, a column a class and the pooled one."""
-        table = pd.read_csv(self.folder(network) / f"{score}.csv", index_col=0)
-        if score == "box_localization":
-            # a row a class and seed: of one score, a row a seed and a column a class
-            order = [name for name in table.index.unique() if name != POOLED[score]]
-            rows = table["seed"].unique()
-            table = table.reset_index().pivot(index="seed", columns="class", values=SHOWN)
-            table = table.loc[rows, [*order, POOLED[score]]]
-        return table
-
-    def beside(self, network: str, score: str) -> pd.DataFrame:
-        """PYLON compared with another network, a row a class."""
-        path = self.folder("pylon") / f"{score}_beside_{self.name}-{network}.csv"
-        return pd.read_csv(path, index_col="class")
-
-    def rows(self, network: str) -> dict[str, Rows]:
-        return read_all_rows(self.folder(network), "boxes", self.labels)
+{labels}
+"""
 
 
 def draw(study: Study, path: Path) -> None:
@@ -150,7 +120,15 @@ def reach_of(scores: pd.Series, label: str) -> list[list[float]]:
     return [[below], [above]]
 
 
-def write_report(study: Study, about: str, command: str, figure: Path, is_phantom: bool) -> str:
+def write_report(
+    study: Study,
+    about: str,
+    command: str,
+    figure: Path,
+    is_phantom: bool,
+    second: tuple[str, Study] | None = None,
+    left_out: str = "",
+) -> str:
     """Fill in the report: the setup, the findings in words, and the tables.
 
     Args:
@@ -158,24 +136,23 @@ def write_report(study: Study, about: str, command: str, figure: Path, is_phanto
         command: that runs the study.
         figure: its file.
         is_phantom: whether the images are synthetic.
+        second: name of a second set of boxes, and the tables of the same networks on it.
+        left_out: a sentence about what is not finished.
     """
-    rows = {name: study.rows(name) for name in study.titles}
-    first = rows["pylon"]["0"]
-    classes = [name for name in first.class_names if name in set(first.table["pathology"])]
-    findings, differences = comparisons(study, classes)
-    sizes, median = by_size(rows, study.titles)
+    first = study.rows("pylon")[study.labels[0]]
+    findings, tables = tables_of(study)
 
     # a finished run keeps its number of epochs, whatever --epochs is now
     logs = [
         pd.read_csv(study.folder(name) / f"{seed}.csv")
         for name in study.titles
         for seed in study.labels
+        if name != GRADCAM
     ]
     epochs = sorted({min(map(len, logs)), max(map(len, logs))})
     torch_version = torch.__version__.split("+")[0]
     gpu = ", with a GPU" if torch.cuda.is_available() else ""
     machine = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch_version}{gpu}"
-    one_seed = "with one seed each: how much seeds vary is unknown"
     synthetic = (
         "These are synthetic images, and one small encoder: the results show how the networks "
         "behave there, not how they would on patients."
@@ -186,43 +163,108 @@ def write_report(study: Study, about: str, command: str, figure: Path, is_phanto
     )
     text = REPORT.format(
         about=about,
-        images=len(pd.read_csv(study.folder("pylon") / "0_images.csv", usecols=["image_id"])),
+        images=len(pd.read_csv(image_rows_of(study, "pylon"), usecols=["image_id"])),
         boxes=int((first.bboxes()[..., 2] > 0).sum()),
         encoder=first.about["card"]["options"]["encoder_name"],
         title=TITLE,
         epochs=" to ".join(map(str, epochs)),
         e="" if epochs == [1] else "s",
-        seeds=study.seeds,
-        s="s" if study.seeds > 1 else "",
+        seeds=len(study.seeds),
+        s="s" if len(study.seeds) > 1 else "",
         minutes=round(sum(log["seconds"].sum() for log in logs) / 60),
         machine=machine,
         command=wrapped_command(command),
         findings="\n".join(wrapped(f"- {finding}") for finding in findings),
         caution=wrapped(synthetic if is_phantom else real),
+        left_out=f"\n{wrapped(left_out)}\n" if left_out else "",
         figure=figure,
+        tables=tables,
+    )
+    if second is not None:
+        text += "\n" + on_second(study, *second)
+    return "\n\n".join(map(rewrapped, text.split("\n\n")))
+
+
+def tables_of(study: Study) -> tuple[list[str], str]:
+    """The findings in sentences, and all tables, of a study on one set of boxes."""
+    rows = {name: study.rows(name) for name in study.titles}
+    first = rows["pylon"][study.labels[0]]
+    classes = [name for name in first.class_names if name in set(first.table["pathology"])]
+    findings, differences = comparisons(study, classes)
+    sizes, median = by_size(rows, study.titles)
+    one_seed = "with one seed each: how much seeds vary is unknown"
+    maps = ("prior box", "random maps")
+    tables = TABLES.format(
         auroc=score_table(study, "auroc", classes, ()),
         points=score_table(study, "point_localization", classes, ("prior", "image centre")),
-        iou=score_table(study, "box_localization", classes, ("prior box", "random maps")),
-        over_seeds="over seeds" if study.seeds > 1 else one_seed,
+        iou=score_table(study, "box_localization", classes, maps),
+        energy=score_table(study, ENERGY, classes, maps),
+        over_seeds="over seeds" if len(study.seeds) > 1 else one_seed,
         differences=markdown("PYLON minus", differences, [*classes, "all"]),
         median=median,
         sizes=markdown("", sizes, ["smaller half", "larger half", "in corners"]),
     )
-    return "\n\n".join(map(rewrapped, text.split("\n\n")))
+    return findings, tables
+
+
+def on_second(study: Study, name: str, second: Study) -> str:
+    """The part of the report about a second set of boxes."""
+    findings, tables = tables_of(second)
+    boxes = second.rows("pylon")[second.labels[0]]
+    labels, shared = against_both(study, second, name)
+    return SECOND.format(
+        name=name,
+        boxes=int((boxes.bboxes()[..., 2] > 0).sum()),
+        images=boxes.table["image_id"].nunique(),
+        findings="\n".join(wrapped(f"- {finding}") for finding in findings),
+        tables=tables,
+        shared=shared,
+        labels=labels,
+    )
+
+
+def against_both(study: Study, second: Study, name: str) -> tuple[str, int]:
+    """AUROC of the same images against two sets of labels: a table, and how many images."""
+    found = {}
+    for network, title in study.titles.items():
+        if network == GRADCAM:
+            continue
+        areas = []
+        for seed in study.labels:
+            one = read_rows(image_rows_of(study, network, seed))
+            other = read_rows(image_rows_of(second, network, seed))
+            ids = one.table["image_id"]
+            place = pd.Series(range(len(other.table)), other.table["image_id"]).reindex(ids)
+            both = place.notna().to_numpy()
+            logits = one.logits()[both]
+            of_both = (one.labels()[both], other.labels()[place[both].astype(int)])
+            areas.append([auroc(labels, logits) for labels in of_both])
+        found[f"{title}, first"], found[f"{title}, {name}"] = np.mean(areas, axis=0)
+    table = pd.DataFrame(found, index=one.class_names).T
+    table = table.loc[:, table.notna().all()]
+    table["mean"] = table.mean(axis=1)
+    rows = {label: [f"{area:.3f}" for area in row] for label, *row in table.itertuples()}
+    return markdown("AUROC against", rows, list(table.columns)), int(both.sum())
+
+
+def image_rows_of(study: Study, network: str, seed: str | None = None) -> Path:
+    return study.folder(network) / f"{seed or study.labels[0]}_images.csv"
 
 
 def score_table(study: Study, score: str, classes: list[str], controls: tuple[str, ...]) -> str:
     """Build a table: one row per network (score, interval, each seed), and the controls."""
-    columns = [*classes, POOLED[score]]
+    columns = [*classes, POOLED.get(score, "micro")]
     bounds = [study.mean, f"{study.mean} low", f"{study.mean} high"]
     rows = {}
     for name, title in study.titles.items():
+        if name == GRADCAM and score == "auroc":
+            continue
         table = study.table(name, score)
         rows[title] = []
         for column in columns:
             interval = with_interval(*table.loc[bounds, column])
             each = ", ".join(f"{value:.3f}" for value in table.loc[study.labels, column])
-            rows[title].append(f"{interval} [{each}]" if study.seeds > 1 else interval)
+            rows[title].append(f"{interval} [{each}]" if len(study.seeds) > 1 else interval)
     of_pylon = study.table("pylon", score)
     for control in controls:
         rows[control] = [f"{value:.3f}" for value in of_pylon.loc[control, columns]]
@@ -240,6 +282,8 @@ def comparisons(study: Study, classes: list[str]) -> tuple[list[str], dict[str, 
         for score, column in POOLED.items():
             beside = study.beside(name, score)
             pooled[score] = beside.loc[column]
+            if name == GRADCAM and score == "auroc":
+                continue
             differences[f"{title}: {IN_WORDS[score]}"] = [
                 f"{with_interval(*row[['difference', 'low', 'high']], sign='+')} "
                 f"{'' if pd.isna(row['verdict']) else row['verdict']}"
@@ -275,7 +319,7 @@ def by_size(
     rows: dict[str, dict[str, Rows]], titles: dict[str, str]
 ) -> tuple[dict[str, list[str]], float]:
     """Points of small and of large boxes, and maxima in corners, per network; the median area."""
-    first = rows["pylon"]["0"]
+    first = next(iter(rows["pylon"].values()))
     image_size = first.table[["image_height", "image_width"]].to_numpy()
     boxes = first.bboxes()
     areas = (boxes[..., 2] * boxes[..., 3]).sum(axis=1) / image_size.prod(axis=1)

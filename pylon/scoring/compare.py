@@ -164,21 +164,26 @@ def print_paired(score: Score, scored: dict[str, Scored], folder: Path, suffix: 
     Comparisons are paired: both use the same resamples of patients. Args as for `print_beside`.
     """
     (_, ours), *others = scored.items()
-    defined = ours.scores.notna().all()  # classes without a score are left out
-    scores = ours.scores.loc[:, defined]
     for name, theirs in others:
-        our_mean = ours.resamples.mean(axis=0)[:, defined]
-        their_mean = theirs.resamples.mean(axis=0)[:, defined]
-        of_patients = paired_spread(our_mean, their_mean, ours.patient_counts[defined])
         counts = (len(ours.scores), len(theirs.scores))
         over = "patients (paired)" + (" and seeds" if max(counts) > 1 else "")
         path = folder / f"{score}{suffix}_beside_{name}.csv"
-        show(name, beside(scores, theirs.scores, name, MARGIN[score], of_patients), path, over)
+        show(name, beside_other(score, ours, theirs, name), path, over)
         if 1 in counts:
             print(
                 "note: a single seed does not show how much seeds vary: verdicts hold for that "
                 "network only"
             )
+
+
+def beside_other(score: Score, ours: Scored, theirs: Scored, name: str) -> pd.DataFrame:
+    """Compare with another experiment on the same patients (see `beside`), in pairs."""
+    defined = ours.scores.notna().all()  # classes without a score are left out
+    our_mean = ours.resamples.mean(axis=0)[:, defined]
+    their_mean = theirs.resamples.mean(axis=0)[:, defined]
+    of_patients = paired_spread(our_mean, their_mean, ours.patient_counts[defined])
+    scores = ours.scores.loc[:, defined]
+    return beside(scores, theirs.scores, name, MARGIN[score], of_patients)
 
 
 def show(name: str, table: pd.DataFrame, path: Path, over: str) -> None:

@@ -13,6 +13,7 @@ from tables import write_table
 
 import study
 import study_report
+import study_tables
 from pylon.scoring.box_tables import POOLED, SHOWN
 from pylon.scoring.compare import print_paired
 from pylon.scoring.rows import Rows, write_rows
@@ -45,7 +46,10 @@ def folder(tmp_path, monkeypatch):
             for control in ("prior", "image centre", "prior box", "random maps"):
                 table.loc[control] = 0.3
             if score == "box_localization":  # a table per class, with a column per score
-                by_class = {c: table[[c]].rename(columns={c: SHOWN}) for c in [POOLED, *CLASSES]}
+                by_class = {
+                    c: pd.DataFrame({SHOWN: table[c], "energy": table[c] / 10})
+                    for c in [POOLED, *CLASSES]
+                }
                 table = pd.concat(by_class, names=["class"]).reset_index("seed")
             write_csv(tmp_path / f"csv/study-{name}/{score}.csv", table)
         print_paired(score, experiments, tmp_path / "csv/study-pylon", "")
@@ -69,8 +73,8 @@ def write_files_of_runs(csv: Path) -> None:
 
 
 @pytest.fixture
-def of_three() -> study_report.Study:
-    return study_report.Study("study", tuple(BETTER), 3)
+def of_three() -> study_tables.Study:
+    return study_tables.Study("study", tuple(BETTER), (0, 1, 2))
 
 
 def test_report_matches_the_tables(folder, of_three):
@@ -97,7 +101,7 @@ def test_report_matches_the_tables(folder, of_three):
     assert "| PYLON | 0.000 | 1.000 | 50% |" in text
     assert max(map(len, (line for line in text.splitlines() if line[:1] != "|"))) <= 100
 
-    one = study_report.Study("study", tuple(BETTER), 1)
+    one = study_tables.Study("study", tuple(BETTER), (0,))
     text = study_report.write_report(
         one, "`data`", "python study.py", Path("figs/study.png"), False
     )
