@@ -339,7 +339,8 @@ def test_missing_metadata_of_rows_is_noted(rows_alone):
 
 
 def test_only_the_first_process_prints_the_tables(rows_alone, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "::1"}
+    for name, value in {**variables, "MASTER_PORT": 9}.items():
+        monkeypatch.setenv(name, str(value))
     for script in SCRIPTS:
         assert run_script(script, "--from", "csv/pylon", cwd=rows_alone).stdout == ""
