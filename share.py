@@ -40,7 +40,8 @@ class Options:
     """Folder of the rows, csv/NAME; if none is given, where the evaluations of this checkpoint put
     them."""
     data_name: str | None = None
-    """Name of the data in the card. Without it, only ChestX-ray14 and the phantom are named."""
+    """Name of the training data in the card, and of the scored ones if they are on the same lists.
+    Without it, only ChestX-ray14 and the phantom are named."""
     licence: Licence = "apache-2.0"
     """Licence of the weights. It is yours to choose, as far as those of your images allow it."""
 
