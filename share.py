@@ -40,7 +40,8 @@ class Options:
     """Folder of the rows, csv/NAME; if none is given, where the evaluations of this checkpoint put
     them."""
     data_name: str | None = None
-    """Name of the data in the card. Without it, only ChestX-ray14 and the phantom are named."""
+    """Name of the training data in the card, and of the scored ones if they are on the same lists.
+    Without it, only ChestX-ray14 and the phantom are named."""
     half: bool = False
     """Round the weights to half precision: files of about half the size, which every computer reads
     as float32. Scores move a little: score what was written, too."""

@@ -65,6 +65,7 @@ from pylon.experiment.sharing import require_repo_name
 from pylon.system.files import hash_of_json, hashed_json, hold_lock, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
+OURS = ("save", "csv", "figs", "publish")  # folders
 DATA = "DATA"  # stands for the folder of the data in the steps, which are published
 GIVEN = {"--name", "--seed", "--data", "--table", "--device", "--cache-size", "--num-workers"}
 WAIT = 60  # seconds for a script to end after SIGTERM
@@ -78,6 +79,7 @@ class Step(NamedTuple):
     makes: tuple[Path, ...]  # what is there once it is done
     seed: int | None = None  # that it trains
     scores: bool = False  # whether its results depend on the trained networks
+    further: int = 0  # number of the last arguments, which the user has written
 
     @property
     def title(self) -> str:
@@ -86,7 +88,10 @@ class Step(NamedTuple):
     @property
     def published(self) -> str:
         """The title without folders of this computer."""
-        return shlex.join(["python", self.script, *map(without_folder, self.arguments)])
+        own = len(self.arguments) - self.further
+        words = [without_folder(word, OURS) for word in self.arguments[:own]]
+        words += map(without_folder, self.arguments[own:])
+        return shlex.join(["python", self.script, *words])
 
 
 def main(options: Options) -> None:
@@ -163,9 +168,18 @@ def require_options(options: Options, further: Sequence[str]) -> None:
     train_options.check(given, train.OF_PYLON)
 
 
-def without_folder(word: str) -> str:
-    """A word of a command; of a path that is absolute, or leads out of this folder, the name."""
-    return word.rpartition("/")[2] if re.match(r"(--[\w-]+=)?(/|~|\.\.)", word) else word
+def without_folder(word: str, ours: tuple[str, ...] = ()) -> str:
+    """A word of a command; of a path, on whatever system, or an address, only the name.
+
+    Args:
+        ours: folders whose names we have chosen, and which are kept.
+    """
+    option, equals, value = re.fullmatch(r"(?:(--[\w-]+)(=))?(.*)", word, re.DOTALL).groups("")
+    is_ours = value.split("/")[0] in ours and ".." not in value
+    if is_ours or (ours and option == "--repo"):
+        return word
+    name = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return f"{option}{equals}{name}"
 
 
 def steps_of(options: Options, out: Path) -> Iterator[Step]:
@@ -192,7 +206,7 @@ def steps_of(options: Options, out: Path) -> Iterator[Step]:
     for seed in range(options.seeds):
         trained = (save / str(seed) / "best",)
         arguments = (*name, "--seed", str(seed), *data, *running, *further)
-        yield Step("train.py", arguments, trained, seed=seed)
+        yield Step("train.py", arguments, trained, seed=seed, further=len(further))
 
     # score, with the page; draw
     csv = Path("csv") / options.name
@@ -211,7 +225,7 @@ def steps_of(options: Options, out: Path) -> Iterator[Step]:
     for seed in seeds:
         folder = out / "networks" / seed
         arguments = ("--checkpoint", str(save / seed / "best"), "--scores", str(csv))
-        arguments += ("--repo", f"{options.repo}-{seed}", "--dry-run", "--out", str(folder))
+        arguments += (f"--repo={options.repo}-{seed}", "--dry-run", "--out", str(folder))
         yield Step("share.py", arguments, (folder / "README.md",), scores=True)
 
 

@@ -5,6 +5,7 @@ checks.py reports what is wrong with the files; this module leaves out faulty ro
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -319,6 +320,21 @@ def what_is_synthetic(data: Path) -> str | None:
         return None
     first, *_ = mark.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
     return first.strip() or "Synthetic images."
+
+
+def what_images_are(folders: Iterable[str | Path]) -> str | None:
+    """What images are, if the folder of some, or one above it, is marked: see `what_is_synthetic`.
+
+    Args:
+        folders: those of the images; links are followed.
+    """
+    places = dict.fromkeys(os.path.realpath(folder) for folder in folders)
+    for place in places:
+        # in NIH's layouts, the mark is one or two folders above the images
+        for folder in (Path(place), *Path(place).parents[:2]):
+            if said := what_is_synthetic(folder):
+                return said
+    return None
 
 
 def find_files(data: Path) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pylon.data.checks import raise_first
+from pylon.data.chestxray14 import what_images_are
 from pylon.data.contract import SPLITS, Radiographs, hash_of_list, no_boxes
 from pylon.data.csv_cells import hint_on, is_broken, read_cells
 from pylon.system.errors import UserError
@@ -62,6 +63,8 @@ def read_table(
     sha256 = hash_of_list(path.read_bytes())
     missing = images["image_id"][images["path"].isna()]
     alike = None if missing.empty else file_alike(file_of(missing.iloc[0], path))
+    notes = notes_on(cells, images, names, path, chosen=not class_names)
+    synthetic = what_images_are(images["path"].dropna().map(os.path.dirname).unique())
     cure = (
         "correct the paths (relative ones start at the folder of the table), or copy the images "
         "there"
@@ -77,7 +80,8 @@ def read_table(
         if_missing=f"of {path} do not exist; {cure}",
         boxes_from=str(path),
         drawn_from=None if "split" in cells else sha256,
-        notes=tuple(notes_on(cells, images, names, path, chosen=not class_names)),
+        notes=tuple(notes if synthetic is None else [synthetic, *notes]),
+        synthetic=synthetic,
     )
 
 

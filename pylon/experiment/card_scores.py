@@ -35,7 +35,8 @@ def scores_of(
         folder: csv/NAME.
         weights_sha256: of the network.
         card: training.json, which says what it was trained on; None if that is not known.
-        data_name: name of the data; if not given, it is named as far as it is known.
+        data_name: name of the training data, which is that of the scored ones only if they are on
+            the same lists; if not given, they are named as far as it is known.
         say: prints a note about what is missing.
 
     Raises:
@@ -54,7 +55,8 @@ def scores_of(
             continue
         rows = read_rows(folder / f"{label}_{what}.csv")
         synthetic = synthetic or rows.about.get("synthetic")
-        found, text = score(rows, folder, label, data_name)
+        name = data_name if is_of_trained(rows, card) else None
+        found, text = score(rows, folder, label, name)
         parts += [text, provenance(rows, card)]
         results += [each for each in found if each.metric_value == each.metric_value]
     return Scores(results, "\n\n".join(parts), synthetic) if parts else None
@@ -235,17 +237,22 @@ def data_of(rows: Rows) -> dict[str, Any]:
     return {"official": about["not_official"] is None, "synthetic": about.get("synthetic")}
 
 
+def is_of_trained(rows: Rows, card: dict[str, Any] | None) -> bool:
+    """Whether the scored data are on the lists of those that the network was trained on."""
+    trained_on = set((card or {}).get("list_sha256", {}).values())
+    return not trained_on.isdisjoint(rows.about["list_sha256"].values())
+
+
 def provenance(rows: Rows, card: dict[str, Any] | None) -> str:
     """What the rows are of, a paragraph."""
     about = rows.about
-    trained_on = set((card or {}).get("list_sha256", {}).values())
     if about["synthetic"]:
         kind = plain(about["synthetic"])
     elif about["not_official"] is None:
         kind = "NIH's official test list."
     else:
         kind = "Not NIH's official test data, so not to be compared with published scores."
-    if trained_on and not trained_on & set(about["list_sha256"].values()):
+    if (card or {}).get("list_sha256") and not is_of_trained(rows, card):
         kind += " Other lists than those that it was trained on."
     return (
         f"{kind} Intervals: 95 %, bootstrap over patients, of this network alone. Computed with "

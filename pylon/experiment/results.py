@@ -17,6 +17,7 @@ file.
 import csv
 import io
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from pylon.data.chestxray14 import what_is_synthetic
+from pylon.data.chestxray14 import what_images_are
 from pylon.experiment.card import read_json
 from pylon.experiment.done import Entry, Progress, file_of, has_entries
 from pylon.experiment.page import About, Finding, Pictured, title_of_page, write_page
@@ -299,9 +300,8 @@ def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) 
     table["median score"] = [f"{score:.3f}" for score in np.median(scores, axis=0)]
     table["highest score"] = [f"{score:.3f}" for score in np.max(scores, axis=0)]
 
-    # synthetic images are marked next to their folder, or in it
-    folder = Path(about["folder"])
-    synthetic = what_is_synthetic(folder) or what_is_synthetic(folder.parent)
+    paths = (os.path.join(about["folder"], image) for image in progress.places)
+    synthetic = what_images_are({os.path.dirname(path) for path in paths})
     notes = ["Nothing here says whether a heatmap is right: no boxes are known."]
     if predictor.synthetic:
         notes.append(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import string
 from pathlib import Path
 
@@ -232,6 +233,21 @@ def test_what_lies_in_the_place_of_a_missing_image_is_named(folder):
         (folder / "my.csv").write_text(text)
         data = read_table(folder / "my.csv", ignore_columns=["age"])
         assert f"; {folder}/a/1.JPG lies there: correct the ends of the paths" in data.if_missing
+
+
+@pytest.mark.parametrize("place", ["a/PHANTOM.txt", "PHANTOM.txt", "../PHANTOM.txt", None])
+def test_synthetic_images_of_a_table_are_marked(folder, tmp_path_factory, place):
+    there = tmp_path_factory.mktemp("data") / "deep"
+    shutil.copytree(folder, there)
+    table = tmp_path_factory.mktemp("elsewhere") / "my.csv"
+    (table.parent / "link").symlink_to(there)
+    table.write_text(TABLE.replace("a/", "link/a/").replace("b/", "link/b/"))
+    if place is not None:
+        (there / place).write_text("Synthetic chests.\nDrawn by a script.\n")
+    data = read_table(table, ignore_columns=["age"])
+    expected = None if place is None else "Synthetic chests."
+    assert data.synthetic == expected
+    assert (data.notes[0] == expected) == (place is not None)
 
 
 def refusal(path: Path, content: str | bytes, classes=(), ignore=()) -> str:

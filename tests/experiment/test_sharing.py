@@ -55,8 +55,12 @@ def best_of(cwd: Path) -> Path:
     return cwd / "save/mine/0/best"
 
 
-def write_scores(folder: Path, best: Path, label: str = "0") -> None:
-    """Write rows of images and of boxes of a checkpoint; every third image is positive."""
+def write_scores(folder: Path, best: Path, label: str = "0", sha256: str = "def") -> None:
+    """Write rows of images and of boxes of a checkpoint; every third image is positive.
+
+    Args:
+        sha256: of the list of images; by default that of the training.
+    """
     model = load_pylon(best)
     about = {
         "class_names": list(NAMES),
@@ -64,7 +68,7 @@ def write_scores(folder: Path, best: Path, label: str = "0") -> None:
         "precision": "fp32",
         "not_official": "its test images are others",
         "synthetic": None,
-        "list_sha256": {"patients.csv": "def"},
+        "list_sha256": {"patients.csv": sha256},
         "weights_sha256": model.card["weights_sha256"],
         "calibration": {},
         "card": None,
@@ -160,6 +164,15 @@ def test_half_precision_is_read_as_float32(cwd):
     (cwd / "out/model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match="its hash does not match"):
         load_pylon(cwd / "out")
+
+
+def test_name_of_the_training_data_is_not_that_of_other_data(cwd):
+    write_scores(cwd / "csv/mine", best_of(cwd), sha256="of another table")
+    card = ModelCard(shared(cwd)["README.md"].decode())
+    names = {each.dataset_name for each in card.data.eval_results}
+    assert names == {"Radiographs of a data set that is not named"}
+    assert "Data: Our hospital" in card.text
+    assert "Other lists than those that it was trained on" in card.text
 
 
 def test_scores_are_those_of_the_rows(cwd):

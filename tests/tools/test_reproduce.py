@@ -19,7 +19,7 @@ from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.scoring.compare import beside_published, published
 from pylon.scoring.rows import Rows, read_rows, write_rows
 from pylon.system.errors import UserError
-from reproduce import Options, call, main, without_folder
+from reproduce import OURS, Options, call, main, steps_of, without_folder
 
 FURTHER = " ".join(("--epochs", "2", *TRAIN[: TRAIN.index("--device")], "--batch-size 8 --lr 1e-3"))
 
@@ -193,14 +193,37 @@ def test_verdict_says_what_was_different(csv):
     [
         ("--epochs", "--epochs"),
         ("/home/alice/mine.pth", "mine.pth"),
-        ("--init-from=/home/alice/best", "best"),
+        ("--init-from=/home/alice/best", "--init-from=best"),
         ("../alice/mine.pth", "mine.pth"),
         ("~/mine.pth", "mine.pth"),
-        ("figs/pylon", "figs/pylon"),
+        ("weights/alice/mine.pth", "mine.pth"),
+        ("--encoder-weights=weights/alice/mine.pth", "--encoder-weights=mine.pth"),
+        ("file:///home/alice/mine.pth", "mine.pth"),
+        (r"C:\Users\alice\mine.pth", "mine.pth"),
+        ("alice/best/", "best"),
+        ("save/../alice/best", "best"),
+        ("1e-3", "1e-3"),
     ],
 )
 def test_paths_are_published_without_their_folders(word, kept):
     assert without_folder(word) == kept
+    assert without_folder(word, OURS) == kept
+
+
+def test_own_folders_are_published():
+    for word in ("figs/pylon", "save/pylon/0/best", "--repo=user/pylon-0"):
+        assert without_folder(word, OURS) == word
+    assert without_folder("save/secret/0/best") == "best"
+    options = Options(name="mine", train="--init-from save/secret/0/best", repo="user/pylon")
+    steps = list(steps_of(options, Path("alice/out")))
+    train = next(step for step in steps if step.script == "train.py")
+    assert train.published.endswith("--init-from best")
+    assert train.arguments[-1] == "save/secret/0/best"
+    share = steps[-1]
+    assert share.published == (
+        "python share.py --checkpoint save/mine/4/best --scores csv/mine --repo=user/pylon-4 "
+        "--dry-run --out 4"
+    )
 
 
 def test_a_script_is_stopped_when_we_are(tmp_path):
