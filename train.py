@@ -54,8 +54,7 @@ class Options(ClassOptions, CacheOptions):
     lr_factor: float = 0.2
     """Factor that the learning rate is multiplied by when it is reduced."""
     image_size: int = 256
-    """Side of the network's input in pixels; a multiple of 256, or of 32 for other models than
-    pylon."""
+    """Side of the network's input in pixels; a multiple of 256, or of 32 for --model backbone."""
     encoder_name: str = "resnet50"
     """Any encoder of segmentation-models-pytorch, or tu-NAME for a timm encoder."""
     encoder_weights: str = "imagenet"
@@ -110,7 +109,7 @@ class Options(ClassOptions, CacheOptions):
     adjust_for: tuple[str, ...] = ()
     """Columns, such as view, sex, age (of NIH's list, or your table's own) or pixels, whose
     relation to the labels the network is not paid for: in training, a logistic regression on them
-    is added to the logits."""
+    is added to the logits. pixels is a column of a file resolution.csv next to NIH's lists."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """adamw: with weight decay .01."""
     schedule: Literal["plateau", "cosine"] = "plateau"
@@ -298,6 +297,8 @@ def main(options: Options) -> None:
     train_batches, sampler = train_loader(
         train, names, transform, batch_size, workers, options.seed, cache, pin, options.negatives
     )
+    if options.negatives is not None:
+        say(f"{len(sampler)} of the training images in each epoch")
     val_batches = eval_loader(val, names, eval_transform(size), batch_size, workers, cache, pin)
 
     # mean and standard deviation of intensities
@@ -439,7 +440,7 @@ def main(options: Options) -> None:
             f"  {images_per_second:.1f} images/s"
         )
         tracker.log(rows, draw)
-        if lr <= options.min_lr:
+        if has_ended({"epoch": epoch, "lr": lr}, card["options"]):
             break
     tracker.close()
 

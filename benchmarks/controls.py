@@ -12,13 +12,13 @@ Prints a Markdown table, a row a class: what eval_loc.py adds to its tables of a
 
 from dataclasses import dataclass
 
-from pylon.data.options import BoxOptions, DataOptions
+from pylon.data.options import BoxOptions, ClassOptions, DataOptions
 from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
 
 
 @dataclass
-class Options(BoxOptions, DataOptions):
+class Options(BoxOptions, ClassOptions, DataOptions):
     """The controls of the boxes of a data set's test images."""
 
 
@@ -40,7 +40,8 @@ SIDE = 1024  # pixels of NIH's images
 
 
 def main(options: Options) -> None:
-    radiographs = read_radiographs(options, boxes=options.boxes, with_boxes=True)
+    classes = (options.classes, options.ignore_columns)
+    radiographs = read_radiographs(options, *classes, boxes=options.boxes, with_boxes=True)
     if len(radiographs.boxes) == 0:
         raise UserError(f"{radiographs.boxes_from} has no boxes of test images")
     print_controls(rows_of(radiographs))
@@ -81,9 +82,15 @@ def print_controls(rows: Rows) -> None:
         cells = [
             *(f"{count:,}" for count in counts),
             median_size(bbox_xywh[is_row], image_size[is_row]),
-            *(f"{np.nanmean(each[is_row]):.3f}" for each in scores.values()),
+            *(mean_of(each[is_row]) for each in scores.values()),
         ]
         print(f"| {name} | {' | '.join(cells)} |")
+
+
+def mean_of(scores: np.ndarray) -> str:
+    """The mean of what is known; blank if nothing is, as the prior of a class with one box."""
+    known = scores[np.isfinite(scores)]
+    return f"{known.mean():.3f}" if len(known) else ""
 
 
 def median_size(bbox_xywh: np.ndarray, image_size: np.ndarray) -> str:

@@ -103,6 +103,11 @@ def file_with(name: str, options: DataOptions) -> tuple[Path, str]:
 
 def read_by_image(path: Path, image_column: str) -> pd.DataFrame:
     """The cells of a csv file as text, by image; the first row of each repeated name."""
+    if path.name == RESOLUTION and not path.exists():
+        raise UserError(
+            f"{path} is missing, whose columns image and pixels say how large a copy each image "
+            "was made from; write it, or leave pixels out"
+        )
     if image_column != "Image Index":
         cells = read_cells(path, image_column)
     elif path.exists():  # NIH's header may end in a comma, which `read_cells` refuses

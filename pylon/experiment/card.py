@@ -116,8 +116,9 @@ def mark_finished(folder: Path, finished: bool) -> None:
 
 
 def has_ended(last: dict[str, Any], options: dict[str, Any]) -> bool:
-    """Whether training has reached the number of epochs or the minimum learning rate."""
-    return last["epoch"] >= options["epochs"] or last["lr"] <= options["min_lr"]
+    """Whether training has reached the number of epochs or, on a plateau, the minimum rate."""
+    at_minimum = options["schedule"] == "plateau" and last["lr"] <= options["min_lr"]
+    return last["epoch"] >= options["epochs"] or at_minimum
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -62,11 +62,20 @@ class Offsets:
         columns: from `read_columns`, for all images.
         train: table of the training images.
         class_names: its label columns.
+
+    Raises:
+        UserError: a column is the same in all training images.
     """
 
     def __init__(self, columns: pd.DataFrame, train: pd.DataFrame, class_names: Sequence[str]):
         from sklearn.linear_model import LogisticRegression
 
+        same = [name for name in columns if columns.loc[train.index, name].nunique() < 2]
+        if same:
+            raise UserError(
+                f"--adjust-for {same[0]}: this column is the same in all training images, so it "
+                "says nothing; leave it out"
+            )
         self.columns = columns
         self.encoder = make_encoder(columns)
         inputs = self.encoder.fit_transform(columns.loc[train.index])  # (N, K)

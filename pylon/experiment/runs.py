@@ -150,8 +150,10 @@ def differences(before: dict[str, Any], now: dict[str, Any], phrase: str) -> lis
         phrase: format string for an option's name and its two values.
     """
     found = []
+    # a cosine ends with the last epoch, so more epochs would change those that were trained
+    may_change = MAY_CHANGE - ({"epochs"} if now["options"].get("schedule") == "cosine" else set())
     for key, value in now["options"].items():
-        if key in MAY_CHANGE or key not in before["options"]:
+        if key in may_change or key not in before["options"]:
             continue
         earlier = before["options"][key]
         if earlier != value:

@@ -86,7 +86,8 @@ def collect_columns(
         except UserError as error:
             if names:
                 raise
-            notes.append(f"left out {name}: {error}")
+            reason, _, _ = str(error).partition("; leave it out")
+            notes.append(f"left out {name}: {reason}")
         else:
             properties[f"column {name}" if name in PROPERTIES else name] = columns
     return properties
@@ -238,7 +239,8 @@ def print_scores(scores: pd.DataFrame, names: Sequence[str], images: int) -> Non
     # in sentences
     for name, row in scores.drop(index=told.index).iterrows():
         print(f"{name}: too few; its rarer label is that of {row['patients']} patients")
-    notable = told[told["auroc"] > NOTABLE].drop(index="macro", errors="ignore")
+    is_notable = (told["auroc"] > NOTABLE) & (told["low"] > 0.5)
+    notable = told[is_notable].drop(index="macro", errors="ignore")
     for name, row in notable.iterrows():
         print(
             f"{name} can be told without looking at the radiograph (AUROC {row['auroc']:.2f}), "

@@ -20,8 +20,8 @@ def find_starter() -> Path:
     """Folder of the starter network; a UserError if it is not there."""
     if not STARTER.is_dir():
         raise UserError(
-            "the starter network is only in the repository, as save/starter/0/best; name another "
-            "checkpoint: save/demo/0/best, or user/name on the hub"
+            "the starter network is not here: it comes with the repository, as "
+            "save/starter/0/best, not with an installed package; name another checkpoint"
         )
     here = Path.cwd()
     return STARTER.relative_to(here) if STARTER.is_relative_to(here) else STARTER

@@ -20,6 +20,8 @@ from pylon.model import STRIDE
 from pylon.system.cli import check_name, require_at_least
 from pylon.system.errors import UserError
 
+SMALLEST_INPUT = 64  # pixels; the map of 32 would have one pixel
+
 
 def check(options: Any, of_pylon: tuple[str, ...]) -> None:
     """Raise a UserError that names the first option out of range.
@@ -37,10 +39,11 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
         )
     if not 0 < options.lr_factor < 1:
         raise UserError(f"--lr-factor must be between 0 and 1, not {options.lr_factor}")
-    stride = STRIDE if options.model == "pylon" else STRIDES[-1]
-    if options.image_size < stride or options.image_size % stride:
+    stride = STRIDES[-1] if options.model == "backbone" else STRIDE
+    if options.image_size < max(stride, SMALLEST_INPUT) or options.image_size % stride:
+        least = f", at least {SMALLEST_INPUT}," if options.model == "backbone" else ""
         raise UserError(
-            f"--image-size must be a multiple of {stride} for --model {options.model}, not "
+            f"--image-size must be a multiple of {stride}{least} for --model {options.model}, not "
             f"{options.image_size}"
         )
     if options.image_size > LARGEST_INPUT:
@@ -79,7 +82,9 @@ def check_recipe(options: Any) -> None:
     if options.blur > 0 and options.augment == "device":
         raise UserError("--blur is done by the workers; leave --augment device out")
     if not 0 < options.encoder_lr < math.inf:
-        raise UserError(f"--encoder-lr must be above 0, not {options.encoder_lr:g}; see --freeze")
+        raise UserError(
+            f"--encoder-lr must be a number above 0, not {options.encoder_lr:g}; see --freeze"
+        )
     if not 0 <= options.average_weights < 1:
         raise UserError(
             f"--average-weights must be at least 0 and below 1, not {options.average_weights:g}"

@@ -105,7 +105,9 @@ def test_absent_files_and_columns_of_nih_are_named(by_hand):
         read_columns(options, radiographs, ["sex"])
     with pytest.raises(UserError, match=r"did you mean 'view'\?"):
         read_columns(options, radiographs, ["viewe"])
-    with pytest.raises(UserError, match=r"resolution\.csv cannot be read"):
+    with pytest.raises(
+        UserError, match=r"resolution\.csv is missing, whose columns image and pixels"
+    ):
         read_columns(options, radiographs, ["pixels"])
     (by_hand / "Data_Entry_2017.csv").unlink()  # as in a folder with the authors' lists alone
     with pytest.raises(UserError, match=r"Data_Entry_2017\.csv is missing, which has view, sex"):

@@ -43,7 +43,7 @@ def test_changed_card_is_refused(model, tmp_path, change):
 def test_is_finished(tmp_path):
     best = tmp_path / "best"
     last = {**dict.fromkeys(checkpoint.RESUMED, 0), "lr": 1.0}
-    options = {"epochs": 5, "min_lr": 0.1}
+    options = {"epochs": 5, "min_lr": 0.1, "schedule": "plateau"}
     assert checkpoint.is_finished(best, {"finished": False}) is False
     assert checkpoint.is_finished(best, {}) is True  # card of an earlier version, without a `last`
     for changes, expected in (
@@ -83,7 +83,7 @@ def test_contents_of_a_card(tmp_path):
 
 
 def test_has_ended():
-    options = {"epochs": 5, "min_lr": 0.1}
+    options = {"epochs": 5, "min_lr": 0.1, "schedule": "plateau"}
     assert not has_ended({"epoch": 4, "lr": 1.0}, options)
     assert has_ended({"epoch": 5, "lr": 1.0}, options)
     assert has_ended({"epoch": 2, "lr": 0.1}, options)

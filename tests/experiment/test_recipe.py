@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pylon.experiment.card import has_ended
 from pylon.experiment.recipe import (
     Offsets,
     freeze_up_to,
@@ -18,6 +19,7 @@ from pylon.experiment.recipe import (
     share_of_patients,
     start_at_prevalences,
 )
+from pylon.experiment.runs import differences
 from pylon.model import Pylon
 from pylon.system.errors import UserError
 
@@ -163,6 +165,25 @@ def test_cosine_rises_for_an_epoch_and_falls_to_nothing():
     assert rates[:5] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01])
     assert rates[22] == pytest.approx(0.005)  # half of the 36 steps that follow
     assert adam.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_a_cosine_ends_with_its_last_epoch():
+    """Its rate falls below --min-lr before, and more epochs would be another cosine."""
+    values = {"epochs": 20, "min_lr": 1e-6, "schedule": "cosine"}
+    assert not has_ended({"epoch": 19, "lr": 1e-9}, values)
+    assert has_ended({"epoch": 20, "lr": 1e-3}, values)
+    assert has_ended({"epoch": 19, "lr": 1e-9}, {**values, "schedule": "plateau"})
+    before, now = ({"options": {**values, "epochs": n}, "split_sha256": ""} for n in (20, 25))
+    assert differences(before, now, "{} {} (now {})") == ["--epochs 20 (now 25)"]
+    for card in (before, now):
+        card["options"]["schedule"] = "plateau"
+    assert differences(before, now, "{}") == []
+
+
+def test_a_column_that_is_the_same_in_training_is_refused():
+    columns, images = lying_and_standing()
+    with pytest.raises(UserError, match=r"--adjust-for view: this column is the same in all tr"):
+        Offsets(columns, images.iloc[:30], ["Edema"])
 
 
 def test_average_of_weights_is_exponential():

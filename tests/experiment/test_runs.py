@@ -79,7 +79,10 @@ def test_interrupted_best_is_rewritten_and_damaged_best_is_refused(trained, tmp_
 
 
 def test_overwriting_run_is_not_mixed_either(tmp_path):
-    card = {"options": {"lr": 1.0, "epochs": 1, "min_lr": 0.0}, "split_sha256": "a"}
+    card = {
+        "options": {"lr": 1.0, "epochs": 1, "min_lr": 0.0, "schedule": "plateau"},
+        "split_sha256": "a",
+    }
     save = tmp_path / "0.new"
     write_together({save / "best/model.safetensors": b""})
     last = {**dict.fromkeys(RESUMED, 0), "options": {"lr": 2.0}, "split_sha256": "a"}

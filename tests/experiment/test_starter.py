@@ -44,7 +44,7 @@ def test_starter_introduces_itself_with_its_scores(tmp_path, monkeypatch):
 
 def test_starter_is_named_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(starter, "STARTER", tmp_path / "save/best")
-    with pytest.raises(UserError, match=r"^the starter network is only in the repository"):
+    with pytest.raises(UserError, match=r"^the starter network is not here: it comes with"):
         find_starter()
     (tmp_path / "save/best").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -147,7 +147,7 @@ def test_missing_image_is_reported_before_training(phantom, tmp_path):
         ),
         (
             ("--image-size", "48", "--model", "backbone"),
-            "--image-size must be a multiple of 32 for --model backbone, not 48",
+            "--image-size must be a multiple of 32, at least 64, for --model backbone, not 48",
         ),
         (("--batch-size", "1"), "--batch-size must be at least 2, not 1"),
         (("--lr", "-1"), "--lr -1.0 and --min-lr"),
@@ -163,7 +163,7 @@ def test_missing_image_is_reported_before_training(phantom, tmp_path):
         (("--negatives", "-1"), "--negatives must be at least 0, not -1"),
         (("--rotate", "200"), "--rotate must be between 0 and 180 degrees, not 200"),
         (("--blur", "1.5"), "--blur must be between 0 and 1, not 1.5"),
-        (("--encoder-lr", "0"), "--encoder-lr must be above 0, not 0; see --freeze"),
+        (("--encoder-lr", "0"), "--encoder-lr must be a number above 0, not 0; see --freeze"),
         (("--average-weights", "1"), "--average-weights must be at least 0 and below 1, not 1"),
         (("--adjust-for", "weight"), "has no column 'weight', which --adjust-for asks for"),
         (
