@@ -233,8 +233,9 @@ def against_both(study: Study, second: Study, name: str) -> tuple[str, int]:
         for seed in study.labels:
             one = read_rows(image_rows_of(study, network, seed))
             other = read_rows(image_rows_of(second, network, seed))
-            ids = one.table["image_id"]
-            place = pd.Series(range(len(other.table)), other.table["image_id"]).reindex(ids)
+            # the same file may have another folder in its id
+            place = pd.Series(range(len(other.table)), files_of(other))
+            place = place[~place.index.duplicated(keep=False)].reindex(files_of(one))
             both = place.notna().to_numpy()
             logits = one.logits()[both]
             of_both = (one.labels()[both], other.labels()[place[both].astype(int)])
@@ -245,6 +246,10 @@ def against_both(study: Study, second: Study, name: str) -> tuple[str, int]:
     table["mean"] = table.mean(axis=1)
     rows = {label: [f"{area:.3f}" for area in row] for label, *row in table.itertuples()}
     return markdown("AUROC against", rows, list(table.columns)), int(both.sum())
+
+
+def files_of(rows: Rows) -> list[str]:
+    return [Path(image_id).name for image_id in rows.table["image_id"]]
 
 
 def image_rows_of(study: Study, network: str, seed: str | None = None) -> Path:
