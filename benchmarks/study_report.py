@@ -181,7 +181,7 @@ def write_report(
         tables=tables,
     )
     if second is not None:
-        text += "\n" + on_second(study, *second)
+        text = f"{text.rstrip()}\n\n{on_second(study, *second)}"
     return "\n\n".join(map(rewrapped, text.split("\n\n")))
 
 
@@ -264,15 +264,18 @@ def score_table(study: Study, score: str, classes: list[str], controls: tuple[st
     for name, title in study.titles.items():
         if name == GRADCAM and score == "auroc":
             continue
-        table = study.table(name, score)
+        # a class of a single patient has no scores of boxes
+        table = study.table(name, score).reindex(columns=columns)
         rows[title] = []
         for column in columns:
             interval = with_interval(*table.loc[bounds, column])
             each = ", ".join(f"{value:.3f}" for value in table.loc[study.labels, column])
-            rows[title].append(f"{interval} [{each}]" if len(study.seeds) > 1 else interval)
-    of_pylon = study.table("pylon", score)
+            many = len(study.seeds) > 1 and interval != "-"
+            rows[title].append(f"{interval} [{each}]" if many else interval)
+    of_pylon = study.table("pylon", score).reindex(columns=columns)
     for control in controls:
-        rows[control] = [f"{value:.3f}" for value in of_pylon.loc[control, columns]]
+        values = of_pylon.loc[control]
+        rows[control] = ["-" if np.isnan(value) else f"{value:.3f}" for value in values]
     return markdown("", rows, columns)
 
 

@@ -113,6 +113,15 @@ def test_report_matches_the_tables(folder, of_three):
     assert "A verdict is about this data" in text
 
 
+def test_class_of_a_single_patient_has_a_dash(folder, of_three):
+    """It has points, but no scores of boxes."""
+    controls = ("prior box", "random maps")
+    text = study_report.score_table(of_three, "box_localization", ["Hernia", *CLASSES], controls)
+    for line in text.splitlines()[2:]:
+        assert line.split(" | ")[1] == "-"
+        assert "nan" not in line
+
+
 def write_images(csv: Path, files: list[str], labels: list[list[int]]) -> None:
     images = pd.DataFrame({"image_id": files, "patient_id": range(len(files))})
     logits = np.arange(2.0 * len(files), dtype=np.float32).reshape(-1, 2)
