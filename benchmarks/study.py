@@ -4,12 +4,17 @@
     python benchmarks/study.py --data data --name nih --encoder-name resnet50 \\
         --encoder-weights imagenet --batch-size 64 --lr 1e-4 --seeds 5 --jobs 1    # NIH's images
 
+    python benchmarks/study.py --data xl --name xl --networks pylon backbone-max backbone-avg \\
+        gradcam --second-table det/table.csv --second-boxes det/boxes.csv --second-name Det \\
+        --train="--min-lr 1e-6"    # scored on two sets of boxes; --partial reports what is there
+
 Each network is trained by train.py and scored by eval_auc.py and eval_loc.py, several commands at a
 time; after an interruption, the same command resumes.
 
 Reads  --data, NIH's files, or --table and --boxes, your own; without them data/study, a phantom
        that is drawn first.
-Writes save/NAME-*, csv/NAME-*, docs/NAME.md, figs/NAME.png.
+Writes save/NAME-*, csv/NAME-*, docs/NAME.md, figs/NAME.png; for a second set of boxes
+       csv/NAME-SECOND_NAME-*, and links in save/ to the networks.
 """
 
 import os
@@ -72,7 +77,8 @@ class Options:
     cache_size: int = 0
     """Side of the images in a cache, as for train.py; 0: none."""
     train: str = ""
-    """More options of train.py, for all networks, in one text: "--rotate 10 --min-lr 1e-6"."""
+    """More options of train.py, for all networks, in one text and after an equals sign:
+    --train="--min-lr 1e-6 --precision bf16"."""
     partial: bool = False
     """Train nothing: score and report the networks and seeds that are there, finished or not."""
     images: int = 1500
@@ -209,7 +215,9 @@ def command(options: Options) -> str:
         is_path = isinstance(value, Path) or (name != "train" and "/" in str(value))
         shown = Path(value).name if is_path else value
         values = " ".join(map(str, shown)) if isinstance(shown, tuple) else str(shown)
-        values = shlex.quote(values) if name == "train" else values
+        if name == "train":
+            words.append(f"--train={shlex.quote(values)}")
+            continue
         words.append(f"--{name.replace('_', '-')} {values}")
     return " ".join(words)
 
@@ -246,8 +254,8 @@ def check_data(options: Options) -> None:
     require_files(test, second)
     select_boxed(second)
     images = radiographs.images
-    trained = set(images["image_id"][images["split"] != "test"].astype(str))
-    seen = [name for name in test["image_id"].astype(str) if name in trained]
+    trained = {Path(name).name for name in images["image_id"][images["split"] != "test"]}
+    seen = [name for name in test["image_id"] if Path(name).name in trained]
     if seen:
         raise UserError(
             f"{options.second_table}: {len(seen)} of its test images are among those that the "

@@ -181,7 +181,7 @@ def write_report(
         tables=tables,
     )
     if second is not None:
-        text += "\n" + on_second(study, *second)
+        text = f"{text.rstrip()}\n\n{on_second(study, *second)}"
     return "\n\n".join(map(rewrapped, text.split("\n\n")))
 
 
@@ -233,8 +233,9 @@ def against_both(study: Study, second: Study, name: str) -> tuple[str, int]:
         for seed in study.labels:
             one = read_rows(image_rows_of(study, network, seed))
             other = read_rows(image_rows_of(second, network, seed))
-            ids = one.table["image_id"]
-            place = pd.Series(range(len(other.table)), other.table["image_id"]).reindex(ids)
+            # the same file may have another folder in its id
+            place = pd.Series(range(len(other.table)), files_of(other))
+            place = place[~place.index.duplicated(keep=False)].reindex(files_of(one))
             both = place.notna().to_numpy()
             logits = one.logits()[both]
             of_both = (one.labels()[both], other.labels()[place[both].astype(int)])
@@ -245,6 +246,10 @@ def against_both(study: Study, second: Study, name: str) -> tuple[str, int]:
     table["mean"] = table.mean(axis=1)
     rows = {label: [f"{area:.3f}" for area in row] for label, *row in table.itertuples()}
     return markdown("AUROC against", rows, list(table.columns)), int(both.sum())
+
+
+def files_of(rows: Rows) -> list[str]:
+    return [Path(image_id).name for image_id in rows.table["image_id"]]
 
 
 def image_rows_of(study: Study, network: str, seed: str | None = None) -> Path:
@@ -259,15 +264,18 @@ def score_table(study: Study, score: str, classes: list[str], controls: tuple[st
     for name, title in study.titles.items():
         if name == GRADCAM and score == "auroc":
             continue
-        table = study.table(name, score)
+        # a class of a single patient has no scores of boxes
+        table = study.table(name, score).reindex(columns=columns)
         rows[title] = []
         for column in columns:
             interval = with_interval(*table.loc[bounds, column])
             each = ", ".join(f"{value:.3f}" for value in table.loc[study.labels, column])
-            rows[title].append(f"{interval} [{each}]" if len(study.seeds) > 1 else interval)
-    of_pylon = study.table("pylon", score)
+            many = len(study.seeds) > 1 and interval != "-"
+            rows[title].append(f"{interval} [{each}]" if many else interval)
+    of_pylon = study.table("pylon", score).reindex(columns=columns)
     for control in controls:
-        rows[control] = [f"{value:.3f}" for value in of_pylon.loc[control, columns]]
+        values = of_pylon.loc[control]
+        rows[control] = ["-" if np.isnan(value) else f"{value:.3f}" for value in values]
     return markdown("", rows, columns)
 
 

@@ -3,6 +3,7 @@
 `make study` itself is not run.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from tables import write_table
 import study
 import study_report
 import study_tables
+from pylon.experiment.card import make_card
+from pylon.experiment.checkpoint import save_best
+from pylon.model import Pylon
 from pylon.scoring.box_tables import POOLED, SHOWN
 from pylon.scoring.compare import print_paired
-from pylon.scoring.rows import Rows, write_rows
+from pylon.scoring.rows import Rows, image_rows, read_rows, write_rows
 from pylon.scoring.tables import Scored, table_of_seeds
 from pylon.system.errors import UserError
 from pylon.system.files import write_csv
@@ -109,6 +113,105 @@ def test_report_matches_the_tables(folder, of_three):
     assert "A verdict is about this data" in text
 
 
+def test_class_of_a_single_patient_has_a_dash(folder, of_three):
+    """It has points, but no scores of boxes."""
+    controls = ("prior box", "random maps")
+    text = study_report.score_table(of_three, "box_localization", ["Hernia", *CLASSES], controls)
+    for line in text.splitlines()[2:]:
+        assert line.split(" | ")[1] == "-"
+        assert "nan" not in line
+
+
+def write_images(csv: Path, files: list[str], labels: list[list[int]]) -> None:
+    images = pd.DataFrame({"image_id": files, "patient_id": range(len(files))})
+    logits = np.arange(2.0 * len(files), dtype=np.float32).reshape(-1, 2)
+    about = {"class_names": CLASSES}
+    for seed in "012":
+        rows = image_rows(images, np.array(labels, np.float32), logits, about)
+        write_rows(csv, seed, "images", rows)
+
+
+def test_gradcam_and_a_second_set_of_boxes(folder):
+    names = ("pylon", "backbone-avg")
+    for name in names:
+        csv = folder / f"csv/study-{name}"
+        # Grad-CAM: both boxes hit, the maps are perfect; the networks' own maps are flat
+        rows = read_rows(csv / "0_boxes.csv")
+        many = pd.concat([rows.table] * 12, ignore_index=True)
+        many["patient_id"] = np.arange(len(many)) // 2
+        maps = np.zeros((len(many), 100, 100), np.float32)
+        for heatmap, (x, y, w, h) in zip(maps, Rows(many, {}).bboxes()[:, 0], strict=True):
+            heatmap[y : y + h, x : x + w] = 1
+        for seed in "012":
+            write_rows(csv, seed, "boxes", Rows(many, rows.about), np.ones_like(maps))
+            write_rows(csv, seed, "boxes_gradcam", Rows(many.assign(hit=1.0), rows.about), maps)
+        for score in ("point_localization", "box_localization"):
+            shutil.copy(csv / f"{score}.csv", csv / f"{score}_gradcam.csv")
+        # the labels of the second set are those of the first in reverse; its ids have a folder
+        write_images(csv, ["a.png", "b.png", "c.png"], [[0, 0], [0, 1], [1, 1]])
+        other = shutil.copytree(csv, folder / f"csv/study-det-{name}")
+        for path in other.glob("*_beside_study-*"):
+            path.rename(other / path.name.replace("_beside_study-", "_beside_study-det-"))
+        write_images(other, ["x/c.png", "x/d.png", "x/b.png", "x/a.png"], [[0, 0], [1, 1]] * 2)
+
+    first = study_tables.Study("study", (*names, study_tables.GRADCAM), (0, 1, 2))
+    second = ("Det", first._replace(name="study-det"))
+    arguments = (first, "`data`", "python study.py", FIGURE, False, second, "Left out: fpn 0.")
+    text = study_report.write_report(*arguments)
+    assert "Left out: fpn 0." in text
+    one, two = text.split("## On Det")
+    for part in (one, two):
+        assert "| PYLON minus | Mass | Nodule | all |" in part
+        # its AUROC is that of the network, its points are paired with PYLON's: 1/2 - 1
+        assert "| Grad-CAM of the CAM network | 0.7" in part
+        assert "| Grad-CAM of the CAM network: points | -1.000" in part
+        assert "-0.500 (" in part.split("Grad-CAM of the CAM network: points")[1].split("|")[3]
+        assert "-1.000" in part.split("Grad-CAM of the CAM network: T(IoU .3)")[1].split("|")[1]
+        assert "| Grad-CAM of the CAM network | 1.000 | 1.000 | 50% |" in part
+        assert "| random maps | 0.030 | 0.030 | 0.030 |" in part  # energy
+    assert "AUROC on the 3 test images that both have" in " ".join(two.split())
+    assert "| PYLON, first | 1.000 | 1.000 | 1.000 |" in two
+    # of a, b, c: 1, 0, 0, so that the positive one has the lowest logit
+    assert "| PYLON, Det | 0.000 | 0.000 | 0.000 |" in two
+
+
+def test_partial_study_says_what_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = study.Options(partial=True, networks=("pylon", "backbone-avg", "fpn", "gradcam"))
+    with pytest.raises(UserError, match="no network under save/study-pylon yet"):
+        study.what_is_there(options)
+    model = Pylon("tu-test_resnet", None, classes=2, decoder_channels=8)
+    card = make_card(CLASSES, {"image_size": 256}, "abc", {}, 0.1, 0.7)
+    for place, finished in (("pylon/0", True), ("pylon/1", False), ("pylon/2", True),
+                            ("backbone-avg/1", True), ("backbone-avg/0", True)):  # fmt: skip
+        best = tmp_path / f"save/study-{place}/best"
+        save_best(best, model, {**card, "finished": finished})
+    found, said = study.what_is_there(options)
+    assert found == ("study", ("pylon", "backbone-avg", "gradcam"), (0, 1))
+    assert said == (
+        "Left out (network and seed): pylon 2, backbone-avg 2, fpn 0, fpn 1, fpn 2, gradcam 2. "
+        "Not finished, the best epoch so far: pylon 1."
+    )
+    study.link_networks(found, found._replace(name="study-det"))
+    study.link_networks(found, found._replace(name="study-det"))
+    assert (tmp_path / "save/study-det-backbone-avg/1/best/config.json").exists()
+
+    whole, said = study.what_is_there(study.Options(seeds=2, networks=("pylon",)))
+    assert (whole, said) == (("study", ("pylon",), (0, 1)), "")
+
+
+def test_trained_images_are_not_scored(phantom, tmp_path):
+    table = write_table(phantom, tmp_path / "mine")
+    paths = {"second_table": tmp_path / "mine/my.csv", "second_boxes": tmp_path / "mine/boxes.csv"}
+    options = study.Options(data=phantom, **paths)
+    study.check_data(options)
+    trained = table.index[table["split"] == "train"][0]
+    table.loc[table["patient_id"] == table["patient_id"][trained], "split"] = "test"
+    table.to_csv(paths["second_table"], index=False)
+    with pytest.raises(UserError, match="test images are among those that the networks"):
+        study.check_data(options)
+
+
 def test_figure_is_drawn(folder, of_three):
     study_report.draw(of_three, folder / "figs/study.png")
     assert (folder / "figs/study.png").stat().st_size > 10_000
@@ -122,10 +225,12 @@ def test_command_is_written_without_folders():
         seeds=1,
         lr=1e-4,
         encoder_weights="/home/me/w.pth",
+        train="--init-from a/b --min-lr 1e-6",
+        partial=True,
     )
     assert study.command(options) == (
         "python benchmarks/study.py --data nih --name nih --networks pylon fpn --seeds 1 "
-        "--lr 0.0001 --encoder-weights w.pth"
+        "--lr 0.0001 --encoder-weights w.pth --train='--init-from a/b --min-lr 1e-6' --partial"
     )
 
 
@@ -140,6 +245,9 @@ def test_command_is_written_without_folders():
         ({"name": "a/b"}, "--name"),
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"name": "speed"}, "is not a study's report"),
+        ({"second_table": Path("t.csv")}, "--second-table and --second-boxes belong together"),
+        ({"networks": ("pylon", "gradcam")}, "--networks gradcam needs backbone-avg"),
+        ({"train": "--name 'a"}, "is not a list of options: No closing quotation"),
     ],
 )
 def test_bad_options_are_refused(options, sentence):
