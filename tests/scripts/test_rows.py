@@ -325,6 +325,14 @@ def test_missing_metadata_of_rows_is_noted(rows_alone):
 
 
 def test_only_the_first_process_prints_the_tables(rows_alone, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    of_torchrun = {
+        "RANK": 1,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 1,
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": 1,
+    }
+    for name, value in of_torchrun.items():
+        monkeypatch.setenv(name, str(value))
     for script in SCRIPTS:
         assert run_script(script, "--from", "csv/pylon", cwd=rows_alone).stdout == ""
