@@ -359,7 +359,7 @@ def test_check_data_counts_and_finds_faults(own, tmp_path):
         "tools/check_data.py", "--table", folder / "my.csv", *options, cwd=own, code=2
     )
     for fault in (
-        "nowhere.png is missing; correct the path (relative ones start at",
+        "nowhere.png is missing; correct the paths (relative ones start at",
         "cut.png cannot be read as an image",
         f"reaches beyond the image ({WIDTH} x {HEIGHT})",
         "has a box of 2 but not that label",
