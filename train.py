@@ -100,7 +100,7 @@ class Options(ClassOptions, CacheOptions):
     """Train on this share of the training patients only, drawn at random; smaller shares are part
     of larger ones."""
     negatives: int | None = None
-    """Training images without any finding in an epoch, drawn anew for each; if not given, all."""
+    """Training images without any finding in an epoch, drawn again for each; if not given, all."""
     rotate: float = 90
     """Half of the training images are rotated, by up to so many degrees."""
     blur: float = 0

@@ -138,7 +138,7 @@ def keep_quiet() -> None:
         logger = logging.getLogger(library)  # and all below it, such as highdicom.base
         logger.addHandler(SILENT)
         logger.propagate = False
-    # each time anew: threads that catch warnings may undo it
+    # each time again: threads that catch warnings may undo it
     warnings.filterwarnings("ignore", module="pydicom|highdicom")
 
 

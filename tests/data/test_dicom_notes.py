@@ -132,7 +132,7 @@ def test_nothing_is_printed_of_uids_or_names(tmp_path):
     (tmp_path / "a.dcm").write_bytes(content.replace(uid, b"1.02.3x" + uid[7:]))
     code = (
         "import logging, sys, warnings\n"
-        "logging.basicConfig()\n"  # as whoever uses the package may
+        "logging.basicConfig()\n"  # as anyone who uses the package may
         "from pylon.data.dicom import read_header\n"
         "from pylon.data.images import read_image\n"
         "read_image(sys.argv[1])\n"
