@@ -153,22 +153,11 @@ from pylon.data.device_transforms import DrawnTransform, augment_on_device
 from pylon.data.options import cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize, train_transform
+from pylon.experiment import recipe
 from pylon.experiment.card import has_ended, make_card, mark_finished
 from pylon.experiment.checkpoint import save_best, save_last
 from pylon.experiment.evaluate import predict_logits
 from pylon.experiment.initial import build
-from pylon.experiment.recipe import (
-    Offsets,
-    as_offsets,
-    freeze_up_to,
-    keep_frozen,
-    make_average,
-    make_optimizer,
-    make_schedule,
-    require_positives,
-    share_of_patients,
-    start_at_prevalences,
-)
 from pylon.experiment.runs import close_run, find_last, open_run
 from pylon.experiment.tracking import Tracker, draw_heatmaps
 from pylon.experiment.train_options import as_json, check, check_on_device
@@ -221,9 +210,9 @@ def main(options: Options) -> None:
         options.skip_unreadable,
         accelerator,
     )
-    images = share_of_patients(images, options.train_share)
+    images = recipe.share_of_patients(images, options.train_share)
     train = images[images["split"] == "train"]
-    require_positives(train, names, options.train_share)
+    recipe.require_positives(train, names, options.train_share)
     val = images[images["split"] == "val"]
     used = pd.concat([train, val])
     some_unknown = have_unknown(used, names)
@@ -233,7 +222,7 @@ def main(options: Options) -> None:
     offsets = None
     if options.adjust_for:
         columns = read_columns(options, radiographs, options.adjust_for, "--adjust-for")
-        offsets = Offsets(columns, train, names)
+        offsets = recipe.Offsets(columns, train, names)
 
     # earlier run: resume it, or report that it is finished
     save, csv = open_run(options.name, options.seed, options.overwrite, accelerator)
@@ -270,15 +259,15 @@ def main(options: Options) -> None:
     for sentence in sentences:
         say(sentence)
     if options.prevalence_bias:
-        start_at_prevalences(net, train, names)
+        recipe.start_at_prevalences(net, train, names)
     freeze_unused_parameters(net)
-    frozen = freeze_up_to(net, options.freeze)
+    frozen = recipe.freeze_up_to(net, options.freeze)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     if last:
         net.load_state_dict(last["model"])
     net = net.to(accelerator.device, memory_format=torch.channels_last)
-    average = make_average(net, options.average_weights)
+    average = recipe.make_average(net, options.average_weights)
     if last and average is not None:
         average.load_state_dict(last["average"])
     saved = net if average is None else average.module  # what is validated and saved
@@ -312,11 +301,11 @@ def main(options: Options) -> None:
     card |= {"mean": mean, "std": std}
     if offsets is not None:
         card["adjustment"] = offsets.weights_by_column(names)
-        offsets_of_train = as_offsets(offsets.of(train), accelerator.device)
+        offsets_of_train = recipe.as_offsets(offsets.of(train), accelerator.device)
 
     # optimizer, schedule
-    adam = make_optimizer(net, options, accelerator.device)
-    schedule = make_schedule(adam, options, len(train_batches))
+    adam = recipe.make_optimizer(net, options, accelerator.device)
+    schedule = recipe.make_schedule(adam, options, len(train_batches))
     model, optimizer, train_batches, val_batches = accelerator.prepare(
         net, adam, train_batches, val_batches
     )
@@ -352,7 +341,7 @@ def main(options: Options) -> None:
 
         # train: forward under autocast, loss in float32, backward, step
         model.train()
-        keep_frozen(frozen)
+        recipe.keep_frozen(frozen)
         watch = LossWatch(train_batches, epoch, lr, accelerator, save)
         for batch in watch:
             known = count_known(batch["label"], accelerator) if some_unknown else None
