@@ -301,7 +301,8 @@ def main(options: Options) -> None:
     card |= {"mean": mean, "std": std}
     if offsets is not None:
         card["adjustment"] = offsets.weights_by_column(names)
-        offsets_of_train = recipe.as_offsets(offsets.of(train), accelerator.device)
+        train_offsets = torch.from_numpy(offsets.of(train)).to(accelerator.device)
+        val_offsets = offsets.of(val)
 
     # optimizer, schedule
     adam = recipe.make_optimizer(net, options, accelerator.device)
@@ -351,7 +352,7 @@ def main(options: Options) -> None:
             output = model(normalize(pixels, mean, std))
             logits = output.logits
             if offsets is not None:
-                logits = logits + offsets_of_train[batch["index"]]
+                logits = logits + train_offsets[batch["index"]]
             loss = loss_of_known(logits, batch["label"], known, accelerator.num_processes)
             accelerator.backward(loss)
             optimizer.step()
@@ -369,7 +370,7 @@ def main(options: Options) -> None:
             model if average is None else saved, val_batches, accelerator, "validating", mean, std
         )
         known = torch.tensor(np.isfinite(labels).sum()) if some_unknown else None
-        adjusted = logits if offsets is None else logits + offsets.of(val)
+        adjusted = logits if offsets is None else logits + val_offsets
         val_loss = loss_of_known(torch.tensor(adjusted), torch.tensor(labels), known).item()
         require_finite(val_loss, None, epoch, save)
         areas = auroc(labels, logits)

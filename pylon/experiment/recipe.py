@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -32,9 +32,6 @@ def share_of_patients(images: pd.DataFrame, share: float) -> pd.DataFrame:
     Args:
         images: of all splits; those of other splits stay.
         share: above 0, at most 1.
-
-    Raises:
-        UserError: no image of them has a finding.
     """
     train = images["split"] == "train"
     patients = np.sort(images.loc[train, "patient_id"].unique())
@@ -180,7 +177,3 @@ def make_average(net: Network, decay: float) -> AveragedModel | None:
     if decay == 0:
         return None
     return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def as_offsets(offsets: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(offsets).to(device)
