@@ -109,7 +109,9 @@ class EpochSampler(Sampler):
         order = random_numbers.permutation(len(self.has_finding))
         if self.negatives is not None:
             is_negative = ~self.has_finding[order]
-            order = order[~is_negative | (is_negative.cumsum() <= self.negatives)]
+            drawn = order[~is_negative | (is_negative.cumsum() <= self.negatives)]
+            # Without a second shuffle an epoch would end with positives alone.
+            order = random_numbers.permutation(drawn)
         return iter([(self.epoch, int(index)) for index in order])
 
 

@@ -75,6 +75,15 @@ def test_sampler_draws_other_negatives_in_each_epoch():
     assert len(EpochSampler(has_finding, seed=3, negatives=70)) == 50
 
 
+def test_drawn_negatives_are_spread_over_the_epoch():
+    """Few of many negatives: the last quarter of an epoch has its share of them, a fifth here."""
+    has_finding = np.arange(10_000) % 10 < 4
+    sampler = EpochSampler(has_finding, seed=3, negatives=1000)
+    order = [index for _, index in sampler]
+    quarters = (~has_finding[order]).reshape(4, -1).mean(axis=1)
+    assert len(order) == 5000 and np.abs(quarters - 0.2).max() < 0.04
+
+
 def test_no_two_seeds_and_epochs_share_order_or_augmentation(images):
     """Seed 0 in epoch 2 is not seed 1 in epoch 1, nor seed 1 in epoch 12 seed 11 in epoch 2."""
     orders = set()
