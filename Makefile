@@ -14,7 +14,7 @@ PROSE := Makefile $(wildcard *.md *.py *.toml *.txt *.cff) data/README.md docs p
 
 demo: .venv/ready
 	test -f $(DATA)/PHANTOM.txt || \
-	  $(BIN)/python tools/make_phantom.py --out $(DATA) --images 1500 --size 256 --seed 0
+	  $(BIN)/python tools/phantom/make_phantom.py --out $(DATA) --images 1500 --size 256 --seed 0
 	$(BIN)/python train.py $(DEMO) --encoder-name tu-test_resnet --encoder-weights none \
 	  --epochs 18 --batch-size 4 --lr 2e-3 --patience 4
 	$(BIN)/python eval_auc.py $(DEMO)
@@ -37,7 +37,7 @@ test: .venv/ready
 	  $(if $(PYLON_LONG),--cov)
 
 study: .venv/ready
-	$(BIN)/python benchmarks/study.py $(STUDY)
+	$(BIN)/python experiments/study.py $(STUDY)
 
 reproduce: .venv/ready
 	$(BIN)/python tools/reproduce.py $(REPRODUCE)

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylon.experiment.options import Runtime
+from pylon.options import Runtime
 from pylon.system.cli import Device, parse, start
 
 
@@ -49,8 +49,8 @@ import cv2
 import numpy as np
 
 from pylon.drawing import fit, overlay
-from pylon.experiment.predictor import Prediction, Predictor
-from pylon.experiment.runtime import require_installed
+from pylon.evaluation.runtime import require_installed
+from pylon.prediction.predictor import Prediction, Predictor
 from pylon.system.errors import UserError
 from pylon.system.files import one_line
 

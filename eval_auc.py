@@ -16,7 +16,7 @@ Writes csv/NAME/SEED_images.csv, .json: one row per test image, with labels and 
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylon.experiment.options import ScoreOptions
+from pylon.options import ScoreOptions
 from pylon.system.cli import parse, start
 
 
@@ -32,17 +32,17 @@ from accelerate import Accelerator
 
 from pylon.data.checks import require_files
 from pylon.data.chestxray14 import why_not_official
-from pylon.data.contract import Radiographs
-from pylon.experiment.evaluate import (
+from pylon.data.radiographs import Radiographs
+from pylon.evaluation.evaluate import (
     about_rows,
     open_networks,
     predict_logits,
     read_data,
     require_numbers,
 )
-from pylon.experiment.from_rows import read_experiments
-from pylon.experiment.runtime import device_for
-from pylon.experiment.selection import find_experiments
+from pylon.evaluation.from_rows import read_experiments
+from pylon.evaluation.runtime import device_for
+from pylon.evaluation.selection import find_experiments
 from pylon.scoring.calibration import reliabilities, table_of_calibration
 from pylon.scoring.charts import reliability_chart, scores_chart
 from pylon.scoring.compare import print_beside, published, why_not_published

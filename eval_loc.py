@@ -27,8 +27,7 @@ Writes csv/NAME/SEED_boxes.csv, .json: one row per image and class with boxes; S
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylon.data.options import BoxOptions
-from pylon.experiment.options import Method, ScoreOptions
+from pylon.options import BoxOptions, Method, ScoreOptions
 from pylon.system.cli import parse, start
 
 
@@ -56,7 +55,7 @@ from accelerate import Accelerator
 from pylon.data.checks import select_boxed
 from pylon.data.chestxray14 import why_not_official
 from pylon.data.sources import read_radiographs
-from pylon.experiment.evaluate import (
+from pylon.evaluation.evaluate import (
     about_rows,
     boxes_with_images,
     localize_boxes,
@@ -64,10 +63,9 @@ from pylon.experiment.evaluate import (
     read_boxed_images,
     require_numbers,
 )
-from pylon.experiment.from_rows import read_experiments
-from pylon.experiment.page import page_of_boxes
-from pylon.experiment.runtime import device_for
-from pylon.experiment.selection import check_method, find_experiments
+from pylon.evaluation.from_rows import read_experiments
+from pylon.evaluation.runtime import device_for
+from pylon.evaluation.selection import check_method, find_experiments
 from pylon.scoring.box_tables import BoxScores, score_heatmaps, write_box_tables
 from pylon.scoring.charts import scores_chart
 from pylon.scoring.compare import print_beside, published, why_not_published
@@ -79,6 +77,7 @@ from pylon.system.errors import UserError
 from pylon.system.files import write_atomically, write_csv
 from pylon.system.parallel import is_first_process
 from pylon.system.progress import track
+from pylon.viewer.page import page_of_boxes
 
 
 def main(options: Options) -> None:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pylon.data.options import BoxOptions
-from pylon.experiment.options import EvaluationOptions, Method
+from pylon.options import BoxOptions, EvaluationOptions, Method
 from pylon.system.cli import parse, start
 
 
@@ -48,13 +47,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from pylon.data.cache import ImageCache, open_cache
-from pylon.data.contract import Radiographs
 from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
-from pylon.data.options import cache_folder
+from pylon.data.radiographs import Radiographs
 from pylon.data.transforms import eval_transform, normalize
 from pylon.drawing import Row, draw_page, title_of
-from pylon.experiment.evaluate import (
+from pylon.evaluation.evaluate import (
     about_rows,
     boxes_with_images,
     images_at_a_time,
@@ -63,9 +61,9 @@ from pylon.experiment.evaluate import (
     read_boxed_images,
     require_numbers,
 )
-from pylon.experiment.page import page_of_boxes
-from pylon.experiment.selection import check_method, choose_checkpoints, leave_out_unfinished
+from pylon.evaluation.selection import check_method, choose_checkpoints, leave_out_unfinished
 from pylon.heatmaps import are_probabilities, heatmaps_of
+from pylon.options import cache_folder
 from pylon.scoring.rows import Rows, bboxes_of, merge_boxes
 from pylon.scoring.tables import add_reference_points, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
@@ -73,6 +71,7 @@ from pylon.system.errors import UserError
 from pylon.system.files import is_number, write_atomically
 from pylon.system.parallel import on_main_process, require_shared, same_on_all
 from pylon.system.progress import track
+from pylon.viewer.page import page_of_boxes
 
 ROWS_A_PAGE = 10
 

@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pylon.experiment.options import Method, Runtime
+from pylon.options import Method, Runtime
 from pylon.system.cli import Device, parse, start
 
 
@@ -94,24 +94,24 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from pylon.checkpoints.starter import find_starter, introduce_starter
+from pylon.checkpoints.training_json import versions
 from pylon.drawing import SHEET_PANEL
-from pylon.experiment.card import versions
-from pylon.experiment.dicom_objects import Origin
-from pylon.experiment.done import Progress, Recorder, remove_files
-from pylon.experiment.export import export_onnx
-from pylon.experiment.image_files import Wanted, kinds_of, save_files
-from pylon.experiment.inputs import MISSING, Found, Read, find_images, fingerprint, read_in_batches
-from pylon.experiment.predictor import Predictor, is_window
-from pylon.experiment.results import (
+from pylon.evaluation.runtime import device_for, require_installed, sentence_about
+from pylon.evaluation.selection import check_method, require_classes
+from pylon.prediction.dicom_objects import Origin
+from pylon.prediction.inputs import MISSING, Found, Read, find_images, fingerprint, read_in_batches
+from pylon.prediction.journal import Progress, Recorder, remove_files
+from pylon.prediction.onnx_export import export_onnx
+from pylon.prediction.outputs import Wanted, kinds_of, save_files
+from pylon.prediction.predictor import Predictor, is_window
+from pylon.prediction.results import (
     how_pixels_are_read,
     open_results,
     origin_of,
     report,
     write_results,
 )
-from pylon.experiment.runtime import device_for, require_installed, sentence_about
-from pylon.experiment.selection import check_method, require_classes
-from pylon.experiment.starter import find_starter, introduce_starter
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError

@@ -52,7 +52,7 @@ class Options:
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
-from pylon.experiment.sharing import push, require_repo_name, shared_files, write_shared
+from pylon.sharing.sharing import push, require_repo_name, shared_files, write_shared
 from pylon.system.errors import UserError
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pylon.data.options import CacheOptions, ClassOptions
+from pylon.options import CacheOptions, ClassOptions
 from pylon.system.cli import Device, Precision, Track, parse, start
 
 Model = Literal[
@@ -144,24 +144,27 @@ import pandas as pd
 import torch
 from torch import nn
 
+from pylon.checkpoints.checkpoint import save_best, save_last
+from pylon.checkpoints.training_json import has_ended, make_card, mark_finished
 from pylon.data.cache import open_cache
 from pylon.data.chestxray14 import MEAN, STD
 from pylon.data.columns import not_classes, read_columns
-from pylon.data.contract import have_unknown, split_hash
 from pylon.data.dataset import eval_loader, train_loader
-from pylon.data.device_transforms import DrawnTransform, augment_on_device
-from pylon.data.options import cache_folder
+from pylon.data.gpu_augment import DrawnTransform, augment_on_device
+from pylon.data.radiographs import have_unknown, split_hash
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize, train_transform
-from pylon.experiment import recipe
-from pylon.experiment.card import has_ended, make_card, mark_finished
-from pylon.experiment.checkpoint import save_best, save_last
-from pylon.experiment.evaluate import predict_logits
-from pylon.experiment.initial import build
-from pylon.experiment.runs import close_run, find_last, open_run
-from pylon.experiment.tracking import Tracker, draw_heatmaps
-from pylon.experiment.train_options import as_json, check, check_on_device
-from pylon.experiment.training import (
+from pylon.evaluation.evaluate import predict_logits
+from pylon.options import cache_folder
+from pylon.scoring.calibration import platt_scaling
+from pylon.scoring.charts import training_chart
+from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
+from pylon.system.device import make_accelerator
+from pylon.system.files import write_atomically, write_csv
+from pylon.system.parallel import main_process_first, on_main_process, same_on_all, seed_epoch
+from pylon.training import recipe
+from pylon.training.initial import build
+from pylon.training.preparation import (
     LossWatch,
     count_known,
     describe_split,
@@ -172,12 +175,9 @@ from pylon.experiment.training import (
     measure_intensities,
     require_finite,
 )
-from pylon.scoring.calibration import platt_scaling
-from pylon.scoring.charts import training_chart
-from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
-from pylon.system.device import make_accelerator
-from pylon.system.files import write_atomically, write_csv
-from pylon.system.parallel import main_process_first, on_main_process, same_on_all, seed_epoch
+from pylon.training.runs import close_run, find_last, open_run
+from pylon.training.tracking import Tracker, draw_heatmaps
+from pylon.training.train_options import as_json, check, check_on_device
 
 OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
 

@@ -12,7 +12,7 @@ Prints a Markdown table, a row a class: what eval_loc.py adds to its tables of a
 
 from dataclasses import dataclass
 
-from pylon.data.options import BoxOptions, ClassOptions, DataOptions
+from pylon.options import BoxOptions, ClassOptions, DataOptions
 from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
 
@@ -27,8 +27,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from pylon.data.contract import Radiographs
 from pylon.data.images import width_height_of
+from pylon.data.radiographs import Radiographs
 from pylon.data.sources import read_radiographs
 from pylon.scoring.box_tables import SHOWN, controls_of, truth_of
 from pylon.scoring.boxes import SCORES

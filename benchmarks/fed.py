@@ -18,9 +18,9 @@ from measure import (
     wait_for,
 )
 from pylon.data.cache import ImageCache
-from pylon.data.contract import Radiographs
 from pylon.data.dataset import train_loader
-from pylon.data.device_transforms import augment_on_device
+from pylon.data.gpu_augment import augment_on_device
+from pylon.data.radiographs import Radiographs
 from pylon.data.transforms import train_transform
 
 WARM = 2  # batches before the clock starts; on a CPU the workers keep ahead in any case

@@ -36,9 +36,9 @@ from measure import (
 from memory import peak
 from pylon.data.cache import ImageCache
 from pylon.data.chestxray14 import MEAN, STD
-from pylon.data.contract import Radiographs
 from pylon.data.dataset import train_loader
-from pylon.data.device_transforms import DrawnTransform
+from pylon.data.gpu_augment import DrawnTransform
+from pylon.data.radiographs import Radiographs
 from pylon.data.transforms import normalize, train_transform
 from pylon.system.errors import UserError
 from pylon.system.files import write_atomically

@@ -25,7 +25,7 @@ from pylon.data.chestxray14 import MEAN, STD
 from pylon.data.dataset import eval_loader, train_loader
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, train_transform
-from pylon.experiment.evaluate import predict_logits
+from pylon.evaluation.evaluate import predict_logits
 
 PRELOADED = [
     "torch",

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from pylon.data.images import width_height_of
-from pylon.experiment.page import page_of_boxes
 from pylon.scoring.rows import Rows
 from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
+from pylon.viewer.page import page_of_boxes
 
 CLASSES = ["Atelectasis", "Cardiomegaly", "Effusion", "Mass"]
 FIRST_IMAGE = """document.addEventListener("load", (event) => {

@@ -58,8 +58,8 @@ from measure import alternate, machine, precisions, seconds_of, show
 from pylon.data.chestxray14 import MEAN, PATHOLOGIES, STD
 from pylon.data.images import read_image
 from pylon.data.transforms import eval_transform, normalize
-from pylon.experiment.inputs import find_images
 from pylon.heatmaps import LogitsAlone
+from pylon.prediction.inputs import find_images
 
 ROOT = Path(__file__).parent.parent
 

@@ -58,8 +58,8 @@ from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, normalize
-from pylon.experiment.evaluate import images_of_a_batch
-from pylon.experiment.runtime import device_for, run_with
+from pylon.evaluation.evaluate import images_of_a_batch
+from pylon.evaluation.runtime import device_for, run_with
 from pylon.model import Pylon
 
 SIZE = 256

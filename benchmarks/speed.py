@@ -91,12 +91,12 @@ from metric_and_pages import measure_metric, measure_pages
 from pylon.data.cache import ImageCache, open_cache
 from pylon.data.checks import require_files
 from pylon.data.chestxray14 import MEAN, STD
-from pylon.data.contract import Radiographs
 from pylon.data.dataset import EpochSampler, eval_loader, train_loader
-from pylon.data.device_transforms import DrawnTransform
+from pylon.data.gpu_augment import DrawnTransform
+from pylon.data.radiographs import Radiographs
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, normalize, train_transform
-from pylon.experiment.evaluate import images_at_a_time, predict_logits
+from pylon.evaluation.evaluate import images_at_a_time, predict_logits
 from pylon.model import STRIDE
 from pylon.system.device import choose_device
 

@@ -41,8 +41,8 @@ import torch
 from measure import machine
 from pylon.data.cache import open_cache, unreadable_images
 from pylon.data.checks import require_files
-from pylon.data.contract import split_hash
 from pylon.data.dataset import eval_loader, train_loader
+from pylon.data.radiographs import split_hash
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, train_transform
 

@@ -2,9 +2,9 @@
 
     pylon.Pylon, pylon.PylonOutput    the network and what it returns (pylon/model.py)
     pylon.Description                 what its inputs and outputs mean (pylon/hub.py)
-    pylon.load_pylon                  a network from a checkpoint (pylon/experiment/checkpoint.py)
+    pylon.load_pylon                  a network from a checkpoint (pylon/checkpoints/checkpoint.py)
     pylon.Predictor, pylon.Prediction any radiograph -> findings, heatmaps and boxes
-                                      (pylon/experiment/predictor.py)
+                                      (pylon/prediction/predictor.py)
 
 They are imported when first used: `python train.py --help` needs neither torch nor SMP.
 """
@@ -14,10 +14,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pylon.experiment.checkpoint import load_pylon
-    from pylon.experiment.predictor import Prediction, Predictor
+    from pylon.checkpoints.checkpoint import load_pylon
     from pylon.hub import Description
     from pylon.model import Pylon, PylonOutput
+    from pylon.prediction.predictor import Prediction, Predictor
 
 # otherwise albumentations checks for updates online whenever it is imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -26,11 +26,11 @@ __all__ = ["Description", "Prediction", "Predictor", "Pylon", "PylonOutput", "lo
 
 _MODULES = {
     "Description": "pylon.hub",
-    "Prediction": "pylon.experiment.predictor",
-    "Predictor": "pylon.experiment.predictor",
+    "Prediction": "pylon.prediction.predictor",
+    "Predictor": "pylon.prediction.predictor",
     "Pylon": "pylon.model",
     "PylonOutput": "pylon.model",
-    "load_pylon": "pylon.experiment.checkpoint",
+    "load_pylon": "pylon.checkpoints.checkpoint",
 }
 
 

@@ -3,7 +3,7 @@
     config.json        kind and arguments of the network; what its inputs and outputs mean
                        (`Description`); version of this layout; hash of all this
     model.safetensors  the weights and their hash
-    training.json      how it was trained, if that is known (pylon/experiment/card.py)
+    training.json      how it was trained, if that is known (pylon/checkpoints/training_json.py)
     README.md          the model card (pylon/model_card.py), for people
 
 `save_pretrained`, `from_pretrained` and `push_to_hub` of `Pylon` and `Baseline` keep all of it;

@@ -139,7 +139,7 @@ def phantom(tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("phantom") / "data"
     options = ("--out", folder, "--images", IMAGES, "--size", HEIGHT, "--seed", 95)
-    run_script("tools/make_phantom.py", *options, cwd=folder.parent)
+    run_script("tools/phantom/make_phantom.py", *options, cwd=folder.parent)
     make_lopsided(folder)
     return folder
 

@@ -1,6 +1,6 @@
 """Entries of the progress of predict.py, for tests."""
 
-from pylon.experiment.done import Entry
+from pylon.prediction.journal import Entry
 
 
 def entry(image: str, score: float = 0.25) -> Entry:

@@ -9,8 +9,8 @@ import torch
 import pylon
 from pylon import baselines
 from pylon.baselines import Baseline, build_network
-from pylon.experiment.card import make_card
-from pylon.experiment.checkpoint import save_best
+from pylon.checkpoints.checkpoint import save_best
+from pylon.checkpoints.training_json import make_card
 from pylon.model import Pylon
 
 ENCODER = "tu-test_resnet"

@@ -15,8 +15,8 @@ import pytest
 import tyro
 from conftest import LONG, ROOT, run_script
 
-from pylon.data.options import DataOptions
 from pylon.data.sources import read_radiographs
+from pylon.options import DataOptions
 
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data/README.md", *sorted(ROOT.glob("docs/*.md"))]
 README = ROOT / "README.md"

@@ -17,8 +17,8 @@ from huggingface_hub import HfApi
 
 import pylon
 from pylon.baselines import Baseline
-from pylon.experiment import checkpoint
-from pylon.experiment.card import make_card, read_json, read_training_json
+from pylon.checkpoints import checkpoint
+from pylon.checkpoints.training_json import make_card, read_json, read_training_json
 from pylon.model import Pylon
 from pylon.system.errors import UserError
 

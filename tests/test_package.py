@@ -9,8 +9,8 @@ from conftest import ROOT
 
 import train
 from pylon.data import sources
-from pylon.experiment.options import EvaluationOptions, Method
 from pylon.heatmaps import METHODS
+from pylon.options import EvaluationOptions, Method
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pylon.data.options import BoxOptions, ClassOptions, DataOptions
+from pylon.options import BoxOptions, ClassOptions, DataOptions
 from pylon.system.cli import parse, require_at_least, start
 from pylon.system.errors import UserError
 
@@ -50,15 +50,15 @@ from pylon.data.checks import (
     subject,
 )
 from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES
-from pylon.data.contract import SPLITS, Radiographs, no_boxes, shared_patients, split_hash
 from pylon.data.csv_cells import read_cells
 from pylon.data.images import read_pixels, width_height_of
+from pylon.data.radiographs import SPLITS, Radiographs, no_boxes, shared_patients, split_hash
 from pylon.data.sources import read_radiographs
 from pylon.data.table import choose_classes, faults_of_cells
 from pylon.data.table_boxes import add_boxes, read_listed
-from pylon.experiment.shortcuts import report_shortcuts
-from pylon.experiment.training import describe_split
+from pylon.evaluation.shortcuts import report_shortcuts
 from pylon.system.parallel import look_at
+from pylon.training.preparation import describe_split
 
 
 @dataclass
@@ -214,7 +214,7 @@ def check_files(
     """Decode all images; also return the readable ones, with their paths.
 
     Args:
-        images: a table of images (see contract.py).
+        images: a table of images (see radiographs.py).
         num_workers: processes that read them.
         if_missing: completes the sentence on missing images, after their names.
     """

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from pylon.experiment.card import versions
+from pylon.checkpoints.training_json import versions
 from pylon.model_card import CAVEAT, CITATION, plain, shared_card, table
 from pylon.scoring.rows import Rows, read_rows, write_rows
 from pylon.system.errors import UserError

@@ -57,12 +57,12 @@ if __name__ == "__main__":
 import tyro
 
 from publication import Made, publish, require_own_folder, verdict
+from pylon.checkpoints.checkpoint import is_finished
+from pylon.checkpoints.training_json import read_json, read_training_json
 from pylon.data.chestxray14 import list_hashes
-from pylon.experiment import train_options
-from pylon.experiment.card import read_json, read_training_json
-from pylon.experiment.checkpoint import is_finished
-from pylon.experiment.sharing import require_repo_name
+from pylon.sharing.sharing import require_repo_name
 from pylon.system.files import hash_of_json, hashed_json, hold_lock, write_atomically
+from pylon.training import train_options
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("save", "csv", "figs", "publish")  # folders

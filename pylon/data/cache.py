@@ -93,7 +93,7 @@ def open_cache(
     process left incomplete is completed.
 
     Args:
-        images: a table of images (see contract.py).
+        images: a table of images (see radiographs.py).
         folder: folder of the caches; this one is in FOLDER/SIZE.
         size: side of a row, pixels. 0: no cache, None is returned.
         say: prints a message while another process is waited for.
@@ -149,7 +149,7 @@ def find_missing(index: pd.DataFrame, images: pd.DataFrame, folder: Path) -> pd.
 
     Args:
         index: of the cache in `folder`.
-        images: a table of images (see contract.py).
+        images: a table of images (see radiographs.py).
     """
     images = images.drop_duplicates("path")
     files = [state_of(path) for path in images["path"].tolist()]

@@ -17,8 +17,8 @@ from pylon.data.chestxray14 import (
     OfficialLists,
     OriginalSplit,
 )
-from pylon.data.contract import Radiographs, are_boxes
 from pylon.data.images import width_height_of
+from pylon.data.radiographs import Radiographs, are_boxes
 from pylon.system.errors import UserError
 
 

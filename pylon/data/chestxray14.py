@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pylon.data.contract import (
+from pylon.data.radiographs import (
     BOX_COLUMNS,
     Radiographs,
     are_boxes,
@@ -142,7 +142,7 @@ def read_original_split(data: Path) -> OriginalSplit:
 
 
 def images_of(lists: OfficialLists | OriginalSplit) -> pd.DataFrame:
-    """The table of images (see contract.py); faulty rows are left out as far as possible.
+    """The table of images (see radiographs.py); faulty rows are left out as far as possible.
 
     With NIH's lists the test set is the official one, and validation is a patient-disjoint tenth
     of train+val.
@@ -268,7 +268,7 @@ def read_box_list(data: Path) -> pd.DataFrame:
 
 
 def boxes_of(listed: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """The table of boxes (see contract.py) for the images of the test split.
+    """The table of boxes (see radiographs.py) for the images of the test split.
 
     x, y, w, h are truncated to integers, as the authors did. Faulty boxes are left out.
     """
@@ -351,7 +351,7 @@ def about_missing(data: Path, images: pd.DataFrame) -> str:
     """Where images that are missing are looked for; what lies there instead, and what to do.
 
     Args:
-        images: a table of images (see contract.py).
+        images: a table of images (see radiographs.py).
     """
     place = data / "images"
     where = f"missing from {place}; "

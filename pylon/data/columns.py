@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from pylon.data import chestxray14
-from pylon.data.contract import Radiographs
 from pylon.data.csv_cells import hint_on, read_cells
-from pylon.data.options import ClassOptions, DataOptions
+from pylon.data.radiographs import Radiographs
 from pylon.data.table import KEYS
+from pylon.options import ClassOptions, DataOptions
 from pylon.system.errors import UserError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ class RadiographDataset(Dataset):
     workers nor on earlier draws.
 
     Args:
-        images: a table of images (see contract.py), or some of its rows.
+        images: a table of images (see radiographs.py), or some of its rows.
         class_names: the label columns.
         transform: a transform from transforms.py or device_transforms.py.
         seed: seed of the transform's random numbers.

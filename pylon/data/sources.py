@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pylon.data import chestxray14
 from pylon.data.checks import faults_of_boxes, faults_of_lists, raise_first
-from pylon.data.contract import Radiographs, no_boxes
-from pylon.data.options import DataOptions
+from pylon.data.radiographs import Radiographs, no_boxes
 from pylon.data.table import read_table
 from pylon.data.table_boxes import add_boxes
+from pylon.options import DataOptions
 from pylon.system.errors import UserError
 
 

@@ -18,8 +18,8 @@ import pandas as pd
 
 from pylon.data.checks import raise_first
 from pylon.data.chestxray14 import what_images_are
-from pylon.data.contract import SPLITS, Radiographs, hash_of_list, no_boxes
 from pylon.data.csv_cells import hint_on, is_broken, read_cells
+from pylon.data.radiographs import SPLITS, Radiographs, hash_of_list, no_boxes
 from pylon.system.errors import UserError
 from pylon.system.files import file_alike, whole_numbers
 
@@ -219,7 +219,7 @@ def patients_written_twice(cells: pd.DataFrame, path: Path) -> list[str]:
 
 
 def images_of(cells: pd.DataFrame, class_names: Sequence[str], path: Path) -> pd.DataFrame:
-    """The table of images (see contract.py), from cells without faults."""
+    """The table of images (see radiographs.py), from cells without faults."""
     files = [file_of(name, path) for name in cells["path"]]
     images = pd.DataFrame({
         "image_id": cells["path"].to_numpy(),

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from pylon.data.checks import raise_first
-from pylon.data.contract import BOX_COLUMNS, LARGEST_BOX, Radiographs, are_boxes, hash_of_list
 from pylon.data.csv_cells import columns_of, hint_on, plain, read_cells
 from pylon.data.images import width_height_of
+from pylon.data.radiographs import BOX_COLUMNS, LARGEST_BOX, Radiographs, are_boxes, hash_of_list
 from pylon.data.table import KEYS, file_of, identity_of
 from pylon.system.errors import UserError
 

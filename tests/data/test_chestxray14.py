@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pylon.data.chestxray14 import PATHOLOGIES, PICKED, why_not_official
-from pylon.data.contract import Radiographs, shared_patients
+from pylon.data.radiographs import Radiographs, shared_patients
 from pylon.data.sources import read_chestxray14
 
 

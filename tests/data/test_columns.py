@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from pylon.data.columns import make_encoder, not_classes, read_columns, typed
-from pylon.data.options import ClassOptions, DataOptions
 from pylon.data.sources import read_radiographs
+from pylon.options import ClassOptions, DataOptions
 from pylon.system.errors import UserError
 
 ENTRIES = (

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pylon.data.contract import (
+from pylon.data.radiographs import (
     Radiographs,
     have_unknown,
     no_boxes,

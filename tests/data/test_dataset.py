@@ -81,7 +81,8 @@ def test_drawn_negatives_are_spread_over_the_epoch():
     sampler = EpochSampler(has_finding, seed=3, negatives=1000)
     order = [index for _, index in sampler]
     quarters = (~has_finding[order]).reshape(4, -1).mean(axis=1)
-    assert len(order) == 5000 and np.abs(quarters - 0.2).max() < 0.04
+    assert len(order) == 5000
+    assert np.abs(quarters - 0.2).max() < 0.04
 
 
 def test_no_two_seeds_and_epochs_share_order_or_augmentation(images):

@@ -8,7 +8,7 @@ import torch
 from pylon.data.cache import shrink
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.dataset import train_loader
-from pylon.data.device_transforms import DrawnTransform, augment_on_device, cubic_weights
+from pylon.data.gpu_augment import DrawnTransform, augment_on_device, cubic_weights
 from pylon.data.images import read_image
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import train_transform

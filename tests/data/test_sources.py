@@ -3,7 +3,7 @@
 import pytest
 
 from pylon.data.chestxray14 import PATHOLOGIES, list_hashes
-from pylon.data.contract import BOX_COLUMNS, shared_patients
+from pylon.data.radiographs import BOX_COLUMNS, shared_patients
 from pylon.data.sources import read_chestxray14
 from pylon.system.errors import UserError
 

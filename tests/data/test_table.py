@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pylon.data.csv_cells import plain, visible
-from pylon.data.options import CacheOptions, DataOptions, cache_folder
 from pylon.data.sources import read_radiographs
 from pylon.data.table import KEYS, TAKEN, read_table
+from pylon.options import CacheOptions, DataOptions, cache_folder
 from pylon.system.errors import UserError
 
 TABLE = """\

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tables import write_coco
 
 from pylon.data.checks import select_boxed
-from pylon.data.options import DataOptions
 from pylon.data.sources import read_radiographs
+from pylon.options import DataOptions
 from pylon.system.errors import UserError
 
 TABLE = """\

@@ -15,10 +15,10 @@ from bad_images import BAD, SIZE, png
 from conftest import TRAIN, run_script, sentence_of
 
 import pylon
+from pylon.checkpoints.checkpoint import save_best
+from pylon.checkpoints.training_json import read_training_json
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.images import read_image, require_readable
-from pylon.experiment.card import read_training_json
-from pylon.experiment.checkpoint import save_best
 from pylon.system.errors import UserError
 
 EVALUATE = ("--device", "cpu", "--num-workers", "0")

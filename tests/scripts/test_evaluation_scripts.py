@@ -10,9 +10,9 @@ import torch
 from conftest import HEIGHT, LONG, NETWORK, WIDTH, refusal_of, run_script, sentence_of
 
 import pylon
+from pylon.checkpoints.training_json import read_json
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.drawing import BAR, GAP, PANEL, TITLE
-from pylon.experiment.card import read_json
 
 
 @LONG

@@ -11,8 +11,8 @@ from conftest import LONG, TRAIN, run_script, sentence_of
 
 import pylon
 from pylon.baselines import Baseline
-from pylon.experiment.card import read_json, read_training_json
-from pylon.experiment.checkpoint import load_last, save_last
+from pylon.checkpoints.checkpoint import load_last, save_last
+from pylon.checkpoints.training_json import read_json, read_training_json
 from pylon.model import Pylon
 from pylon.system.files import hashed_json
 

@@ -18,8 +18,8 @@ import pytest
 from conftest import LONG, TINY, TRAIN, rows_of, run_script, same_weights, sentence_of, start_script
 from faulty_files import FaultyFile
 
-from pylon.experiment.card import read_json, read_training_json
-from pylon.experiment.checkpoint import load_last
+from pylon.checkpoints.checkpoint import load_last
+from pylon.checkpoints.training_json import read_json, read_training_json
 from pylon.system.files import hold_lock
 
 KILLS = int(os.environ.get("PYLON_KILLS", "1"))

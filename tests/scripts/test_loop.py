@@ -17,11 +17,11 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 import pylon
+from pylon.checkpoints import checkpoint
+from pylon.checkpoints.checkpoint import load_last
+from pylon.checkpoints.training_json import read_json
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.sources import read_chestxray14
-from pylon.experiment import checkpoint
-from pylon.experiment.card import read_json
-from pylon.experiment.checkpoint import load_last
 
 # With a learning rate this low, the validation loss depends almost only on the initial weights and
 # the batch norm statistics: it rises with every epoch, on every processor. Each rise halves the

@@ -29,13 +29,13 @@ from sklearn.metrics import roc_auc_score
 from tables import write_table
 
 import pylon
+from pylon.checkpoints import checkpoint
+from pylon.checkpoints.training_json import read_training_json
 from pylon.data.cache import open_cache
 from pylon.data.dataset import train_loader
-from pylon.data.options import DataOptions
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import train_transform
-from pylon.experiment import checkpoint
-from pylon.experiment.card import read_training_json
+from pylon.options import DataOptions
 
 EVALUATE = ("--device", "cpu", "--num-workers", 0)
 NAMES = {"Effusion": "Effusion, left", "Mass": "Rundherd (groß)", "Nodule": "2"}

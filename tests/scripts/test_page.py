@@ -16,7 +16,7 @@ import pytest
 from conftest import NO_BROWSER, run_script, sentence_of
 
 from pylon.drawing import overlay
-from pylon.experiment.page import About, Finding, Pictured, write_page, write_pictures
+from pylon.viewer.page import About, Finding, Pictured, write_page, write_pictures
 
 DEVICE = ("--device", "cpu", "--num-workers", 0)
 HOSTILE = "<img src=x onerror=alert(1)>.png"

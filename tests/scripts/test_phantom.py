@@ -1,4 +1,4 @@
-"""tools/make_phantom.py: its images, lists and boxes."""
+"""tools/phantom/make_phantom.py: its images, lists and boxes."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ def digest(folder) -> str:
 def test_same_seed_gives_the_same_bytes(tmp_path):
     def make(name, seed):
         options = ("--out", name, "--images", 20, "--size", 64, "--seed", seed)
-        run_script("tools/make_phantom.py", *options, cwd=tmp_path)
+        run_script("tools/phantom/make_phantom.py", *options, cwd=tmp_path)
         return digest(tmp_path / name)
 
     first = make("a", 0)
@@ -129,7 +129,7 @@ def test_image_is_the_same_at_every_size():
 
 def test_duplicate_findings_are_refused(tmp_path):
     options = ("--out", "new", "--images", 20, "--findings", "Mass", "Nodule", "Mass")
-    done = run_script("tools/make_phantom.py", *options, cwd=tmp_path, code=2)
+    done = run_script("tools/phantom/make_phantom.py", *options, cwd=tmp_path, code=2)
     assert "--findings Mass Nodule Mass lists a finding twice; list each once" in sentence_of(done)
     assert not (tmp_path / "new").exists()
 
@@ -137,9 +137,9 @@ def test_duplicate_findings_are_refused(tmp_path):
 def test_other_folders_are_not_overwritten(tmp_path):
     (tmp_path / "keep.txt").write_text("mine")
     options = ("--out", tmp_path, "--images", 20)
-    done = run_script("tools/make_phantom.py", *options, cwd=tmp_path, code=2)
+    done = run_script("tools/phantom/make_phantom.py", *options, cwd=tmp_path, code=2)
     assert "is not empty and is not a phantom" in sentence_of(done)
     assert (tmp_path / "keep.txt").read_text() == "mine"
     options = ("--out", "new", "--images", 3)
-    done = run_script("tools/make_phantom.py", *options, cwd=tmp_path, code=2)
+    done = run_script("tools/phantom/make_phantom.py", *options, cwd=tmp_path, code=2)
     assert "--images must be at least 20" in sentence_of(done)

@@ -21,7 +21,7 @@ from faulty_files import FaultyFile
 from PIL import Image
 
 from pylon.drawing import GAP
-from pylon.experiment.results import COLUMNS
+from pylon.prediction.results import COLUMNS
 
 BEST = "save/pylon/0/best"
 KILLS = int(os.environ.get("PYLON_KILLS", "1"))
@@ -181,7 +181,7 @@ def die_in_rename(number: int) -> None:
 
 def die_in_record(number: int) -> None:
     """Kill the process halfway through the line of the given batch."""
-    from pylon.experiment import done
+    from pylon.prediction import journal as done
 
     line_of = done.line_of
     left = [number]
@@ -230,7 +230,7 @@ def test_stopped_run_says_how_to_go_on(checkpoint, images, predicted, tmp_path):
 def slow_down() -> None:
     import time
 
-    from pylon.experiment import predictor
+    from pylon.prediction import predictor
 
     locate = predictor.locate
 

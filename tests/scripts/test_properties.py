@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import pylon
+from pylon.checkpoints import checkpoint
+from pylon.checkpoints.training_json import make_card
 from pylon.data import chestxray14
 from pylon.data.checks import faults_of_boxes, faults_of_lists, raise_first
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.sources import read_chestxray14
-from pylon.experiment import checkpoint
-from pylon.experiment.card import make_card
 from pylon.model import Pylon
 from pylon.scoring.metrics import in_box, point_localization
 from pylon.scoring.rows import image_rows, read_rows, write_rows

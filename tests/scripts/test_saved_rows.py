@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from conftest import HEIGHT, OVERLAPPING, TRAIN, WIDTH, run_script, sentence_of
 
+from pylon.checkpoints.training_json import read_json
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.sources import read_chestxray14
-from pylon.experiment.card import read_json
-from pylon.experiment.evaluate import open_networks, predict_logits
-from pylon.experiment.options import ScoreOptions
+from pylon.evaluation.evaluate import open_networks, predict_logits
+from pylon.options import ScoreOptions
 from pylon.scoring.rows import Rows, read_rows, write_rows
 from pylon.system.device import make_accelerator
 

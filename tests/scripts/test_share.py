@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT, run_script, sentence_of
 from huggingface_hub import constants
 
-from pylon.experiment.card import make_card
-from pylon.experiment.checkpoint import load_pylon, save_best
+from pylon.checkpoints.checkpoint import load_pylon, save_best
+from pylon.checkpoints.training_json import make_card
 from pylon.model import Pylon
 
 REPO = ("--repo", "user/name")

@@ -15,8 +15,8 @@ from tables import write_table
 import study
 import study_report
 import study_tables
-from pylon.experiment.card import make_card
-from pylon.experiment.checkpoint import save_best
+from pylon.checkpoints.checkpoint import save_best
+from pylon.checkpoints.training_json import make_card
 from pylon.model import Pylon
 from pylon.scoring.box_tables import POOLED, SHOWN
 from pylon.scoring.compare import print_paired
@@ -229,7 +229,7 @@ def test_command_is_written_without_folders():
         partial=True,
     )
     assert study.command(options) == (
-        "python benchmarks/study.py --data nih --name nih --networks pylon fpn --seeds 1 "
+        "python experiments/study.py --data nih --name nih --networks pylon fpn --seeds 1 "
         "--lr 0.0001 --encoder-weights w.pth --train='--init-from a/b --min-lr 1e-6' --partial"
     )
 
@@ -269,7 +269,9 @@ def test_paths_stay_valid_from_another_folder(tmp_path, monkeypatch):
 
 def test_failing_command_is_shown(tmp_path, capsys):
     with pytest.raises(UserError, match="--findings Rose must be one or more of"):
-        study.run_script(ROOT / "tools/make_phantom.py", "--out", tmp_path, "--findings", "Rose")
+        study.run_script(
+            ROOT / "tools/phantom/make_phantom.py", "--out", tmp_path, "--findings", "Rose"
+        )
     with pytest.raises(SystemExit) as stopped:
         study.run_script("-c", "raise RuntimeError('a bug')")
     assert stopped.value.code == 1

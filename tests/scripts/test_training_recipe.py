@@ -1,4 +1,4 @@
-"""train.py with every option of pylon/experiment/recipe.py: what is written, and resuming."""
+"""train.py with every option of pylon/training/recipe.py: what is written, and resuming."""
 
 import os
 import shutil
@@ -10,9 +10,9 @@ import torch
 from conftest import TINY, rows_of, run_script, same_weights
 
 import pylon
-from pylon.experiment import checkpoint
-from pylon.experiment.card import read_json
-from pylon.experiment.checkpoint import load_last
+from pylon.checkpoints import checkpoint
+from pylon.checkpoints.checkpoint import load_last
+from pylon.checkpoints.training_json import read_json
 
 RECIPE = (
     "--pool", "lse", "--rotate", 10, "--blur", 0.5, "--adjust-for", "sex", "pixels",

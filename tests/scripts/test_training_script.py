@@ -19,9 +19,9 @@ from conftest import (
 )
 
 import pylon
+from pylon.checkpoints.checkpoint import load_last, save_last
+from pylon.checkpoints.training_json import read_json
 from pylon.data.chestxray14 import PATHOLOGIES
-from pylon.experiment.card import read_json
-from pylon.experiment.checkpoint import load_last, save_last
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="that option is valid with a GPU")
 

@@ -19,9 +19,9 @@ import pytest
 from conftest import ROOT, TRAIN, rows_of, run_script, same_weights
 from test_two_processes import start_two
 
-from pylon.experiment.card import read_training_json
-from pylon.experiment.training import LossWatch
+from pylon.checkpoints.training_json import read_training_json
 from pylon.system.files import hashed_json
+from pylon.training.preparation import LossWatch
 
 CPU = ("--device", "cpu", "--num-workers", 0)
 DIFFER = "error: start every node in one shared folder, with the same data; process "

@@ -17,9 +17,9 @@ from conftest import LONG, ROOT, TRAIN, rows_of, run_script, start_script
 from tables import write_table
 from torch.nn.parallel import DistributedDataParallel
 
-from pylon.experiment import training
-from pylon.experiment.card import read_json
+from pylon.checkpoints.training_json import read_json
 from pylon.model import Pylon
+from pylon.training import preparation as training
 
 
 def test_two_processes_train_one_network(phantom, tmp_path):

@@ -14,7 +14,7 @@ from conftest import TRAIN, rows_of, run_script, same_weights, sentence_of
 from test_without_libraries import hide
 
 from pylon.data.chestxray14 import PATHOLOGIES
-from pylon.experiment.tracking import Tracker
+from pylon.training.tracking import Tracker
 
 COLUMN_OF = {
     "loss/train": "train_loss",

@@ -13,8 +13,8 @@ from conftest import run_script, sentence_of
 import chestx_det
 from chestx_det import NAMES, NIH_NAME, Options, main
 from pylon.data.chestxray14 import MARK, PATHOLOGIES
-from pylon.data.options import DataOptions
 from pylon.data.sources import read_chestxray14, read_radiographs
+from pylon.options import DataOptions
 from pylon.system.errors import UserError
 
 # 36199 to 36206 of ChestX-Det's, of patients 3, 4, 10, 11, 11; 45677 is one of the lost names

@@ -1,0 +1,1 @@
+"""What a checkpoint folder holds and means: weights, config.json, training.json; best and last."""

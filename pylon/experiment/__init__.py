@@ -1,1 +1,0 @@
-"""Training runs, their checkpoints, and the evaluation of checkpoints."""

@@ -1,0 +1,156 @@
+"""The files that predict.py writes for an image: pictures, maps, DICOM."""
+
+import errno
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pylon.data.dicom import is_dicom_file
+from pylon.drawing import Panel, Scale, draw_sheet, title_of
+from pylon.prediction.dicom_objects import CAVEAT, NotWritable, Origin, dicom_objects
+from pylon.prediction.inputs import Read
+from pylon.prediction.journal import Entry, entry_of
+from pylon.prediction.predictor import Prediction
+from pylon.system.errors import UserError
+from pylon.system.files import as_text, write_atomically
+from pylon.viewer.page import file_of, write_pictures
+
+# of an image next to a folder that has the name of its picture, or of one in very deep folders
+ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+class Wanted(NamedTuple):
+    """What is written: the options of predict.py, and where predictions come from."""
+
+    folder: str  # of all inputs
+    out: Path
+    overlays: bool
+    save_maps: bool
+    dicom_out: bool
+    html: bool
+    classes: tuple[str, ...]  # see `labels_to_draw`
+    top: int | None
+    scale: Scale
+    origin: Origin
+
+
+def kinds_of(path: str, wanted: Wanted) -> list[str]:
+    """The kinds of files of an image, by its path: some of `KINDS` (done.py)."""
+    kinds = ["overlays"] * wanted.overlays + ["maps"] * wanted.save_maps
+    if wanted.dicom_out and is_dicom_file(path):
+        kinds += ["captures", "reports"]
+    if wanted.html:
+        kinds += ["html/radiographs", "html/heatmaps"]
+    return kinds
+
+
+def save_files(read: Read, prediction: Prediction, wanted: Wanted) -> tuple[Entry, list[str]]:
+    """Write the files of an image; return what to record, and why files could not be written.
+
+    Raises:
+        UserError: no file can be written, as on a full disk.
+    """
+    out = wanted.out
+    path = os.path.join(wanted.folder, read.image)
+    kinds = kinds_of(path, wanted)
+    labels = labels_to_draw(prediction, wanted.classes, wanted.top)
+
+    def write_overlays() -> None:
+        name = as_text(os.path.basename(read.image))
+        sheet = sheet_of(prediction, labels, name, wanted.scale)
+        write_atomically(file_of(out, "overlays", read.image), sheet)
+
+    def write_dicom() -> None:
+        # without the file's name, which may identify the patient
+        sheet = sheet_of(prediction, labels, CAVEAT, wanted.scale)
+        for kind, file in dicom_objects(path, prediction, labels, sheet, wanted.origin).items():
+            write_atomically(file_of(out, kind, read.image), file)
+
+    def write_maps() -> None:
+        maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
+        write_atomically(file_of(out, "maps", read.image), maps)
+
+    def write_html() -> None:
+        write_pictures(out / "html", read.image, prediction.image, prediction.maps)
+
+    writers = {
+        "overlays": write_overlays,
+        "captures": write_dicom,
+        "maps": write_maps,
+        "html/heatmaps": write_html,
+    }
+    faults = [
+        why_not_written(write, read.image) for kind, write in writers.items() if kind in kinds
+    ]
+    entry = entry_of(read, prediction, wanted.html)
+    return entry, list(dict.fromkeys(filter(None, faults)))
+
+
+def why_not_written(write: Callable[[], None], image: str) -> str:
+    """Write files of an image; return why that cannot be for this image alone, else ""."""
+    try:
+        write()
+    except NotWritable as error:
+        return str(error)
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in ERRORS_OF_NAMES:
+            raise
+        why = error.__cause__.strerror
+        return f"{image} has a name under which no picture can be written ({why})"
+    return ""
+
+
+def labels_to_draw(
+    prediction: Prediction, classes: Sequence[str] = (), top: int | None = None
+) -> list[str]:
+    """The classes whose maps are drawn.
+
+    Args:
+        classes: these; if there are none:
+        top: that many of the most probable findings; if None, those called present, or, if the
+            checkpoint has no thresholds, the most probable one.
+    """
+    if classes:
+        return list(classes)
+    if top is None and all(value is None for value in prediction.thresholds.values()):
+        top = 1
+    if top is not None:
+        return [finding["label"] for finding in prediction.findings[:top]]
+    return [finding["label"] for finding in prediction.findings if finding["present"]]
+
+
+def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale) -> bytes:
+    """Draw the radiograph and the maps of some classes, with titles; a PNG file.
+
+    Args:
+        labels: the classes.
+        name: title of the radiograph.
+        scale: of the maps (see `Prediction.overlay`).
+    """
+    grey = np.repeat(prediction.image[..., None], 3, axis=2)
+    panels = [Panel(grey, name, "" if labels else "no finding is called present")]
+    for label in labels:
+        finding = prediction.finding(label)
+        threshold = prediction.thresholds[label]
+        about = "no threshold"
+        if finding["box"] is None:
+            about = "the same everywhere: no place"
+        elif scale == "minmax":
+            about = "scaled from its minimum to its maximum"
+        elif threshold is not None:
+            word = "contour at the" if finding["present"] else "below the"
+            about = f"{word} threshold, {threshold:.3f}"
+        title = title_of(label, finding["score"], finding["present"])
+        panels.append(Panel(prediction.overlay(label, scale), title, about))
+    return draw_sheet(panels, with_bar=scale == "absolute" and labels != [])
+
+
+def maps_file(maps: np.ndarray, class_names: Sequence[str], affine: np.ndarray) -> bytes:
+    """An .npz file of maps (C, h, w) float32, class_names and affine (see `Prediction`)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, maps=maps, class_names=np.array(class_names, str), affine=affine)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""A page to look through heatmaps in any browser."""

@@ -1,0 +1,165 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from entries import entry
+
+from pylon.prediction.journal import Progress, Recorder
+from pylon.prediction.outputs import labels_to_draw, maps_file
+from pylon.prediction.results import about_page, coco_images, coco_results, open_results, table
+from pylon.system.errors import UserError
+from pylon.system.files import hashed_json
+
+ABOUT = {
+    "folder": "/images", "checkpoint": "best", "weights_sha256": "ab", "pixels": {},
+    "network": {"thresholds": {"Mass": 0.5}}, "device": "cpu",
+    "options": {"save_maps": False, "classes": (), "window": (1, 2)},
+}  # fmt: skip
+
+
+def test_table(tmp_path):
+    lines = b"".join(table([entry('a,"b.png'), entry("c\udcff")], ["Mass", "Cavity, big"]))
+    assert lines.decode().splitlines() == [
+        "image,label,score,present,point_row,point_column,box_x,box_y,box_w,box_h",
+        '"a,""b.png",Mass,0.25,1,1,2,3,4,5,6',
+        '"a,""b.png","Cavity, big",0.1,,7,8,9,10,11,12',
+        "c\\xff,Mass,0.25,1,1,2,3,4,5,6",
+        'c\\xff,"Cavity, big",0.1,,7,8,9,10,11,12',
+    ]
+
+
+def test_a_class_that_is_not_called_present_is_0_in_the_table():
+    for present, cell in ((True, "1"), (False, "0"), (None, "")):
+        of_one = entry("a.png")
+        of_one.findings[1][1] = present
+        line = b"".join(table([of_one], ["Mass", "Hernia"])).decode().splitlines()[2]
+        assert line == f"a.png,Hernia,0.1,{cell},7,8,9,10,11,12"
+
+
+def test_page_of_predictions_tells_median_highest_and_called(tmp_path):
+    """Three images; a class that is never called, and one without a threshold."""
+    recorder = Recorder(tmp_path, "ab", 0, 1)
+    for name, scores in (("a", (0.2, 0.9, 0.4)), ("b", (0.8, 0.1, 0.1)), ("c", (0.3, 0.5, 0.3))):
+        present = [scores[0] >= 0.25, False, None]
+        found = zip(scores, present, strict=True)
+        findings = [[score, called, 0, 0, 0, 0, 1, 1] for score, called in found]
+        recorder.add([entry(name)._replace(findings=findings)], [])
+    predictor = SimpleNamespace(
+        class_names=("Mass", "Hernia", "Edema"),
+        thresholds={"Edema": None, "Hernia": 0.95, "Mass": 0.25},  # in another order
+        synthetic=None,
+        are_probabilities=True,
+    )
+    about = {**ABOUT, "folder": str(tmp_path), "options": {"scale": "absolute"}}
+    said = about_page(about, Progress(tmp_path, "ab"), predictor)
+    assert said.title == "9 heatmaps of 3 images"
+    assert said.table.reset_index().to_numpy().tolist() == [
+        ["Mass", "0.250", "2", "0.300", "0.800"],
+        ["Hernia", "0.950", "0", "0.500", "0.900"],
+        ["Edema", "none", "0", "0.300", "0.400"],
+    ]
+    columns = ["threshold", "called present", "median score", "highest score"]
+    assert said.table.columns.tolist() == columns
+
+
+def test_coco_files_are_read_by_pycocotools(tmp_path, capsys):
+    coco = pytest.importorskip("pycocotools.coco")
+    entries = [entry("a.png"), entry("b.png", 0.75)]
+    (tmp_path / "coco.json").write_bytes(b"".join(coco_images(entries, ["Mass", "Hernia"])))
+    (tmp_path / "results.json").write_bytes(b"".join(coco_results(entries)))
+    images = coco.COCO(str(tmp_path / "coco.json"))
+    results = images.loadRes(str(tmp_path / "results.json"))
+    assert [image["file_name"] for image in images.loadImgs(images.getImgIds())] == [
+        "a.png", "b.png"
+    ]  # fmt: skip
+    assert [each["name"] for each in results.loadCats(results.getCatIds())] == ["Mass", "Hernia"]
+    found = results.loadAnns(results.getAnnIds(imgIds=[2], catIds=[1]))
+    assert [(each["bbox"], each["score"]) for each in found] == [([3, 4, 5, 6], 0.75)]
+    found = results.loadAnns(results.getAnnIds(imgIds=[1], catIds=[2]))
+    assert [(each["bbox"], each["score"]) for each in found] == [([9, 10, 11, 12], 0.1)]
+    assert len(results.getAnnIds()) == 4
+    sizes = {(image["height"], image["width"]) for image in images.loadImgs(images.getImgIds())}
+    assert sizes == {(40, 30)}
+
+
+def test_coco_files_without_images():
+    assert json.loads(b"".join(coco_images([], ["Mass"])))["images"] == []
+    assert json.loads(b"".join(coco_results([]))) == []
+
+
+def test_coco_images_have_their_own_sizes():
+    entries = [entry("a.png"), entry("b.png")._replace(height=128, width=96)]
+    written = json.loads(b"".join(coco_images(entries, ["Mass"])))["images"]
+    assert [(each["width"], each["height"]) for each in written] == [(30, 40), (96, 128)]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "top", "expected"),
+    [
+        # Nodule has no threshold, Mass does not reach its own, Hernia does
+        ({"Mass": 0.9, "Nodule": None, "Hernia": 0.1}, None, ["Hernia"]),
+        ({"Mass": 0.9, "Nodule": None, "Hernia": None}, None, []),
+        ({"Mass": 0.9, "Nodule": None, "Hernia": 0.1}, 2, ["Nodule", "Mass"]),
+        (dict.fromkeys(["Mass", "Nodule", "Hernia"]), None, ["Nodule"]),
+    ],
+)
+def test_maps_that_are_drawn_where_some_classes_have_a_threshold(thresholds, top, expected):
+    scores = {"Nodule": 0.8, "Mass": 0.5, "Hernia": 0.2}
+    findings = [
+        {
+            "label": label,
+            "score": score,
+            "present": None if thresholds[label] is None else score >= thresholds[label],
+        }
+        for label, score in scores.items()
+    ]
+    prediction = SimpleNamespace(findings=findings, thresholds=thresholds)
+    assert labels_to_draw(prediction, top=top) == expected
+    assert labels_to_draw(prediction, ("Mass",), top) == ["Mass"]
+
+
+def test_maps_file(tmp_path):
+    maps = np.random.default_rng(0).random((2, 4, 4), np.float32)
+    (tmp_path / "a.npz").write_bytes(maps_file(maps, ["Mass", "Größe"], np.eye(2, 3)))
+    with np.load(tmp_path / "a.npz") as file:
+        np.testing.assert_array_equal(file["maps"], maps)
+        assert file["class_names"].tolist() == ["Mass", "Größe"]
+        np.testing.assert_array_equal(file["affine"], np.eye(2, 3))
+
+
+def test_results_of_other_origin_are_refused(tmp_path):
+    open_results(tmp_path, {**ABOUT, "device": "mps"})
+    open_results(tmp_path, ABOUT)  # there are no results yet
+    Recorder(tmp_path, "0", 0, 1).add([], ["bad.png"])
+    open_results(tmp_path, {**ABOUT, "device": "mps"})
+    open_results(tmp_path, ABOUT)
+    Recorder(tmp_path, "0", 0, 1).add([entry("a.png")], [])
+    open_results(tmp_path, ABOUT)
+    for change, sentence in (
+        ({"options": {**ABOUT["options"], "save_maps": True}}, "--save-maps False, not True"),
+        ({"options": {**ABOUT["options"], "classes": ("A",)}}, "--classes none, not A; repeat"),
+        ({"options": {**ABOUT["options"], "window": None}}, "--window 1 2, not None"),
+        ({"weights_sha256": "cd"}, "results of another network"),
+        ({"network": {"thresholds": {"Mass": 0.4}}}, "results of another network"),
+        ({"device": "cuda"}, "results of --device cpu, not cuda"),
+        ({"folder": "/other"}, "results of images in /images, not /other"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            open_results(tmp_path, {**ABOUT, **change})
+    manifest = tmp_path / "manifest.json"
+    text = manifest.read_text()
+    strange = (text.replace('"ab"', '"cd"'), "", "[]", "mine", hashed_json({}).decode())
+    strange += (hashed_json({**ABOUT, "options": []}).decode(),)
+    for content in strange:
+        manifest.write_text(content)
+        with pytest.raises(UserError, match=r"is damaged, or was not written by predict\.py"):
+            open_results(tmp_path, ABOUT)
+        assert manifest.read_text() == content
+
+
+def test_folder_of_others_is_refused(tmp_path):
+    (tmp_path / "predictions.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"has predictions\.csv, but no manifest\.json"):
+        open_results(tmp_path, ABOUT)
+    assert (tmp_path / "predictions.csv").read_text() == "mine"
