@@ -170,7 +170,7 @@ def page_of(predictor: Predictor) -> "gradio.Blocks":
     with gradio.Blocks(title="PYLON", analytics_enabled=False, delete_cache=(60, 60)) as page:
         synthetic = ""
         if predictor.synthetic:
-            synthetic = "**It was trained on synthetic images: it knows nothing of radiographs.**"
+            synthetic = "**It was trained on synthetic images, not on radiographs.**"
         gradio.Markdown(f"# PYLON: where is the finding?\n**{CAVEAT}** {TRUST} {synthetic}")
         shown = gradio.State(None, time_to_live=SECONDS)
         with gradio.Row():

@@ -200,7 +200,7 @@ def main(options: Options) -> None:
     if odd["lateral"]:
         say(
             f"note: {counted(odd['lateral'])} of lateral views (see the manifest): a network "
-            "trained on frontal ones knows nothing of them"
+            "of frontal ones was not trained on them"
         )
     for note, number in odd["notes"].items():
         say(f"note: {counted(number)} {note} (see the manifest)")

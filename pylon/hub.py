@@ -34,7 +34,7 @@ DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "toke
 
 @dataclass(frozen=True)
 class Description:
-    """What the inputs and outputs of a network mean; None where nobody has said it.
+    """What the inputs and outputs of a network mean; None if unknown.
 
     Attributes:
         class_names: in the order of the outputs.

@@ -166,7 +166,7 @@ def shortcomings(radiographs: Radiographs, boxes: Path | None) -> list[str]:
             "generate_heatmap.py would refuse it; give these patients the split test"
         )
     consequence = {
-        "train": "nothing is learnt of it",
+        "train": "it cannot be learned",
         "val": "no threshold",
         "test": "no AUROC",
     }

@@ -94,7 +94,9 @@ def verdict(csv: Path, seeds: int, further: Sequence[str]) -> str:
         decided = "not reproduced"
     else:
         decided = "not decided"
-    otherwise = f", trained otherwise than the published ({' '.join(further)})" if further else ""
+    otherwise = ""
+    if further:
+        otherwise = f", trained with other options than the published ({' '.join(further)})"
     synthetic = ", on synthetic images: this says nothing about PYLON" if first["synthetic"] else ""
     figures = [
         f"{what} {mean['ours mean']:.3f} against {mean['published mean']:.3f} published{by_class}"

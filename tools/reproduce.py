@@ -48,7 +48,7 @@ class Options:
     """As for train.py."""
     train: str = ""
     """Further options of train.py, in quotes: --train="--epochs 1". The verdict then says that the
-    networks were trained otherwise than the published ones."""
+    networks were trained with other options than the published ones."""
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def calibration_of(card: dict[str, Any], path: Path) -> dict[str, tuple[float, f
 
 
 def lines_of(card: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """The lines of Platt scaling in a card, by class; what is none is left out."""
+    """The lines of Platt scaling in a card, by class; classes without a line are skipped."""
     given = card.get("calibration")
     given = given if isinstance(given, dict) else {}
     return {name: tuple(line) for name, line in given.items() if is_line(line)}

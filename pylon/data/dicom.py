@@ -182,7 +182,7 @@ def require_radiograph(path: str, dataset: "Dataset") -> None:
     if bits not in (8, 16):
         raise UserError(f"{path} has {bits} bits per pixel; convert it to 8 or 16 bits")
     if not 1 <= dataset.get("BitsStored", bits) <= bits:
-        raise UserError(f"{path} says that more bits are stored than there are; copy it again")
+        raise UserError(f"{path} has BitsStored above BitsAllocated; copy it again")
     require_fit(path, rows, columns)
 
 

@@ -304,9 +304,7 @@ def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) 
     synthetic = what_images_are({os.path.dirname(path) for path in paths})
     notes = ["Nothing here says whether a heatmap is right: no boxes are known."]
     if predictor.synthetic:
-        notes.append(
-            "The network was trained on synthetic images: it knows nothing of radiographs."
-        )
+        notes.append("The network was trained on synthetic images, not on radiographs.")
     return About(
         title_of_page(np.size(scores), len(scores), synthetic),
         notes if synthetic is None else [synthetic, *notes],

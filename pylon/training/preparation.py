@@ -137,7 +137,7 @@ def describe_classes(
         )
     absent = [name for name in names if not (train[name] == 1).any()]
     if absent:
-        say(f"note: {', '.join(absent)}: no positive training image, so nothing is learnt of it")
+        say(f"note: {', '.join(absent)}: no positive training image, so it cannot be learned")
 
 
 def measure_intensities(

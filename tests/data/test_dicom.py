@@ -225,7 +225,7 @@ def damaged() -> dict[str, tuple[bytes, str]]:
         "tiny": (file_of(dicom(image[:8], 12)), "is 64 x 8 pixels, too small"),
         "more bits stored than allocated": (
             changed(BitsStored=40, HighBit=39),
-            "says that more bits are stored than there are",
+            "has BitsStored above BitsAllocated",
         ),
     }
 

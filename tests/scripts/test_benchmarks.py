@@ -63,14 +63,3 @@ def test_prediction_is_compared_with_grad_cam(phantom, tmp_path):
     assert "3 images" in done.stdout
     for what in ("prediction, fp32, overlays", "prediction, fp32, no overlays"):
         assert f"| {what} |" in done.stdout
-
-
-def test_start_up_is_measured(phantom, tmp_path):
-    data = shutil.copytree(phantom, tmp_path / "data")
-    few = ("--cache-size", 256, "--batch-size", 2, "--num-workers", 0, "--rounds", 1)
-    done = run_script("benchmarks/startup.py", "--data", data, *few, cwd=tmp_path)
-    parts = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line[:2] == "| "]
-    assert parts[0] == "before the first batch"
-    assert parts[1] == "reading lists, finding files"
-    assert parts[-1] == "workers, first batch"
-    assert "seconds in all: " in done.stdout

@@ -180,7 +180,7 @@ def test_verdict_that_is_not_decided(csv):
 def test_verdict_says_what_was_different(csv):
     write(csv, "images", None, "Invented images.")
     sentence = verdict(csv, 2, ["--epochs", "1"])
-    assert "2 seeds, trained otherwise than the published (--epochs 1): AUROC" in sentence
+    assert "2 seeds, trained with other options than the published (--epochs 1): AUROC" in sentence
     assert sentence.endswith(", on synthetic images: this says nothing about PYLON")
     write(csv, "boxes", "its boxes are not NIH's", None)
     assert verdict(csv, 5, []) == (

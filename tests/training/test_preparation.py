@@ -128,7 +128,7 @@ def test_classes_are_described():
     assert said == [
         "my.csv: 2 images to train on, 1 to validate on",
         "note: read so",
-        "note: Edema, Hernia: no positive training image, so nothing is learnt of it",
+        "note: Edema, Hernia: no positive training image, so it cannot be learned",
     ]
     data = radiographs_of(Mass=[0, 1, 0, 1], Edema=[np.nan, np.nan, 1, 1])
     with pytest.raises(UserError, match=r"my.csv: Edema is unknown in all training images; label"):
