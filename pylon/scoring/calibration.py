@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, brier_score_loss
 
 from pylon.scoring.rows import Rows
 
@@ -46,6 +44,9 @@ def platt_scaling(
         their AUROC, stays. None where a class has no positive or no negative, or where a higher
         logit does not mean a more likely finding.
     """
+    # here, as predictions do without it, and it takes half a second
+    from sklearn.linear_model import LogisticRegression
+
     lines: dict[str, Line | None] = {}
     for c, name in enumerate(names):
         known = ~np.isnan(labels[:, c])
@@ -131,6 +132,9 @@ def calibration_scores(
         Brier score and calibration error after Platt scaling; a class without a line counts as it
         is. The column `mean` is over the classes that have these scores.
     """
+    # here, as predictions do without it, and it takes half a second
+    from sklearn.metrics import average_precision_score, brier_score_loss
+
     columns = {}
     for c, name in enumerate(names):
         known = ~np.isnan(labels[:, c])

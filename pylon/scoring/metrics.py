@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 MAPS_AT_A_TIME = 16  # upsampled together; as many as fit in a processor's cache
@@ -23,6 +22,9 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     Returns:
         (C,) float64; NaN where a class has no positive or no negative.
     """
+    # here, as predictions do without it, and it takes half a second
+    from sklearn.metrics import roc_auc_score
+
     areas = np.full(labels.shape[1], np.nan)
     has_both = (labels == 0).any(axis=0) & (labels == 1).any(axis=0)  # (C,)
     for c in np.flatnonzero(has_both):
@@ -67,6 +69,9 @@ def youden_thresholds(
         By class; None where a class has no positive or no negative, or is predicted no better than
         by chance.
     """
+    # here, as predictions do without it, and it takes half a second
+    from sklearn.metrics import roc_curve
+
     thresholds = {}
     for c, name in enumerate(names):
         best = np.inf
