@@ -15,6 +15,9 @@ from share import Licence
 CONFIG = {
     "kind": "pylon",
     "encoder_name": "resnet18",
+    "up_modules": 3,
+    "attention": True,
+    "classes": 3,
     "class_names": ["Mass", "a|b <i>_x_", "\udc80\nn"],
     "mean": 0.5,
     "std": 0.25,
