@@ -25,9 +25,12 @@ NIHS = {  # names that are short for columns of Data_Entry_2017*.csv, whichever 
     "sex": ("Patient Sex", "Patient Gender"),
     "age": ("Patient Age",),
 }
+NIHS_KEYS = ("Image Index", "Patient ID")
+NIHS_LABELS = "Finding Labels"
 RESOLUTION = "resolution.csv"  # image, pixels: the side of the copy that an image was made from
 MOST_GROUPS = 50  # of a column of text; each has weights of its own
 FEW_NUMBERS = 10  # as many different numbers, or fewer, are groups: 128, 256 and 1024 pixels
+LARGEST = 1e38  # about that of float32; the squares of larger ones overflow
 OLDEST = 120  # years; NIH's first list has ages of up to 414
 YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1}  # of DICOM's ages, such as 058Y
 
@@ -54,31 +57,38 @@ def read_columns(
 
     Raises:
         UserError: a column is absent, named twice, a class, path, patient_id or split, the same in
-            all images, or text that differs in more than `MOST_GROUPS` ways.
+            all images, a number beyond `LARGEST`, or text that differs in more than `MOST_GROUPS`
+            ways.
     """
+    is_nih = options.table is None
+    keys = (*KEYS, *NIHS_KEYS) if is_nih else KEYS
+    labels = (*radiographs.class_names, NIHS_LABELS) if is_nih else radiographs.class_names
     columns = pd.DataFrame(index=radiographs.images.index)
     cells_of = {}  # each file is read once
     for name in names:
         if name in columns:
             raise UserError(f"{asked_by} names {name!r} twice; leave one out")
-        if name in (*KEYS, *radiographs.class_names):
-            what = "is a class" if name in radiographs.class_names else "only tells images apart"
+        if name in (*keys, *labels):
+            what = "only tells images apart" if name in keys else "is a class"
+            if name == NIHS_LABELS:
+                what = "holds the classes"
             raise UserError(f"{asked_by} {name}: this column {what}; leave it out")
         path, image_column = file_with(name, options)
         if path not in cells_of:
             cells_of[path] = read_by_image(path, image_column)
         cells = cells_of[path]
-        candidates = NIHS.get(name, (name,)) if options.table is None else (name,)
+        candidates = NIHS.get(name, (name,)) if is_nih else (name,)
         present = [column for column in candidates if column in cells]
         if not present:
-            short = () if options.table is not None else NIHS
+            short = NIHS if is_nih else ()
             hint = hint_on(name, [*short, *cells])
             wanted = " or ".join(map(repr, candidates))
             raise UserError(f"{path} has no column {wanted}, which {asked_by} asks for; {hint}")
         texts = cells[present[0]].reindex(radiographs.images["image_id"]).fillna("")
         texts.index = columns.index
-        of_nih = options.table is None and name == "age"
-        columns[name] = typed(texts, f"{path}: the column {present[0]!r}", of_nih)
+        columns[name] = typed(
+            texts, f"{path}: the column {present[0]!r}", of_nih=is_nih and name == "age"
+        )
     return columns
 
 
@@ -126,7 +136,14 @@ def typed(texts: pd.Series, subject: str, of_nih: bool = False) -> pd.Series:
     if len(filled) and ages.notna().all(axis=None):
         numbers = ages[0].astype(float) * ages[1].map(YEARS)
     else:
-        numbers = pd.to_numeric(filled, errors="coerce").replace([np.inf, -np.inf], np.nan)
+        numbers = pd.to_numeric(filled, errors="coerce")
+        too_large = numbers.abs() > LARGEST
+        if numbers.notna().all() and too_large.any():
+            raise UserError(
+                f"{subject} has {filled[too_large].iloc[0][:40]!r}, but numbers must lie between "
+                f"{-LARGEST:g} and {LARGEST:g}; correct it, or leave it blank if it is unknown"
+            )
+        numbers = numbers.replace([np.inf, -np.inf], np.nan)
     if of_nih:
         texts = texts.where(~(numbers > OLDEST).reindex(texts.index, fill_value=False), "")
         numbers = numbers[~(numbers > OLDEST)]

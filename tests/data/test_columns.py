@@ -101,6 +101,12 @@ def test_columns_that_cannot_be_used_are_named(tmp_path, names, sentence):
 def test_absent_files_and_columns_of_nih_are_named(by_hand):
     options = DataOptions(by_hand)
     radiographs = read_radiographs(options)
+    for name in ("Image Index", "Patient ID"):
+        sentence = f"--adjust-for {name}: this column only tells images apart; leave it out"
+        with pytest.raises(UserError, match=sentence):
+            read_columns(options, radiographs, [name], "--adjust-for")
+    with pytest.raises(UserError, match="--columns Finding Labels: this column holds the classes"):
+        read_columns(options, radiographs, ["Finding Labels"])
     with pytest.raises(UserError, match="no column 'Patient Sex' or 'Patient Gender'"):
         read_columns(options, radiographs, ["sex"])
     with pytest.raises(UserError, match=r"did you mean 'view'\?"):
@@ -121,8 +127,18 @@ def test_few_numbers_are_groups_and_one_text_among_many_is_named():
     assert typed(pd.Series(many), "it").tolist() == list(range(60))
     with pytest.raises(UserError, match="61 different texts, such as 'unknown'"):
         typed(pd.Series([*many, "unknown"]), "it")
-    with pytest.raises(UserError, match="61 different texts, such as 'inf'"):
-        typed(pd.Series([*many, "inf"]), "it")
+    with pytest.raises(UserError, match="62 different texts, such as 'unknown'"):
+        typed(pd.Series([*many, "unknown", "inf"]), "it")
+
+
+@pytest.mark.parametrize("cell", ["inf", "-inf", "1e300", "-1e39"])
+def test_numbers_whose_squares_overflow_are_named(cell):
+    numbers = [str(k) for k in range(20)]
+    sentence = f"it has '{cell}', but numbers must lie between -1e\\+38 and 1e\\+38; correct it"
+    with pytest.raises(UserError, match=sentence):
+        typed(pd.Series([*numbers, "", cell]), "it")
+    assert typed(pd.Series([*numbers, "", "1e38"]), "it").iloc[-1] == 1e38
+    assert typed(pd.Series(["superior", cell]), "it").tolist() == ["superior", cell]
 
 
 def test_encoding_standardises_numbers_and_gives_blanks_columns_of_their_own():
