@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 DATA := data/phantom
 DEMO := --data $(DATA) --name demo
 PROSE := Makefile $(wildcard *.md *.py *.toml *.txt *.cff) data/README.md docs pylon tools tests \
-  benchmarks .github/*/*
+  experiments benchmarks .github/*/*
 
 .PHONY: demo test study reproduce clean
 

@@ -6,9 +6,9 @@ safetensors, json and, for resuming, tensors only.
 save/<name>/<seed>/best/config.json        what rebuilds and describes the network: arguments,
                                            class names, normalisation, thresholds (pylon/hub.py)
                         model.safetensors  its weights and their hash
-                        training.json      the card (card.py): options, versions, whether training
-                                           has finished, hashes of the data, of the weights and of
-                                           itself
+                        training.json      the card (training_json.py): options, versions, whether
+                                           training has finished, hashes of the data, of the weights
+                                           and of itself
                         README.md          the model card, for people (pylon/model_card.py)
 save/<name>/<seed>/last                    network, optimizer, schedule, scaler, rows of the csv
 """

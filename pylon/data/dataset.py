@@ -26,7 +26,7 @@ class RadiographDataset(Dataset):
     Args:
         images: a table of images (see radiographs.py), or some of its rows.
         class_names: the label columns.
-        transform: a transform from transforms.py or device_transforms.py.
+        transform: a transform from transforms.py or gpu_augment.py.
         seed: seed of the transform's random numbers.
         cache: read the images from here instead of their files; must contain all of the table.
 

@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
 
 
 def kinds_of(path: str, wanted: Wanted) -> list[str]:
-    """The kinds of files of an image, by its path: some of `KINDS` (done.py)."""
+    """The kinds of files of an image, by its path: some of `KINDS` (journal.py)."""
     kinds = ["overlays"] * wanted.overlays + ["maps"] * wanted.save_maps
     if wanted.dicom_out and is_dicom_file(path):
         kinds += ["captures", "reports"]

@@ -7,7 +7,7 @@ OUT/predictions.csv    one row per image and class
     coco.json, coco_results.json     with --save-coco, the images, and boxes with scores
     html/              with --html, a page to look through in a browser (page.py)
     manifest.json      what the results come from, and the files that could not be read
-    .progress-*.jsonl  one line per finished batch: what resumption needs (done.py)
+    .progress-*.jsonl  one line per finished batch: what resumption needs (journal.py)
 
 A killed run is resumed after its last line; predictions.csv, the COCO files, the page and the final
 manifest are written at the end, from these lines. Each of several processes has its own .progress

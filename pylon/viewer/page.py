@@ -37,7 +37,6 @@ from pylon.system.progress import track
 LARGEST_MAP = 128  # side of a heatmap in its picture, pixels
 MARGIN = 8  # part of its side above and below it, where its edge is repeated (CELL of page.js)
 
-
 ENDING_OF = {
     "overlays": ".png",
     "maps": ".npz",

@@ -3,7 +3,7 @@ import os
 import pytest
 from entries import entry
 
-from pylon.prediction import journal as done
+from pylon.prediction import journal
 from pylon.prediction.inputs import Found, fingerprint
 from pylon.prediction.journal import Progress, Recorder, line_of, parse
 from pylon.viewer.page import file_of
@@ -64,7 +64,7 @@ def test_entries_of_runs_that_alternate_are_parsed_once(tmp_path, monkeypatch):
         Recorder(tmp_path, "ab", 0, run).add([entry(name) for name in names], [])
     progress = Progress(tmp_path, "ab")
     lines = []
-    monkeypatch.setattr(done, "parse", lambda line: lines.append(line) or parse(line))
+    monkeypatch.setattr(journal, "parse", lambda line: lines.append(line) or parse(line))
     assert [each.image for each in progress.entries(sorted(progress.places))] == [
         f"{k:03}" for k in range(1, 200)
     ]

@@ -181,9 +181,9 @@ def die_in_rename(number: int) -> None:
 
 def die_in_record(number: int) -> None:
     """Kill the process halfway through the line of the given batch."""
-    from pylon.prediction import journal as done
+    from pylon.prediction import journal
 
-    line_of = done.line_of
+    line_of = journal.line_of
     left = [number]
 
     def line_or_die(*content):
@@ -195,7 +195,7 @@ def die_in_record(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return line
 
-    done.line_of = line_or_die
+    journal.line_of = line_or_die
 
 
 @pytest.mark.parametrize("number", range(KILLS))

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pylon.checkpoints.training_json import read_json
 from pylon.model import Pylon
-from pylon.training import preparation as training
+from pylon.training import preparation
 
 
 def test_two_processes_train_one_network(phantom, tmp_path):
@@ -127,7 +127,7 @@ def build_otherwise():
 
 def write_down_each_loss(batch_statistics=False):
     """Log the loss of each step, without batch statistics, which differ between the processes."""
-    loss_of = training.loss_of_known
+    loss_of = preparation.loss_of_known
 
     def noted(*arguments):
         loss = loss_of(*arguments)
@@ -139,7 +139,7 @@ def write_down_each_loss(batch_statistics=False):
     def forward(self, x):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
 
-    training.loss_of_known = noted
+    preparation.loss_of_known = noted
     if not batch_statistics:
         torch.nn.BatchNorm2d.forward = forward
 

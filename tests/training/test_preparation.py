@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from pylon.data.radiographs import Radiographs, no_boxes
 from pylon.model import Pylon, criterion
 from pylon.system.errors import UserError
-from pylon.training import preparation as training
+from pylon.training import preparation
 from pylon.training.preparation import (
     LossWatch,
     count_known,
@@ -182,7 +182,7 @@ def test_intensities_are_measured_on_the_networks_input(tmp_path, rng, monkeypat
     assert mean == pytest.approx(pixels.mean(), abs=1e-9)
     assert std == pytest.approx(pixels.std(), abs=1e-9)
     # some of many: any two, not the first two
-    monkeypatch.setattr(training, "MEASURED_IMAGES", 2)
+    monkeypatch.setattr(preparation, "MEASURED_IMAGES", 2)
     few = [measure_intensities(images.iloc[order], ("Mass",), 256, None, 0)[0] * 255
            for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1])]  # fmt: skip
     means = pixels.mean(axis=(1, 2)) * 255
