@@ -200,7 +200,7 @@ def main(options: Options) -> None:
     if odd["lateral"]:
         say(
             f"note: {counted(odd['lateral'])} of lateral views (see the manifest): a network "
-            "of frontal ones was not trained on them"
+            "trained on frontal ones has not seen any"
         )
     for note, number in odd["notes"].items():
         say(f"note: {counted(number)} {note} (see the manifest)")

@@ -57,7 +57,7 @@ def test_comparisons_are_paired(compared, phantom):
         theirs = mean_of(compared / f"csv/backbone/{score}.csv")[table.index]
         assert table["difference"].to_numpy() == pytest.approx((ours - theirs).to_numpy())
         assert table["difference"].between(table["low"], table["high"]).all()
-        # with one seed each, what is left undecided is so for want of patients
+        # with one seed each, only too few patients can leave a difference undecided
         margin = 0.01 if score == "auroc" else 0.04
         assert (table["margin"] == margin).all()
         same = (table["low"] >= -margin) & (table["high"] <= margin)
