@@ -122,6 +122,7 @@ class Checkpointed(PyTorchModelHubMixin):
         description: what inputs and outputs mean; set it before saving a network of your own.
         card: how it was trained (training.json), or None. It and the thresholds are saved again as
             long as the weights are those that it belongs to.
+        loaded_sha256: hash of the weights as `load_pylon` read them from a folder, or None.
 
     config.json is always written from these; a `config` given to `save_pretrained` is not used.
     """
@@ -129,6 +130,7 @@ class Checkpointed(PyTorchModelHubMixin):
     kind: str
     description = Description()
     card: dict[str, Any] | None = None
+    loaded_sha256: str | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         files = files_of(self)

@@ -24,7 +24,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from pylon.baselines import Baseline, build_network
-from pylon.checkpoints.training_json import has_ended, read_json, read_training_json
+from pylon.checkpoints.training_json import read_json, read_training_json
 from pylon.encoder_weights import ENDINGS
 from pylon.encoders import ArgumentError
 from pylon.hub import Description, files_of, hash_of_weights, is_card_of, require_layout
@@ -131,6 +131,7 @@ def load_folder(path: Path) -> Pylon | Baseline:
             "copy the whole folder again"
         ) from error
     sha256 = hash_of_weights(weights)
+    model.loaded_sha256 = sha256
     if written not in (None, sha256):
         raise UserError(
             f"{path / 'model.safetensors'} is damaged: its hash does not match; copy it again"
@@ -223,14 +224,14 @@ def read_card(path: str | Path, model: Pylon | Baseline) -> dict[str, Any]:
     """Read the card of a checkpoint: at least class_names, mean, std, image_size.
 
     The network's description counts, training.json adds the rest, and weights_sha256, the hash of
-    the model's weights, is added if it is not in the file. What neither says (the authors' weights)
-    is as in the paper, provided that the network has 14 classes.
+    the weights as they were loaded, is added if it is not in the file. What neither says (the
+    authors' weights) is as in the paper, provided that the network has 14 classes.
 
     Raises:
         UserError: the card is damaged or incomplete, or belongs to other weights than the model's;
             or the classes have no names.
     """
-    sha256 = hash_of_weights(model.state_dict())
+    sha256 = model.loaded_sha256 or hash_of_weights(model.state_dict())
     card = read_training_json(Path(path)) or {}
     card = {**card, **model.description.stated()}
     if "class_names" not in card and model.classes != len(papers_classes()):
@@ -284,12 +285,8 @@ def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
 
 
 def is_finished(folder: Path, card: dict[str, Any]) -> bool:
-    """Whether the training of a checkpoint has finished; for older cards, read from `last`."""
-    last = folder.parent / "last"
-    if "finished" in card or folder.name != "best" or not last.exists():
-        return card.get("finished", True)
-    state = load_last(last)
-    return has_ended(state, state["options"])
+    """Whether the training of a checkpoint has finished; assumed if its card does not say."""
+    return card.get("finished", True)
 
 
 def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> None:

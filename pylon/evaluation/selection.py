@@ -162,7 +162,7 @@ def leave_out_unfinished(
     # requested, or the only one: scored as it is
     if asked or len(checkpoints) == 1:
         for path in checkpoints.values():
-            if not has_finished(path, say):
+            if not has_finished(path):
                 say(f"note: {path} has not finished training: using its best epoch so far")
         return checkpoints
 
@@ -171,7 +171,7 @@ def leave_out_unfinished(
     for seed, path in checkpoints.items():
         if len(finished) == enough:
             break
-        if has_finished(path, say):
+        if has_finished(path):
             finished[seed] = path
         else:
             say(f"note: {path} has not finished training: left out unless selected by {option}")
@@ -183,16 +183,10 @@ def leave_out_unfinished(
     return finished
 
 
-def has_finished(path: Path, say: Callable[[str], None]) -> bool:
+def has_finished(path: Path) -> bool:
     """Whether the training of a checkpoint has finished, as far as is known."""
     card = read_training_json(path)
-    if card is None:
-        return True
-    try:
-        return is_finished(path, card)
-    except UserError as error:
-        say(f"note: whether {path} has finished training is not known: {error}")
-        return True
+    return card is None or is_finished(path, card)
 
 
 def require_trained_alike(

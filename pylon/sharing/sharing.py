@@ -67,10 +67,10 @@ def shared_files(
     model = load_pylon(path)
     known = read_card(path, model)  # refuses a training.json of other weights
     model.description = Description.of(known, model.classes)
-    sha256 = hash_of_weights(model.state_dict())
+    sha256 = known["weights_sha256"]
     model.card = None if model.card is None else shared_card(model.card)
     notes = []
-    if path.is_dir() and not has_finished(path, say):
+    if path.is_dir() and not has_finished(path):
         say(f"note: {checkpoint} has not finished training: this is its best epoch so far")
         notes.append("Its training had not finished when it was shared.")
 

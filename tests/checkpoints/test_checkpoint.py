@@ -51,6 +51,23 @@ def test_best_round_trip(model, tmp_path):
     assert (card["mean"], card["std"], card["image_size"]) == (0.4984, 0.2483, 512)
 
 
+def test_weights_are_hashed_once(model, tmp_path, monkeypatch):
+    card = make_card(NAMES, {"image_size": 512}, "abc", {}, *SCALE)
+    checkpoint.save_best(tmp_path / "best", model, card)
+    written = checkpoint.hash_of_weights(model.state_dict())
+    hashed = []
+    hash_of_weights = checkpoint.hash_of_weights
+
+    def count(weights):
+        hashed.append(len(weights))
+        return hash_of_weights(weights)
+
+    monkeypatch.setattr(checkpoint, "hash_of_weights", count)
+    again = pylon.load_pylon(tmp_path / "best")
+    assert checkpoint.read_card(tmp_path / "best", again)["weights_sha256"] == written
+    assert len(hashed) == 1
+
+
 @pytest.mark.parametrize("up_layers", [1, 2])
 @pytest.mark.parametrize("prefix", ["net.", ""])
 def test_plain_state_dict(tmp_path, up_layers, prefix):

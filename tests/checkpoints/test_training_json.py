@@ -41,20 +41,8 @@ def test_changed_card_is_refused(model, tmp_path, change):
 
 
 def test_is_finished(tmp_path):
-    best = tmp_path / "best"
-    last = {**dict.fromkeys(checkpoint.RESUMED, 0), "lr": 1.0}
-    options = {"epochs": 5, "min_lr": 0.1, "schedule": "plateau"}
-    assert checkpoint.is_finished(best, {"finished": False}) is False
-    assert checkpoint.is_finished(best, {}) is True  # card of an earlier version, without a `last`
-    for changes, expected in (
-        ({"epoch": 4}, False),
-        ({"epoch": 5}, True),
-        ({"epoch": 2, "lr": 0.1}, True),
-    ):
-        checkpoint.save_last(tmp_path / "last", {**last, "options": options, **changes})
-        assert checkpoint.is_finished(best, {}) is expected
-        # next to a `last` that does not belong to it
-        assert checkpoint.is_finished(tmp_path / "exported", {}) is True
+    assert checkpoint.is_finished(tmp_path, {"finished": False}) is False
+    assert checkpoint.is_finished(tmp_path, {}) is True  # a card that does not say
 
 
 def test_deeply_nested_json_is_refused(tmp_path):

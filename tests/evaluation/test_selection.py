@@ -70,7 +70,7 @@ def test_finished_seeds_are_looked_for_until_there_are_enough(monkeypatch):
     paths = {str(seed): Path(f"save/pylon/{seed}/best") for seed in range(5)}
     looked = []
 
-    def has_finished(path, say):
+    def has_finished(path):
         looked.append(path.parent.name)
         return path.parent.name not in ("0", "2")
 
