@@ -95,7 +95,7 @@ def main(options: Options) -> None:
                 write_box_tables(rows, scores, options.from_, suffix)
             write_maxima(rows, scores, options.from_, suffix)
             if options.html:
-                write_html(rows, points, options.from_, suffix, options)
+                write_html(rows, points, options.from_, suffix, options, None)
         return
 
     # from networks
@@ -103,21 +103,23 @@ def main(options: Options) -> None:
     device = device_for(options.runtime, options.device, options.precision, options.method)
     accelerator = make_accelerator(device, options.precision, options.batch_size)
     experiments = find_experiments(options, accelerator)
-    rows, scores = localize(experiments, options, suffix, accelerator)
+    rows, scores, boxed = localize(experiments, options, suffix, accelerator)
     if accelerator.is_main_process:
         folder = Path("csv") / next(iter(rows))
         points = write_tables(rows, folder, suffix)
         write_box_tables(rows, scores, folder, suffix)
         write_maxima(rows, scores, folder, suffix)
         if options.html:
-            write_html(rows, points, folder, suffix, options)
+            write_html(rows, points, folder, suffix, options, boxed)
     accelerator.end_training()
 
 
 def localize(
     experiments: dict[str, dict[str, Path]], options: Options, suffix: str, accelerator: Accelerator
-) -> tuple[dict[str, dict[str, Rows]], dict[str, dict[str, BoxScores]]]:
-    """Localize the boxes with every network; return rows and scores by experiment and seed.
+) -> tuple[dict[str, dict[str, Rows]], dict[str, dict[str, BoxScores]], pd.DataFrame]:
+    """Localize the boxes with every network.
+
+    Returns rows and scores by experiment and seed, and the table of the images that have boxes.
 
     Only the first experiment's rows are written to disk; the other experiments' files are left
     unchanged.
@@ -158,7 +160,7 @@ def localize(
                 kept = maps if options.save_maps else None
                 write_rows(Path("csv") / name, seed, what, rows[name][seed], kept)
             scores[name][seed] = score_heatmaps(maps, rows[name][seed])
-    return rows, scores
+    return rows, scores, boxed
 
 
 def scores_from_maps(
@@ -253,6 +255,7 @@ def write_html(
     folder: Path,
     suffix: str,
     options: Options,
+    boxed: pd.DataFrame | None,
 ) -> None:
     """Write the page of the first experiment's first seed, from its saved heatmaps.
 
@@ -261,6 +264,7 @@ def write_html(
         table: of point localization.
         folder: of the experiment's rows.
         suffix: of file names, which names the method.
+        boxed: table of the images that have boxes; None if the data are still to be read.
     """
     seed, of_seed = next(iter(next(iter(rows.values())).items()))
     maps = read_maps(folder, seed, f"boxes{suffix}", len(of_seed.table))
@@ -269,18 +273,25 @@ def write_html(
             f"{folder} has no heatmaps of seed {seed}, which --html draws; they are saved when a "
             "network is scored without --no-save-maps"
         )
+    if boxed is None:
+        boxed = read_boxed_of(of_seed, folder, options)
+    paths = boxed.set_index("image_id")["path"].to_dict()
+    out = folder / f"html{suffix}"
+    page_of_boxes(out, of_seed, maps, paths, table, "minmax", options.num_workers)
+    print(f"the heatmaps of seed {seed} are in {out / 'index.html'}")
+
+
+def read_boxed_of(rows: Rows, folder: Path, options: Options) -> pd.DataFrame:
+    """Read the table of the images that rows in a folder are of."""
     radiographs = read_radiographs(
-        options, of_seed.class_names, boxes=options.boxes, with_boxes=True, asked_by=str(folder)
+        options, rows.class_names, boxes=options.boxes, with_boxes=True, asked_by=str(folder)
     )
-    if radiographs.list_sha256 != of_seed.about["list_sha256"]:
+    if radiographs.list_sha256 != rows.about["list_sha256"]:
         raise UserError(
             f"the rows in {folder} are not of {radiographs.name}; name the data that was scored, "
             "with --data, or with --table and --boxes"
         )
-    paths = select_boxed(radiographs).set_index("image_id")["path"].to_dict()
-    out = folder / f"html{suffix}"
-    page_of_boxes(out, of_seed, maps, paths, table, "minmax", options.num_workers)
-    print(f"the heatmaps of seed {seed} are in {out / 'index.html'}")
+    return select_boxed(radiographs)
 
 
 if __name__ == "__main__":

@@ -40,18 +40,15 @@ class Options(BoxOptions, EvaluationOptions):
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
-from typing import Any
-
+import numpy as np
 import pandas as pd
 from accelerate import Accelerator
-from torch import nn
 
-from pylon.data.cache import ImageCache, open_cache
+from pylon.data.cache import open_cache
 from pylon.data.dataset import eval_loader
 from pylon.data.images import read_image
-from pylon.data.radiographs import Radiographs
-from pylon.data.transforms import eval_transform, normalize
-from pylon.drawing import Row, draw_page, title_of
+from pylon.data.transforms import eval_transform
+from pylon.drawing import Row, Scale, draw_page, title_of
 from pylon.evaluation.evaluate import (
     about_rows,
     boxes_with_images,
@@ -62,9 +59,9 @@ from pylon.evaluation.evaluate import (
     require_numbers,
 )
 from pylon.evaluation.selection import check_method, choose_checkpoints, leave_out_unfinished
-from pylon.heatmaps import are_probabilities, heatmaps_of
+from pylon.heatmaps import are_probabilities
 from pylon.options import cache_folder
-from pylon.scoring.rows import Rows, bboxes_of, merge_boxes
+from pylon.scoring.rows import Rows, bboxes_of
 from pylon.scoring.tables import add_reference_points, score_boxes, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
@@ -74,15 +71,6 @@ from pylon.system.progress import track
 from pylon.viewer.page import page_of_boxes
 
 ROWS_A_PAGE = 10
-
-
-@dataclass
-class Network:
-    """A network and the metadata of its checkpoint."""
-
-    path: Path
-    model: nn.Module
-    card: dict[str, Any]
 
 
 def main(options: Options) -> None:
@@ -99,16 +87,12 @@ def main(options: Options) -> None:
 
     path = same_on_all(accelerator, find_checkpoint, "checkpoints")
 
-    # the boxed test images, and their boxes sorted by class
+    # the boxed test images
     radiographs, boxed = read_boxed_images(options, [path], accelerator, options.boxes)
     boxed = boxed.set_index("image_id", drop=False)
-    order = list(radiographs.class_names).index
-    by_class = {"key": lambda names: names.map(order), "kind": "stable"}
-    boxes = merge_boxes(radiographs.boxes.sort_values("pathology", **by_class))
 
     # the network
     model, card = load_network(options, radiographs, path, accelerator)
-    network = Network(path, model, card)
     if options.scale == "absolute" and not are_probabilities(model, options.method):
         raise UserError("--scale absolute needs maps that are probabilities; leave it out")
     workers = options.num_workers
@@ -116,9 +100,31 @@ def main(options: Options) -> None:
     count = len(radiographs.boxes)
     say(f"heatmaps of {path} for {count} boxes on {len(boxed)} images of {radiographs.name}")
 
-    # pages of the paper's images
+    # the heatmaps
     out = options.out if options.method == "map" else options.out / options.method
     require_shared(accelerator, out)
+    loader = eval_loader(
+        boxed,
+        radiographs.class_names,
+        eval_transform(card["image_size"]),
+        images_at_a_time(accelerator),
+        workers,
+        cache,
+        accelerator.device.type == "cuda",
+    )
+    batches = track(
+        accelerator.prepare(loader), "heatmaps", "batch", shown=accelerator.is_main_process
+    )
+    boxes = boxes_with_images(boxed, radiographs.boxes)
+    with accelerator.autocast():
+        table, maps = localize_boxes(model, card, batches, boxed, boxes, options.method)
+    require_numbers(table["probability"].to_numpy(), path)
+    require_numbers(maps, path)
+    paths = boxed["path"].to_dict()
+
+    # pages of the paper's images, with their boxes sorted by class
+    order = list(radiographs.class_names).index
+    by_class = table.sort_values("pathology", key=lambda names: names.map(order), kind="stable")
     wanted = radiographs.picked
     picked = [f"{stem}.png" for stem in wanted if f"{stem}.png" in boxed.index]
     lacking = [stem for stem in wanted if f"{stem}.png" not in boxed.index]
@@ -127,129 +133,72 @@ def main(options: Options) -> None:
         count = f"{len(lacking)} of the paper's {len(wanted)} images"
         say(f"skipped {count}, which are not in {radiographs.name}: {names}")
     if picked:
-        rows = boxes_of_images(picked, boxes)
-        draw_pages(out / "picked", rows, boxed, cache, network, options, accelerator)
+        rows = rows_of_images(picked, by_class)
+        draw_pages(out / "picked", rows, maps, paths, options.scale, accelerator)
     elif wanted:
         remove_pages_from(out / "picked", 1)
 
     # pages of all images
-    rows = boxes_of_images(list(boxed.index), boxes)
-    draw_pages(out / "all", rows, boxed, cache, network, options, accelerator)
+    rows = rows_of_images(list(boxed.index), by_class)
+    draw_pages(out / "all", rows, maps, paths, options.scale, accelerator)
     if options.html:
-        write_html(out / "html", radiographs, boxed, cache, network, options, accelerator)
+        about = about_rows(model, card, radiographs, None, options.precision, options.method)
+        rows = Rows(table, about)
+        on_main_process(accelerator, lambda: write_html(out / "html", rows, maps, paths, options))
     accelerator.end_training()
 
 
-def boxes_of_images(image_ids: list[str], boxes: pd.DataFrame) -> pd.DataFrame:
+def rows_of_images(image_ids: list[str], rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of some images, in the order of the images."""
-    return pd.concat([boxes[boxes["image_id"] == image_id] for image_id in image_ids])
+    return pd.concat([rows[rows["image_id"] == image_id] for image_id in image_ids])
 
 
 def draw_pages(
     folder: Path,
     rows: pd.DataFrame,
-    boxed: pd.DataFrame,
-    cache: ImageCache | None,
-    network: Network,
-    options: Options,
+    maps: np.ndarray,
+    path_of: dict[str, str],
+    scale: Scale,
     accelerator: Accelerator,
 ) -> None:
     """Write pages of ten rows, an image and a class with boxes each; processes take turns.
 
     Args:
         folder: folder for the pages.
-        rows: from `merge_boxes`.
-        boxed: table of their images, indexed by image_id.
-        cache: cache of the images.
+        rows: from `localize_boxes`, with their index.
+        maps: (N, h, w) float32, the heatmaps by that index.
+        path_of: file of each image, by image_id.
     """
-    # the image of each row
-    loader = eval_loader(
-        boxed.loc[rows["image_id"]],
-        network.card["class_names"],
-        eval_transform(network.card["image_size"]),
-        ROWS_A_PAGE,
-        options.num_workers,
-        cache,
-        accelerator.device.type == "cuda",
-    )
+    starts = range(0, len(rows), ROWS_A_PAGE)
     shown = accelerator.is_main_process
-    for page, batch in enumerate(track(loader, str(folder), "page", shown=shown, leave=True)):
+    for page, first in enumerate(track(starts, str(folder), "page", shown=shown, leave=True)):
         if page % accelerator.num_processes != accelerator.process_index:
             continue
-
-        # the heatmap of each row's class
-        of_page = rows.iloc[page * ROWS_A_PAGE : (page + 1) * ROWS_A_PAGE]
-        positions = list(range(len(of_page)))
-        classes = of_page["pathology"].map(network.card["class_names"].index).tolist()
-        bytes_ = batch["image"].to(accelerator.device)
-        images = normalize(bytes_, network.card["mean"], network.card["std"])
-        with accelerator.autocast():
-            heatmaps, probabilities = heatmaps_of(
-                network.model, images, positions, classes, options.method
-            )
-        require_numbers(probabilities.cpu().numpy(), network.path)
-
-        # the page
+        of_page = rows.iloc[first : first + ROWS_A_PAGE]
         panels = []
-        values = (heatmaps.cpu().numpy(), probabilities.tolist(), bboxes_of(of_page))
-        for row, heatmap, probability, bboxes in zip(of_page.itertuples(), *values, strict=True):
-            image = read_image(boxed.at[row.image_id, "path"])
-            threshold = None
-            if options.scale == "absolute":
-                threshold = network.card.get("thresholds", {}).get(row.pathology)
-            present = None if threshold is None else probability >= threshold
-            title = title_of(row.pathology, probability, present)
+        for row, bboxes in zip(of_page.itertuples(), bboxes_of(of_page), strict=True):
+            heatmap = maps[row.Index]
+            has_threshold = scale == "absolute" and not np.isnan(row.threshold)
+            threshold = row.threshold if has_threshold else None
+            present = row.called == 1 if has_threshold else None
+            title = title_of(row.pathology, row.probability, present)
             if heatmap.min() == heatmap.max():
                 title += " (the same everywhere)"
             elif present:
                 title += f" (contour: {threshold:.3f})"
+            image = read_image(path_of[row.image_id])
             panels.append(Row(row.image_id, image, heatmap, title, bboxes, threshold))
-        write_atomically(folder / f"{page + 1}.jpg", draw_page(panels, options.scale))
-    remove_pages_from(folder, len(loader) + 1)
+        write_atomically(folder / f"{page + 1}.jpg", draw_page(panels, scale))
+    remove_pages_from(folder, len(starts) + 1)
 
 
 def write_html(
-    folder: Path,
-    radiographs: Radiographs,
-    boxed: pd.DataFrame,
-    cache: ImageCache | None,
-    network: Network,
-    options: Options,
-    accelerator: Accelerator,
+    folder: Path, rows: Rows, maps: np.ndarray, path_of: dict[str, str], options: Options
 ) -> None:
-    """Write the page for a browser, with the rows and scores of eval_loc.py.
-
-    Args:
-        boxed, cache: as for `draw_pages`.
-    """
-    loader = eval_loader(
-        boxed,
-        radiographs.class_names,
-        eval_transform(network.card["image_size"]),
-        images_at_a_time(accelerator),
-        options.num_workers,
-        cache,
-        accelerator.device.type == "cuda",
-    )
-    shown = accelerator.is_main_process
-    batches = track(accelerator.prepare(loader), "scoring", "batch", shown=shown)
-    boxes = boxes_with_images(boxed, radiographs.boxes)
-    with accelerator.autocast():
-        table, maps = localize_boxes(
-            network.model, network.card, batches, boxed, boxes, options.method
-        )
-    about = about_rows(
-        network.model, network.card, radiographs, None, options.precision, options.method
-    )
-    rows = Rows(table, about)
-
-    def write() -> None:
-        scores = table_of_seeds(score_boxes({"0": rows}))
-        add_reference_points(scores, {"0": rows})
-        paths = boxed["path"].to_dict()
-        page_of_boxes(folder, rows, maps, paths, scores, options.scale, options.num_workers)
-
-    on_main_process(accelerator, write)
+    """Write the page for a browser, with the rows and scores of eval_loc.py."""
+    scores = table_of_seeds(score_boxes({"0": rows}))
+    add_reference_points(scores, {"0": rows})
+    page_of_boxes(folder, rows, maps, path_of, scores, options.scale, options.num_workers)
 
 
 def remove_pages_from(folder: Path, first: int) -> None:
