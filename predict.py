@@ -87,35 +87,31 @@ if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from accelerate.utils import gather_object
 
 from pylon.checkpoints.starter import find_starter, introduce_starter
-from pylon.checkpoints.training_json import versions
 from pylon.drawing import SHEET_PANEL
 from pylon.evaluation.runtime import device_for, require_installed, sentence_about
 from pylon.evaluation.selection import check_method, require_classes
-from pylon.prediction.dicom_objects import Origin
-from pylon.prediction.inputs import MISSING, Found, Read, find_images, fingerprint, read_in_batches
-from pylon.prediction.journal import Progress, Recorder, remove_files
+from pylon.prediction.inputs import find_images, read_in_batches
+from pylon.prediction.journal import MISSING, Journal, Result, fingerprint, remove_files
 from pylon.prediction.onnx_export import export_onnx
-from pylon.prediction.outputs import Wanted, kinds_of, save_files
+from pylon.prediction.outputs import kinds_of, save_files
 from pylon.prediction.predictor import Predictor, is_window
 from pylon.prediction.results import (
-    how_pixels_are_read,
     open_results,
     origin_of,
     report,
+    start_of_manifest,
     write_results,
 )
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
-from pylon.system.files import as_text
 from pylon.system.parallel import on_main_process, require_shared, same_on_all
 from pylon.system.progress import counted, track
 
@@ -164,9 +160,14 @@ def main(options: Options) -> None:
         options = replace(options, scale="minmax")
 
     # what is left to do
-    about = describe(options, found.folder, predictor)
-    wanted = what_to_write(options, found.folder, predictor.card["weights_sha256"])
-    left, run = on_main_process(accelerator, lambda: open_and_compare(wanted, about, found))
+    about = start_of_manifest(options, found.folder, predictor)
+    journal = Journal(options.out, origin_of(about))
+
+    def open_all() -> tuple[list[str], int]:
+        open_results(options.out, about)
+        return journal.start_run(found.images, found.folder, partial(kinds_of, options=options))
+
+    left, run = on_main_process(accelerator, open_all)
     require_shared(accelerator, options.out)
     first = os.path.join(found.folder, found.images[0])
     same_on_all(accelerator, lambda: fingerprint(first), "images")
@@ -177,35 +178,31 @@ def main(options: Options) -> None:
 
     # predict, draw, record
     started = time.monotonic()
-    recorder = Recorder(options.out, origin_of(about), accelerator.process_index, run)
+    record = partial(journal.add, run=run, process=turn)
+    results = predict_all(mine, found.folder, predictor, options, record)
+    shown = accelerator.is_main_process
     faults = {}
     unwritten = {}
-    steps = predict_all(mine, predictor, options, wanted, recorder, faults, unwritten)
-    shown = accelerator.is_main_process
-    for _ in track(steps, "predicting", "image", len(mine), shown, leave=True, with_rate=True):
-        pass
+    for result in track(
+        results, "predicting", "image", len(mine), shown, leave=True, with_rate=True
+    ):
+        if result.fault:
+            faults[result.image] = result.fault
+        if result.unwritten:
+            unwritten[result.image] = result.unwritten
 
     # the tables
     faults = dict(gather_object(list(faults.items()))) | found.faults
     unwritten = dict(gather_object(list(unwritten.items())))
-    write = partial(write_results, options.out, about, predictor, faults, unwritten)
-    odd = on_main_process(accelerator, write)
+    write = partial(write_results, journal, about, predictor, faults, unwritten)
+    notes = on_main_process(accelerator, write)
     seconds = time.monotonic() - started
     done = len(left) - len(faults.keys() & set(left))
     if done:
         rate = f"{seconds:.1f} s, {done / seconds:.1f} images/s"
         say(f"{counted(done)} predicted in {rate}; see {options.out / 'predictions.csv'}")
-    if odd["coloured"]:
-        say(f"note: {counted(odd['coloured'])} stored in colour: the grey values were read")
-    if odd["lateral"]:
-        say(
-            f"note: {counted(odd['lateral'])} of lateral views (see the manifest): a network "
-            "trained on frontal ones has not seen any"
-        )
-    for note, number in odd["notes"].items():
-        say(f"note: {counted(number)} {note} (see the manifest)")
-    if odd["flat"]:
-        say(f"note: maps without point and box, since they are the same everywhere: {odd['flat']}")
+    for note in notes:
+        say(f"note: {note}")
     accelerator.end_training()
     given = len(found.images) + len(found.faults)
     report(faults, unwritten, given, options.out, accelerator)
@@ -237,115 +234,61 @@ def check(options: Options) -> None:
         raise UserError("name images, or folders of them; only --export-onnx needs none")
 
 
-def describe(options: Options, folder: str, predictor: Predictor) -> dict[str, Any]:
-    """Where results come from, for the manifest."""
-    choices = ("classes", "top", "overlays", "scale", "save_maps", "save_coco", "dicom_out", "html",
-               "region_threshold", "window", "method", "calibrated", "precision",
-               "runtime")  # fmt: skip
-    return {
-        "folder": as_text(folder),
-        "checkpoint": str(options.checkpoint),
-        "weights_sha256": predictor.card["weights_sha256"],
-        "options": {name: getattr(options, name) for name in choices},
-        "device": predictor.device.type,
-        "calibration": predictor.calibration,
-        "network": {
-            "class_names": predictor.class_names,
-            "thresholds": predictor.uncalibrated_thresholds,
-            "mean": predictor.card["mean"],
-            "std": predictor.card["std"],
-            "image_size": predictor.image_size,
-        },
-        "pixels": how_pixels_are_read(predictor.image_size),
-        "versions": versions(),
-    }
-
-
-def what_to_write(options: Options, folder: str, weights_sha256: str) -> Wanted:
-    parameters = (f"method {options.method}", f"region threshold {options.region_threshold}")
-    return Wanted(
-        folder,
-        options.out,
-        options.overlays,
-        options.save_maps,
-        options.dicom_out,
-        options.html,
-        options.classes,
-        options.top,
-        options.scale,
-        Origin(weights_sha256, parameters),
-    )
-
-
-def open_and_compare(wanted: Wanted, about: dict[str, Any], found: Found) -> tuple[list[str], int]:
-    """Open the folder of results; the images that are left, and the number of this run."""
-    open_results(wanted.out, about)
-    progress = Progress(wanted.out, origin_of(about))
-    return progress.left(found, partial(kinds_of, wanted=wanted)), progress.run + 1
-
-
 def predict_all(
     images: list[str],
+    folder: str,
     predictor: Predictor,
     options: Options,
-    wanted: Wanted,
-    recorder: Recorder,
-    faults: dict[str, str],
-    unwritten: dict[str, str],
-) -> Iterator[None]:
-    """Predict images and write their results, batch by batch; yield once per image.
+    record: Callable[[list[Result]], None],
+) -> Iterator[Result]:
+    """Predict images, write their files and record their results, batch by batch; yield these.
 
     Args:
-        images: paths relative to the folder of all inputs.
-        faults: filled with why images have no results.
-        unwritten: filled with why images that have results lack a file of them.
+        images: paths relative to `folder`.
+        folder: of all inputs.
+        record: keeps the results of a batch.
     """
     batches = read_in_batches(
         images,
-        wanted.folder,
+        folder,
         predictor.batch_size,
         options.num_workers,
         image_size=predictor.image_size,
         window=options.window,
         side=SHEET_PANEL if options.overlays or options.dicom_out or options.html else 0,
     )
-    save = partial(save_files, wanted=wanted)
+    weights = predictor.card["weights_sha256"]
+    save = partial(save_files, folder=folder, options=options, weights_sha256=weights)
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
-        before = None
+        before = ([], [])
         for batch in batches:
-            good = [each for each in batch if each.fault == ""]
-            bad = [each for each in batch if each.fault]
-            faults.update({each.image: each.fault for each in bad})
-            predictions = predictor.predict([each.prepared for each in good]) if good else []
+            good = [(result, prepared) for result, prepared in batch if prepared is not None]
+            bad = [result for result, prepared in batch if prepared is None]
+            predictions = predictor.predict([prepared for _, prepared in good]) if good else []
 
             # files are written while the next batch is predicted
             pairs = zip(good, predictions, strict=True)
-            saved = {pair[0].image: pool.submit(save, *pair) for pair in pairs}
-            if before is not None:
-                yield from record(recorder, unwritten, *before)
+            saved = [pool.submit(save, result, prediction) for (result, _), prediction in pairs]
+            yield from finish(*before, options.out, record)
             before = (saved, bad)
-        if before is not None:
-            yield from record(recorder, unwritten, *before)
+        yield from finish(*before, options.out, record)
 
 
-def record(
-    recorder: Recorder, unwritten: dict[str, str], saved: dict[str, Future], bad: list[Read]
-) -> Iterator[None]:
-    """Wait for the files of a batch, then record its results; yield once per image."""
-    entries = []
-    for image, task in saved.items():
-        entry, faults = task.result()
-        entries.append(entry)
-        if faults:
-            unwritten[image] = "; ".join(faults)
-        yield
+def finish(
+    saved: list[Future], bad: list[Result], out: Path, record: Callable[[list[Result]], None]
+) -> Iterator[Result]:
+    """Wait for the files of a batch, then record its results; yield these."""
+    good = []
+    for task in saved:
+        good.append(task.result())
+        yield good[-1]
 
     # an image that has become unreadable loses its results; one that is not there keeps them
-    unreadable = [each.image for each in bad if each.fingerprint != MISSING]
-    for image in unreadable:
-        remove_files(recorder.out, image)
-    recorder.add(entries, unreadable)
-    yield from (None for _ in bad)
+    unreadable = [result for result in bad if result.fingerprint != MISSING]
+    for result in unreadable:
+        remove_files(out, result.image)
+    record(good + unreadable)
+    yield from bad
 
 
 if __name__ == "__main__":

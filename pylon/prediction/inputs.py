@@ -16,11 +16,11 @@ import numpy as np
 from pylon.data.dicom import is_dicom_file
 from pylon.data.pixels import Window
 from pylon.drawing import fit
+from pylon.prediction.journal import Result, fingerprint
 from pylon.prediction.predictor import Prepared, prepare
 from pylon.system.errors import UserError
 from pylon.system.parallel import look_in_batches
 
-MISSING = (0, 0)  # in place of size and time of modification
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 INDEX = "DICOMDIR"  # the index of a medium: DICOM, too, but not an image
 
@@ -122,25 +122,9 @@ def is_image(path: str) -> bool:
     return name != INDEX and os.path.isfile(path) and is_dicom_file(path)
 
 
-class Read(NamedTuple):
-    """An image as a worker process read it.
-
-    Attributes:
-        image: path relative to the folder of all inputs.
-        fingerprint: size and time of modification of the file, before it was read.
-        prepared: for the network; its image has the size of a picture.
-        fault: why it could not be read, else "".
-    """
-
-    image: str
-    fingerprint: tuple[int, int]
-    prepared: Prepared | None
-    fault: str
-
-
 def read_in_batches(
     images: list[str], folder: str, batch_size: int, num_workers: int, **how
-) -> Iterable[list[Read]]:
+) -> Iterable[list[tuple[Result, Prepared | None]]]:
     """Read images in worker processes, in order, in batches.
 
     Args:
@@ -152,27 +136,23 @@ def read_in_batches(
     return look_in_batches(images, look, batch_size, workers)
 
 
-def read(image: str, folder: str, image_size: int, window: Window | None, side: int) -> Read:
+def read(
+    image: str, folder: str, image_size: int, window: Window | None, side: int
+) -> tuple[Result, Prepared | None]:
     """Read an image for a network, and shrink or enlarge it to a picture's `side`; 0: no picture.
 
-    What cannot be read is returned with the reason.
+    Returns:
+        The result so far, without findings; and the input, whose image has the size of a picture,
+        or None if the image cannot be read.
     """
     path = os.path.join(folder, image)
-    file = fingerprint(path)
+    known_as = fingerprint(path)
     try:
         prepared = prepare(path, image_size, window)
     except UserError as error:
-        return Read(image, file, None, str(error))
+        return Result(image, known_as, str(error)), None
     pixels = prepared.pixels
+    _, *how = pixels
+    result = Result(image, known_as, "", prepared.height, prepared.width, *how)
     picture = fit(pixels.image, side, cv2.INTER_CUBIC) if side else np.empty((0, 0), np.uint8)
-    prepared = prepared._replace(pixels=pixels._replace(image=picture))
-    return Read(image, file, prepared, "")
-
-
-def fingerprint(path: str) -> tuple[int, int]:
-    """Size and time of modification of a file; `MISSING` if there is none."""
-    try:
-        file = os.stat(path)
-    except OSError:
-        return MISSING
-    return file.st_size, file.st_mtime_ns
+    return result, prepared._replace(pixels=pixels._replace(image=picture))

@@ -4,16 +4,14 @@ import errno
 import io
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pylon.data.dicom import is_dicom_file
-from pylon.drawing import Panel, Scale, draw_sheet, title_of
+from pylon.drawing import Panel, Scale, contour_path, draw_sheet, title_of
 from pylon.prediction.dicom_objects import CAVEAT, NotWritable, Origin, dicom_objects
-from pylon.prediction.inputs import Read
-from pylon.prediction.journal import Entry, entry_of
+from pylon.prediction.journal import Result
 from pylon.prediction.predictor import Prediction
 from pylon.system.errors import UserError
 from pylon.system.files import as_text, write_atomically
@@ -23,59 +21,58 @@ from pylon.viewer.page import file_of, write_pictures
 ERRORS_OF_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
-class Wanted(NamedTuple):
-    """What is written: the options of predict.py, and where predictions come from."""
+def kinds_of(path: str, options: Any) -> list[str]:
+    """The kinds of files of an image, by its path: some of `KINDS` (journal.py).
 
-    folder: str  # of all inputs
-    out: Path
-    overlays: bool
-    save_maps: bool
-    dicom_out: bool
-    html: bool
-    classes: tuple[str, ...]  # see `labels_to_draw`
-    top: int | None
-    scale: Scale
-    origin: Origin
-
-
-def kinds_of(path: str, wanted: Wanted) -> list[str]:
-    """The kinds of files of an image, by its path: some of `KINDS` (journal.py)."""
-    kinds = ["overlays"] * wanted.overlays + ["maps"] * wanted.save_maps
-    if wanted.dicom_out and is_dicom_file(path):
+    Args:
+        options: of predict.py.
+    """
+    kinds = ["overlays"] * options.overlays + ["maps"] * options.save_maps
+    if options.dicom_out and is_dicom_file(path):
         kinds += ["captures", "reports"]
-    if wanted.html:
+    if options.html:
         kinds += ["html/radiographs", "html/heatmaps"]
     return kinds
 
 
-def save_files(read: Read, prediction: Prediction, wanted: Wanted) -> tuple[Entry, list[str]]:
-    """Write the files of an image; return what to record, and why files could not be written.
+def save_files(
+    result: Result, prediction: Prediction, folder: str, options: Any, weights_sha256: str
+) -> Result:
+    """Write the files of an image; return its whole result.
+
+    Args:
+        result: without findings.
+        folder: of all inputs.
+        options: of predict.py.
 
     Raises:
         UserError: no file can be written, as on a full disk.
     """
-    out = wanted.out
-    path = os.path.join(wanted.folder, read.image)
-    kinds = kinds_of(path, wanted)
-    labels = labels_to_draw(prediction, wanted.classes, wanted.top)
+    image = result.image
+    out = options.out
+    path = os.path.join(folder, image)
+    kinds = kinds_of(path, options)
+    labels = labels_to_draw(prediction, options.classes, options.top)
 
     def write_overlays() -> None:
-        name = as_text(os.path.basename(read.image))
-        sheet = sheet_of(prediction, labels, name, wanted.scale)
-        write_atomically(file_of(out, "overlays", read.image), sheet)
+        name = as_text(os.path.basename(image))
+        sheet = sheet_of(prediction, labels, name, options.scale)
+        write_atomically(file_of(out, "overlays", image), sheet)
 
     def write_dicom() -> None:
         # without the file's name, which may identify the patient
-        sheet = sheet_of(prediction, labels, CAVEAT, wanted.scale)
-        for kind, file in dicom_objects(path, prediction, labels, sheet, wanted.origin).items():
-            write_atomically(file_of(out, kind, read.image), file)
+        sheet = sheet_of(prediction, labels, CAVEAT, options.scale)
+        parameters = (f"method {options.method}", f"region threshold {options.region_threshold}")
+        origin = Origin(weights_sha256, parameters)
+        for kind, file in dicom_objects(path, prediction, labels, sheet, origin).items():
+            write_atomically(file_of(out, kind, image), file)
 
     def write_maps() -> None:
         maps = maps_file(prediction.maps, prediction.class_names, prediction.affine)
-        write_atomically(file_of(out, "maps", read.image), maps)
+        write_atomically(file_of(out, "maps", image), maps)
 
     def write_html() -> None:
-        write_pictures(out / "html", read.image, prediction.image, prediction.maps)
+        write_pictures(out / "html", image, prediction.image, prediction.maps)
 
     writers = {
         "overlays": write_overlays,
@@ -83,11 +80,24 @@ def save_files(read: Read, prediction: Prediction, wanted: Wanted) -> tuple[Entr
         "maps": write_maps,
         "html/heatmaps": write_html,
     }
-    faults = [
-        why_not_written(write, read.image) for kind, write in writers.items() if kind in kinds
-    ]
-    entry = entry_of(read, prediction, wanted.html)
-    return entry, list(dict.fromkeys(filter(None, faults)))
+    faults = [why_not_written(write, image) for kind, write in writers.items() if kind in kinds]
+    unwritten = "; ".join(dict.fromkeys(filter(None, faults)))
+    findings = findings_of(prediction, with_contours=options.html)
+    return result._replace(findings=findings, unwritten=unwritten)
+
+
+def findings_of(prediction: Prediction, with_contours: bool) -> list[dict[str, Any]]:
+    """The findings of a prediction as in `Result`, in the order of its classes."""
+    findings = []
+    for label, heatmap in zip(prediction.class_names, prediction.maps, strict=True):
+        finding = prediction.finding(label)
+        kept = {key: finding[key] for key in ("label", "score", "present", "point", "box")}
+        if with_contours:
+            drawn = finding["present"] and prediction.are_probabilities
+            threshold = prediction.thresholds[label]
+            kept["contour"] = contour_path(heatmap, threshold) if drawn else ""
+        findings.append(kept)
+    return findings
 
 
 def why_not_written(write: Callable[[], None], image: str) -> str:

@@ -5,13 +5,13 @@ OUT/predictions.csv    one row per image and class
     maps/              with --save-maps, the maps of each image: .npz
     captures/, reports/    with --dicom-out, the two DICOM files of each DICOM image
     coco.json, coco_results.json     with --save-coco, the images, and boxes with scores
-    html/              with --html, a page to look through in a browser (page.py)
+    html/              with --html, a page to look through in a browser (viewer/page.py)
     manifest.json      what the results come from, and the files that could not be read
-    .progress-*.jsonl  one line per finished batch: what resumption needs (journal.py)
+    .progress-*.sqlite a row per finished image: what resumption needs (journal.py)
 
-A killed run is resumed after its last line; predictions.csv, the COCO files, the page and the final
-manifest are written at the end, from these lines. Each of several processes has its own .progress
-file.
+A killed run is resumed after its last batch; predictions.csv, the COCO files, the page and the
+final manifest are written at the end, from these rows. Each of several processes has its own
+.progress file.
 """
 
 import csv
@@ -20,7 +20,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from pylon.checkpoints.training_json import read_json
+from pylon.checkpoints.training_json import read_json, versions
 from pylon.data.chestxray14 import what_images_are
-from pylon.prediction.journal import Entry, Progress, has_entries
+from pylon.prediction.journal import Journal, Result, has_results
 from pylon.prediction.predictor import Predictor
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
@@ -44,14 +44,58 @@ from pylon.system.files import (
     write_atomically,
     write_together,
 )
+from pylon.system.progress import counted
 from pylon.viewer.page import About, Finding, Pictured, file_of, title_of_page, write_page
 
 COLUMNS = (
     "image", "label", "score", "present", "point_row", "point_column", "box_x", "box_y", "box_w",
     "box_h",
 )  # fmt: skip
+# the options that results depend on
+CHOICES = (
+    "classes", "top", "overlays", "scale", "save_maps", "save_coco", "dicom_out", "html",
+    "region_threshold", "window", "method", "calibrated", "precision", "runtime",
+)  # fmt: skip
 TABLES = ("predictions.csv", "coco.json", "coco_results.json", "html/index.html")
 FAULTS_SHOWN = 10
+
+
+def start_of_manifest(options: Any, folder: str, predictor: Predictor) -> dict[str, Any]:
+    """What results come from.
+
+    Args:
+        options: of predict.py.
+        folder: of all inputs.
+    """
+    size = predictor.image_size
+    return {
+        "folder": as_text(folder),
+        "checkpoint": str(options.checkpoint),
+        "weights_sha256": predictor.card["weights_sha256"],
+        "options": {name: getattr(options, name) for name in CHOICES},
+        "device": predictor.device.type,
+        "calibration": predictor.calibration,
+        "network": {
+            "class_names": predictor.class_names,
+            "thresholds": predictor.uncalibrated_thresholds,
+            "mean": predictor.card["mean"],
+            "std": predictor.card["std"],
+            "image_size": size,
+        },
+        "pixels": {
+            "8 bits": "as stored",
+            "16 bits": "stretched by the windows below (centre, width): that of --window, or from "
+            "the 0.5th to the 99.5th percentile of the image; 8-bit values times 257 are divided "
+            "by 257",
+            "DICOM": "rescaled, then as 16 bits, but by the file's own VOI LUT or first window if "
+            "--window is not given; without either, 8 bits as stored; MONOCHROME1 is inverted; "
+            "padding is black",
+            "colour": "the grey values (OpenCV)",
+            "orientation": "EXIF orientation is ignored, that of TIFF files is applied",
+            "size": f"resized to {size} x {size}, bicubic, without antialiasing (OpenCV)",
+        },
+        "versions": versions(),
+    }
 
 
 def open_results(out: Path, about: dict[str, Any]) -> None:
@@ -95,7 +139,7 @@ def require_results(out: Path, about: dict[str, Any]) -> None:
         raise UserError(
             f"{path} is damaged, or was not written by predict.py; choose another --out"
         )
-    if has_entries(out):
+    if has_results(out):
         require_same(out, before, about)
 
 
@@ -126,21 +170,6 @@ def require_same(out: Path, before: dict[str, Any], about: dict[str, Any]) -> No
         )
 
 
-def how_pixels_are_read(image_size: int) -> dict[str, Any]:
-    """What the manifest says about it."""
-    return {
-        "8 bits": "as stored",
-        "16 bits": "stretched by the windows below (centre, width): that of --window, or from the "
-        "0.5th to the 99.5th percentile of the image; 8-bit values times 257 are divided by 257",
-        "DICOM": "rescaled, then as 16 bits, but by the file's own VOI LUT or first window if "
-        "--window is not given; without either, 8 bits as stored; MONOCHROME1 is inverted; padding "
-        "is black",
-        "colour": "the grey values (OpenCV)",
-        "orientation": "EXIF orientation is ignored, that of TIFF files is applied",
-        "size": f"resized to {image_size} x {image_size}, bicubic, without antialiasing (OpenCV)",
-    }
-
-
 def origin_of(about: dict[str, Any]) -> str:
     """A hash of what results depend on, for the names of files."""
     keys = ("folder", "weights_sha256", "network", "options", "device")
@@ -152,13 +181,13 @@ def shown(value: Any) -> str:
 
 
 def write_results(
-    out: Path,
+    journal: Journal,
     about: dict[str, Any],
     predictor: Predictor,
     faults: dict[str, str],
     unwritten: dict[str, str],
-) -> dict[str, Any]:
-    """Write the tables, the page and the manifest; return the numbers of odd images.
+) -> list[str]:
+    """Write the tables, the page and the manifest; return notes on what is odd about the images.
 
     Without any image, tables and page of an earlier run are removed.
 
@@ -168,26 +197,36 @@ def write_results(
         faults: why files could not be read, by image.
         unwritten: why files could not be written, by image.
     """
-    class_names = predictor.class_names
+    out = journal.out
     wanted = about["options"]
-    progress = Progress(out, origin_of(about))
-    images = sorted(progress.places)
+    images = []
+    table = [csv_lines([COLUMNS])]
+    coco = []
+    boxes = []
     bits = Counter()
     coloured = 0
     windows = {}
     lateral = []
     notes: dict[str, list[str]] = {}
     flat = 0
-    for entry in progress.entries(images):
-        bits[entry.bits] += 1
-        coloured += entry.colour
-        if entry.window is not None:
-            windows[as_text(entry.image)] = entry.window
-        if entry.lateral:
-            lateral.append(as_text(entry.image))
-        for note in entry.notes:
-            notes.setdefault(note, []).append(as_text(entry.image))
-        flat += sum(row is None for _, _, row, *_ in entry.findings)
+    for result in journal.results():
+        images.append(result.image)
+        table.append(csv_lines(rows_of(result)))
+        if wanted["save_coco"]:
+            coco.append(coco_image(len(images), result))
+            boxes += coco_boxes(len(images), result)
+
+        # for the manifest
+        name = as_text(result.image)
+        bits[result.bits] += 1
+        coloured += result.colour
+        if result.window is not None:
+            windows[name] = result.window
+        if result.lateral:
+            lateral.append(name)
+        for note in result.notes:
+            notes.setdefault(note, []).append(name)
+        flat += sum(finding["box"] is None for finding in result.findings)
     counts = {f"{each} bits": bits[each] for each in sorted({8, 16, *bits})}
     manifest = {
         **about,
@@ -207,19 +246,27 @@ def write_results(
     }
     files = {}
     if images:
-        files[out / "predictions.csv"] = table(progress.entries(images), class_names)
+        files[out / "predictions.csv"] = table
     if wanted["save_coco"] and images:  # pycocotools does not read empty results
-        files[out / "coco.json"] = coco_images(progress.entries(images), class_names)
-        files[out / "coco_results.json"] = coco_results(progress.entries(images))
+        files[out / "coco.json"] = coco_file(coco, predictor.class_names)
+        files[out / "coco_results.json"] = [*json_list(boxes), b"\n"]
     if wanted["html"] and images:
-        shown = [image for image in images if file_of(out, "html/heatmaps", image).exists()]
-        pictured = pictured_of(progress.entries(shown), predictor.thresholds)
-        write_page(out / "html", about_page(about, progress, predictor), shown, pictured)
+        write_html(journal, images, about, predictor)
     for path in (out / name for name in TABLES if not images):
         path.unlink(missing_ok=True)
     write_together({**files, out / "manifest.json": hashed_json(manifest)})
-    odd = {note: len(images) for note, images in notes.items()}
-    return {"coloured": coloured, "lateral": len(lateral), "flat": flat, "notes": odd}
+
+    # what is odd
+    odd = {
+        "stored in colour: the grey values were read": coloured,
+        "of lateral views (see the manifest): a network trained on frontal ones has not seen "
+        "any": len(lateral),
+        **{f"{note} (see the manifest)": len(noted) for note, noted in notes.items()},
+    }
+    said = [f"{counted(number)} {note}" for note, number in odd.items() if number]
+    if flat:
+        said.append(f"maps without point and box, since they are the same everywhere: {flat}")
+    return said
 
 
 def listed(reasons: dict[str, str]) -> list[dict[str, str]]:
@@ -230,58 +277,83 @@ def listed(reasons: dict[str, str]) -> list[dict[str, str]]:
     ]
 
 
-def table(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[bytes]:
-    """The lines of predictions.csv, image by image."""
-    yield (",".join(COLUMNS) + "\n").encode()
-    for entry in entries:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        for label, (score, present, *place) in zip(class_names, entry.findings, strict=True):
-            called = "" if present is None else int(present)
-            writer.writerow([as_text(entry.image), label, score, called, *place])
-        yield buffer.getvalue().encode(errors="backslashreplace")
+def rows_of(result: Result) -> list[list[Any]]:
+    """The rows of an image in predictions.csv."""
+    rows = []
+    for finding in result.findings:
+        present = finding["present"]
+        called = None if present is None else int(present)
+        point = finding["point"] or (None, None)
+        box = finding["box"] or (None,) * 4
+        name = as_text(result.image)
+        rows.append([name, finding["label"], finding["score"], called, *point, *box])
+    return rows
 
 
-def coco_images(entries: Iterable[Entry], class_names: Sequence[str]) -> Iterator[bytes]:
-    """The parts of coco.json: images and categories, numbered from 1, without annotations."""
-    yield b'{"info": {"description": "images of predict.py"}, "licenses": [], "annotations": [],\n'
-    categories = [{"id": k, "name": name} for k, name in enumerate(class_names, 1)]
-    yield b'"categories": ' + json.dumps(categories).encode() + b',\n"images": ['
-    for k, entry in enumerate(entries, 1):
-        size = {"width": entry.width, "height": entry.height}
-        image = {"id": k, "file_name": as_text(entry.image), **size}
-        yield (b"" if k == 1 else b",") + b"\n" + json.dumps(image).encode()
-    yield b"\n]}\n"
+def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode(errors="backslashreplace")
 
 
-def coco_results(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """The parts of coco_results.json: a box with its score per image and class."""
-    before = b"["
-    for k, entry in enumerate(entries, 1):
-        for c, (score, _, row, _, *box) in enumerate(entry.findings, 1):
-            if row is None:  # a flat map
-                continue
-            result = {"image_id": k, "category_id": c, "bbox": box, "score": score}
-            yield before + b"\n" + json.dumps(result).encode()
-            before = b","
-    yield b"\n]\n" if before == b"," else b"[]\n"
+def coco_image(k: int, result: Result) -> bytes:
+    """An image in coco.json; they are numbered from 1, as are the classes."""
+    size = {"width": result.width, "height": result.height}
+    return json.dumps({"id": k, "file_name": as_text(result.image), **size}).encode()
 
 
-def pictured_of(
-    entries: Iterable[Entry], thresholds: dict[str, float | None]
-) -> Iterator[Pictured]:
-    """The images of the page, whose rows are the classes, those of `thresholds`."""
-    for entry in entries:
-        findings = []
-        of_class = zip(thresholds.items(), entry.findings, entry.contours, strict=True)
-        for (name, threshold), (score, present, row, column, *box), contour in of_class:
-            scores = (score, threshold, present, None)
-            place = ((row, column), [], box) if row is not None else (None, [], None)
-            findings.append(Finding(name, *scores, *place, contour))
-        yield Pictured(entry.image, entry.height, entry.width, findings)
+def coco_boxes(k: int, result: Result) -> list[bytes]:
+    """The boxes of an image in coco_results.json, with their scores; a flat map has none."""
+    return [
+        json.dumps(
+            {"image_id": k, "category_id": c, "bbox": found["box"], "score": found["score"]}
+        ).encode()
+        for c, found in enumerate(result.findings, 1)
+        if found["box"] is not None
+    ]
 
 
-def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) -> About:
+def coco_file(images: Sequence[bytes], class_names: Sequence[str]) -> list[bytes]:
+    """The parts of coco.json: images and categories, without annotations."""
+    categories = [{"id": c, "name": name} for c, name in enumerate(class_names, 1)]
+    return [
+        b'{"info": {"description": "images of predict.py"}, "licenses": [], "annotations": [],\n',
+        b'"categories": ' + json.dumps(categories).encode() + b',\n"images": ',
+        *json_list(images),
+        b"}\n",
+    ]
+
+
+def json_list(items: Sequence[bytes]) -> list[bytes]:
+    """The parts of a JSON list, one line per item."""
+    if not items:
+        return [b"[]"]
+    return [b"[\n" + items[0], *(b",\n" + item for item in items[1:]), b"\n]"]
+
+
+def write_html(
+    journal: Journal, images: Sequence[str], about: dict[str, Any], predictor: Predictor
+) -> None:
+    """Write the page, of the images whose pictures could be written; arguments as above."""
+    folder = journal.out / "html"
+    shown = [image for image in images if file_of(folder, "heatmaps", image).exists()]
+    there = set(shown)
+    results = (result for result in journal.results() if result.image in there)
+    pictured = (pictured_of(result, predictor.thresholds) for result in results)
+    write_page(folder, about_page(about, journal, predictor), shown, pictured)
+
+
+def pictured_of(result: Result, thresholds: dict[str, float | None]) -> Pictured:
+    """An image of the page, whose rows are the classes."""
+    rows = []
+    for found in result.findings:
+        scores = (found["score"], thresholds[found["label"]], found["present"], None)
+        place = (found["point"], [], found["box"], found["contour"])
+        rows.append(Finding(found["label"], *scores, *place))
+    return Pictured(result.image, result.height, result.width, rows)
+
+
+def about_page(about: dict[str, Any], journal: Journal, predictor: Predictor) -> About:
     """What the page says about its rows.
 
     Args:
@@ -290,9 +362,11 @@ def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) 
     # scores and calls of each class
     scores = []
     called = []
-    for entry in progress.entries(sorted(progress.places)):
-        scores.append([score for score, *_ in entry.findings])
-        called.append([present is True for _, present, *_ in entry.findings])
+    folders = set()
+    for result in journal.results():
+        scores.append([finding["score"] for finding in result.findings])
+        called.append([finding["present"] is True for finding in result.findings])
+        folders.add(os.path.dirname(os.path.join(about["folder"], result.image)))
     table = pd.DataFrame(index=pd.Index(predictor.class_names, name="finding"))
     thresholds = [predictor.thresholds[name] for name in predictor.class_names]
     table["threshold"] = ["none" if each is None else f"{each:.3f}" for each in thresholds]
@@ -300,8 +374,7 @@ def about_page(about: dict[str, Any], progress: Progress, predictor: Predictor) 
     table["median score"] = [f"{score:.3f}" for score in np.median(scores, axis=0)]
     table["highest score"] = [f"{score:.3f}" for score in np.max(scores, axis=0)]
 
-    paths = (os.path.join(about["folder"], image) for image in progress.places)
-    synthetic = what_images_are({os.path.dirname(path) for path in paths})
+    synthetic = what_images_are(folders)
     notes = ["Nothing here says whether a heatmap is right: no boxes are known."]
     if predictor.synthetic:
         notes.append("The network was trained on synthetic images, not on radiographs.")

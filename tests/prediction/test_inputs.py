@@ -73,7 +73,7 @@ def test_folder_of_results_behind_a_link_is_left_out(folder):
 def test_folder_of_other_results_is_left_out(folder):
     (folder / "in/predictions/overlays").mkdir(parents=True)
     (folder / "in/predictions/overlays/a.png.png").write_text("")
-    (folder / "in/predictions/.progress-ab-0.jsonl").write_text("")
+    (folder / "in/predictions/.progress-ab-0.sqlite").write_text("")
     assert found(folder, "in")[1] == INSIDE
 
 

@@ -1,92 +1,101 @@
 import os
 
 import pytest
-from entries import entry
+from recorded import result_of
 
-from pylon.prediction import journal
-from pylon.prediction.inputs import Found, fingerprint
-from pylon.prediction.journal import Progress, Recorder, line_of, parse
+from pylon.prediction.journal import Journal, Result, fingerprint, has_results, opened
+from pylon.system.errors import UserError
 from pylon.viewer.page import file_of
 
 
-def test_entries_are_read_back_in_any_order(tmp_path):
-    recorder = Recorder(tmp_path, "ab", 0, 1)
-    recorder.add([entry("b"), entry("a\n\udcff")], ["bad"])
-    recorder.add([entry("c", 1 / 3)], [])
-    progress = Progress(tmp_path, "ab")
-    assert progress.run == 1
-    assert progress.bad == {"bad"}
-    images = ["c", "a\n\udcff", "b"]
-    assert list(progress.entries(images)) == [entry("c", 1 / 3), entry("a\n\udcff"), entry("b")]
+@pytest.fixture
+def journal(tmp_path) -> Journal:
+    return Journal(tmp_path, "ab")
 
 
-WHOLE = line_of(1, [entry("b")], [])
+def bad(image: str) -> Result:
+    return Result(image, "1 1", "cannot be read")
 
 
-@pytest.mark.parametrize(
-    "torn", [WHOLE[:30], WHOLE[:-1], WHOLE.replace(b"40", b"41"), bytes(50), b"[]\n", b"[" * 99999]
-)
-def test_torn_line_is_left_out_and_removed(tmp_path, torn):
-    Recorder(tmp_path, "ab", 0, 1).add([entry("a")], [])
-    path = tmp_path / ".progress-ab-0.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn)
-    if torn != WHOLE[:-1]:
-        path.write_bytes(whole + torn + WHOLE)  # nothing after it counts either
-    assert list(Progress(tmp_path, "ab").places) == ["a"]
-    Recorder(tmp_path, "ab", 0, 2)
-    assert path.read_bytes() == whole
+def left(journal: Journal, images: list[str]) -> tuple[list[str], int]:
+    return journal.start_run(images, "", lambda _: [])
 
 
-def test_later_run_counts_whatever_the_process(tmp_path):
-    Recorder(tmp_path, "ab", 1, 1).add([entry("a", 0.1)], [])
-    Recorder(tmp_path, "ab", 0, 2).add([entry("a", 0.2)], [])
-    assert list(Progress(tmp_path, "ab").entries(["a"])) == [entry("a", 0.2)]
+def test_results_are_read_back_sorted(journal):
+    journal.add([result_of("b"), result_of("a\n\udcff"), bad("bad")], 1, 0)
+    journal.add([result_of("c", 1 / 3)], 1, 1)
+    expected = [result_of("a\n\udcff"), result_of("b"), result_of("c", 1 / 3)]
+    assert list(journal.results()) == expected
 
 
-def test_progress_of_another_origin_does_not_count(tmp_path):
-    Recorder(tmp_path, "cd", 0, 1).add([entry("a", 0.1)], ["b"])
-    progress = Progress(tmp_path, "ab")
-    assert (progress.places, progress.bad, progress.run) == ({}, set(), 0)
+def test_a_batch_is_recorded_as_a_whole_or_not_at_all(journal, tmp_path):
+    journal.add([result_of("a")], 1, 0)
+
+    def stop_after_a_row() -> None:
+        with opened(tmp_path / ".progress-ab-0.sqlite") as file:
+            file.execute("INSERT INTO results SELECT x'62', run, fingerprint, result FROM results")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_a_row()
+    assert list(journal.results()) == [result_of("a")]
 
 
-def test_image_that_has_become_unreadable_has_no_entry(tmp_path):
-    Recorder(tmp_path, "ab", 0, 1).add([entry("a"), entry("b")], ["c"])
-    Recorder(tmp_path, "ab", 0, 2).add([entry("c")], ["a"])
-    progress = Progress(tmp_path, "ab")
-    assert sorted(progress.places) == ["b", "c"]
-    assert progress.bad == {"a"}
+def test_full_disk(tmp_path):
+    def fill() -> None:
+        with opened(tmp_path / "full.sqlite") as file:
+            file.execute("PRAGMA max_page_count = 4")
+            file.execute("INSERT INTO results VALUES (x'00', 1, '', ?)", ["x" * 99999])
+
+    full = r"full\.sqlite cannot be written \(database or disk is full\); free up space"
+    with pytest.raises(UserError, match=full):
+        fill()
 
 
-def test_entries_of_runs_that_alternate_are_parsed_once(tmp_path, monkeypatch):
-    for run in (1, 2):
-        names = [f"{k:03}" for k in range(run, 200, 2)]
-        Recorder(tmp_path, "ab", 0, run).add([entry(name) for name in names], [])
-    progress = Progress(tmp_path, "ab")
-    lines = []
-    monkeypatch.setattr(journal, "parse", lambda line: lines.append(line) or parse(line))
-    assert [each.image for each in progress.entries(sorted(progress.places))] == [
-        f"{k:03}" for k in range(1, 200)
-    ]
-    assert len(lines) == 2
+@pytest.mark.parametrize("read", [has_results, lambda out: list(Journal(out, "ab").results())])
+def test_damaged_file_is_named(tmp_path, read):
+    (tmp_path / ".progress-ab-0.sqlite").write_bytes(b"mine" * 999)
+    with pytest.raises(UserError, match=r"-0\.sqlite is damaged \(file is not a database\); del"):
+        read(tmp_path)
 
 
-def test_images_left(tmp_path):
+def test_later_run_counts_whatever_the_process(journal):
+    journal.add([result_of("a", 0.1)], 1, 1)
+    journal.add([result_of("a", 0.2)], 2, 0)
+    assert list(journal.results()) == [result_of("a", 0.2)]
+    journal.add([result_of("a", 0.3)], 3, 1)
+    assert list(journal.results()) == [result_of("a", 0.3)]
+
+
+def test_results_of_another_origin_do_not_count(journal, tmp_path):
+    Journal(tmp_path, "cd").add([result_of("a"), bad("b")], 1, 0)
+    assert list(journal.results()) == []
+    assert left(journal, ["a", "b"]) == (["a", "b"], 1)
+    assert has_results(tmp_path)
+
+
+def test_image_that_has_become_unreadable_has_no_result(journal):
+    journal.add([result_of("a"), result_of("b"), bad("c")], 1, 0)
+    journal.add([result_of("c"), bad("a")], 2, 0)
+    assert [result.image for result in journal.results()] == ["b", "c"]
+    assert left(journal, ["a", "d"]) == (["d", "a"], 3)
+
+
+def test_images_left(journal, tmp_path):
     (tmp_path / "images").mkdir()
     for name in ("a", "b", "c", "d", "e"):
         (tmp_path / "images" / name).write_text(name)
-    files = {name: fingerprint(str(tmp_path / "images" / name)) for name in "abcd"}
-    entries = [entry(name)._replace(bytes=size, modified_ns=ns)
-               for name, (size, ns) in files.items()]  # fmt: skip
-    Recorder(tmp_path, "ab", 0, 1).add(entries, ["0"])
+    known = {name: fingerprint(str(tmp_path / "images" / name)) for name in "abcd"}
+    results = [result_of(name)._replace(fingerprint=file) for name, file in known.items()]
+    journal.add([*results, bad("0")], 1, 0)
     (tmp_path / "overlays").mkdir()
     for name in ("a", "b", "d"):
         (tmp_path / f"overlays/{name}.png").write_text("")
     os.utime(tmp_path / "images/b", ns=(1, 1))
-    found = Found(str(tmp_path / "images"), ["0", "a", "b", "c", "d", "e"], {})
+    given = (["0", "a", "b", "c", "d", "e"], str(tmp_path / "images"))
     # 0 could not be read, b has changed, c has no picture, e is new
-    assert Progress(tmp_path, "ab").left(found, lambda _: ["overlays"]) == ["b", "c", "e", "0"]
-    assert Progress(tmp_path, "ab").left(found, lambda _: []) == ["b", "e", "0"]
+    assert journal.start_run(*given, lambda _: ["overlays"]) == (["b", "c", "e", "0"], 2)
+    assert journal.start_run(*given, lambda _: []) == (["b", "e", "0"], 2)
 
 
 def test_names_of_files(tmp_path):

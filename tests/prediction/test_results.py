@@ -1,13 +1,14 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from entries import entry
+from recorded import result_of
 
-from pylon.prediction.journal import Progress, Recorder
+from pylon.prediction.journal import Journal, Result
 from pylon.prediction.outputs import labels_to_draw, maps_file
-from pylon.prediction.results import about_page, coco_images, coco_results, open_results, table
+from pylon.prediction.results import about_page, open_results, rows_of, write_results
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json
 
@@ -18,41 +19,57 @@ ABOUT = {
 }  # fmt: skip
 
 
-def test_table(tmp_path):
-    lines = b"".join(table([entry('a,"b.png'), entry("c\udcff")], ["Mass", "Cavity, big"]))
-    assert lines.decode().splitlines() == [
+def write(out: Path, results: list[Result], class_names: list[str], save_coco: bool) -> None:
+    """Write the tables of some results."""
+    journal = Journal(out, "ab")
+    journal.add(results, 1, 0)
+    about = {**ABOUT, "options": {"save_coco": save_coco, "html": False}}
+    write_results(journal, about, SimpleNamespace(class_names=class_names), {}, {})
+
+
+def test_predictions_csv(tmp_path):
+    results = [result_of('a,"b.png'), result_of("c\udcff")]
+    for result in results:
+        result.findings[1].update(label="Cavity, big", point=None, box=None)
+    write(tmp_path, results, ["Mass", "Cavity, big"], save_coco=False)
+    assert (tmp_path / "predictions.csv").read_text().splitlines() == [
         "image,label,score,present,point_row,point_column,box_x,box_y,box_w,box_h",
         '"a,""b.png",Mass,0.25,1,1,2,3,4,5,6',
-        '"a,""b.png","Cavity, big",0.1,,7,8,9,10,11,12',
+        '"a,""b.png","Cavity, big",0.1,,,,,,,',
         "c\\xff,Mass,0.25,1,1,2,3,4,5,6",
-        'c\\xff,"Cavity, big",0.1,,7,8,9,10,11,12',
+        'c\\xff,"Cavity, big",0.1,,,,,,,',
     ]
+    assert not (tmp_path / "coco.json").exists()
 
 
 def test_a_class_that_is_not_called_present_is_0_in_the_table():
-    for present, cell in ((True, "1"), (False, "0"), (None, "")):
-        of_one = entry("a.png")
-        of_one.findings[1][1] = present
-        line = b"".join(table([of_one], ["Mass", "Hernia"])).decode().splitlines()[2]
-        assert line == f"a.png,Hernia,0.1,{cell},7,8,9,10,11,12"
+    for present, cell in ((True, 1), (False, 0), (None, None)):
+        result = result_of("a.png")
+        result.findings[1]["present"] = present
+        row = rows_of(result)[1]
+        assert row == ["a.png", "Hernia", 0.1, cell, 7, 8, 9, 10, 11, 12]
+        assert type(row[3]) is type(cell)  # True would be written as a word
 
 
 def test_page_of_predictions_tells_median_highest_and_called(tmp_path):
     """Three images; a class that is never called, and one without a threshold."""
-    recorder = Recorder(tmp_path, "ab", 0, 1)
+    names = ("Mass", "Hernia", "Edema")
+    journal = Journal(tmp_path, "ab")
     for name, scores in (("a", (0.2, 0.9, 0.4)), ("b", (0.8, 0.1, 0.1)), ("c", (0.3, 0.5, 0.3))):
         present = [scores[0] >= 0.25, False, None]
-        found = zip(scores, present, strict=True)
-        findings = [[score, called, 0, 0, 0, 0, 1, 1] for score, called in found]
-        recorder.add([entry(name)._replace(findings=findings)], [])
+        findings = [
+            {"label": label, "score": score, "present": called}
+            for label, score, called in zip(names, scores, present, strict=True)
+        ]
+        journal.add([result_of(name)._replace(findings=findings)], 1, 0)
     predictor = SimpleNamespace(
-        class_names=("Mass", "Hernia", "Edema"),
+        class_names=names,
         thresholds={"Edema": None, "Hernia": 0.95, "Mass": 0.25},  # in another order
         synthetic=None,
         are_probabilities=True,
     )
     about = {**ABOUT, "folder": str(tmp_path), "options": {"scale": "absolute"}}
-    said = about_page(about, Progress(tmp_path, "ab"), predictor)
+    said = about_page(about, journal, predictor)
     assert said.title == "9 heatmaps of 3 images"
     assert said.table.reset_index().to_numpy().tolist() == [
         ["Mass", "0.250", "2", "0.300", "0.800"],
@@ -65,33 +82,29 @@ def test_page_of_predictions_tells_median_highest_and_called(tmp_path):
 
 def test_coco_files_are_read_by_pycocotools(tmp_path, capsys):
     coco = pytest.importorskip("pycocotools.coco")
-    entries = [entry("a.png"), entry("b.png", 0.75)]
-    (tmp_path / "coco.json").write_bytes(b"".join(coco_images(entries, ["Mass", "Hernia"])))
-    (tmp_path / "results.json").write_bytes(b"".join(coco_results(entries)))
+    results = [result_of("a.png"), result_of("b.png", 0.75)._replace(height=128, width=96)]
+    results[1].findings[1].update(point=None, box=None)  # a flat map
+    write(tmp_path, results, ["Mass", "Hernia"], save_coco=True)
     images = coco.COCO(str(tmp_path / "coco.json"))
-    results = images.loadRes(str(tmp_path / "results.json"))
-    assert [image["file_name"] for image in images.loadImgs(images.getImgIds())] == [
-        "a.png", "b.png"
+    boxes = images.loadRes(str(tmp_path / "coco_results.json"))
+    of_images = images.loadImgs(images.getImgIds())
+    assert [(image["file_name"], image["width"], image["height"]) for image in of_images] == [
+        ("a.png", 30, 40), ("b.png", 96, 128)
     ]  # fmt: skip
-    assert [each["name"] for each in results.loadCats(results.getCatIds())] == ["Mass", "Hernia"]
-    found = results.loadAnns(results.getAnnIds(imgIds=[2], catIds=[1]))
+    assert [each["name"] for each in boxes.loadCats(boxes.getCatIds())] == ["Mass", "Hernia"]
+    found = boxes.loadAnns(boxes.getAnnIds(imgIds=[2], catIds=[1]))
     assert [(each["bbox"], each["score"]) for each in found] == [([3, 4, 5, 6], 0.75)]
-    found = results.loadAnns(results.getAnnIds(imgIds=[1], catIds=[2]))
+    found = boxes.loadAnns(boxes.getAnnIds(imgIds=[1], catIds=[2]))
     assert [(each["bbox"], each["score"]) for each in found] == [([9, 10, 11, 12], 0.1)]
-    assert len(results.getAnnIds()) == 4
-    sizes = {(image["height"], image["width"]) for image in images.loadImgs(images.getImgIds())}
-    assert sizes == {(40, 30)}
+    assert len(boxes.getAnnIds()) == 3
 
 
-def test_coco_files_without_images():
-    assert json.loads(b"".join(coco_images([], ["Mass"])))["images"] == []
-    assert json.loads(b"".join(coco_results([]))) == []
-
-
-def test_coco_images_have_their_own_sizes():
-    entries = [entry("a.png"), entry("b.png")._replace(height=128, width=96)]
-    written = json.loads(b"".join(coco_images(entries, ["Mass"])))["images"]
-    assert [(each["width"], each["height"]) for each in written] == [(30, 40), (96, 128)]
+def test_coco_results_without_boxes(tmp_path):
+    result = result_of("a.png")
+    for finding in result.findings:
+        finding["box"] = None
+    write(tmp_path, [result], ["Mass", "Hernia"], save_coco=True)
+    assert json.loads((tmp_path / "coco_results.json").read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -131,10 +144,11 @@ def test_maps_file(tmp_path):
 def test_results_of_other_origin_are_refused(tmp_path):
     open_results(tmp_path, {**ABOUT, "device": "mps"})
     open_results(tmp_path, ABOUT)  # there are no results yet
-    Recorder(tmp_path, "0", 0, 1).add([], ["bad.png"])
+    journal = Journal(tmp_path, "0")
+    journal.add([Result("bad.png", "1 1", "cannot be read")], 1, 0)
     open_results(tmp_path, {**ABOUT, "device": "mps"})
     open_results(tmp_path, ABOUT)
-    Recorder(tmp_path, "0", 0, 1).add([entry("a.png")], [])
+    journal.add([result_of("a.png")], 1, 0)
     open_results(tmp_path, ABOUT)
     for change, sentence in (
         ({"options": {**ABOUT["options"], "save_maps": True}}, "--save-maps False, not True"),
