@@ -193,8 +193,9 @@ def die_in_record(number: int) -> None:
             yield file
             left[0] -= 1
             if left[0] == 0:
+                # more than stays in memory
                 file.execute("PRAGMA cache_size = 1")
-                file.execute("UPDATE results SET result = replace(result, '0.', '1.')")
+                file.execute("UPDATE results SET result = hex(randomblob(99999))")
                 os.kill(os.getpid(), signal.SIGKILL)
 
     journal.opened = opened_or_die
