@@ -93,7 +93,7 @@ from functools import partial
 
 from accelerate.utils import gather_object
 
-from pylon.checkpoints.starter import find_starter, introduce_starter
+from pylon.checkpoints.starter import find_starter
 from pylon.drawing import SHEET_PANEL
 from pylon.evaluation.runtime import device_for, require_installed, sentence_about
 from pylon.evaluation.selection import check_method, require_classes
@@ -123,8 +123,9 @@ def main(options: Options) -> None:
     accelerator = make_accelerator(device, options.precision)
     say = accelerator.print
     if options.checkpoint is None:
-        options = replace(options, checkpoint=find_starter())
-        say(introduce_starter())
+        starter, introduction = find_starter()
+        options = replace(options, checkpoint=starter)
+        say(introduction)
     if options.export_onnx is not None:
         source = (options.checkpoint, options.export_onnx)
         say(on_main_process(accelerator, lambda: export_onnx(*source)))

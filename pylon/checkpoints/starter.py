@@ -16,19 +16,19 @@ STARTER = Path(__file__).parents[2] / "save/starter/0/best"
 TRAINED_ON = "trained_on.txt.gz"
 
 
-def find_starter() -> Path:
-    """Folder of the starter network; a UserError if it is not there."""
+def find_starter() -> tuple[Path, str]:
+    """Folder of the starter network, and a sentence about it, with the scores in its README.md.
+
+    Raises:
+        UserError: it is not there.
+    """
     if not STARTER.is_dir():
         raise UserError(
             "the starter network is not here: it comes with the repository, as "
             "save/starter/0/best, not with an installed package; name another checkpoint"
         )
     here = Path.cwd()
-    return STARTER.relative_to(here) if STARTER.is_relative_to(here) else STARTER
-
-
-def introduce_starter() -> str:
-    """One sentence about the starter network, with the scores in its README.md."""
+    path = STARTER.relative_to(here) if STARTER.is_relative_to(here) else STARTER
     results = ModelCard.load(STARTER / "README.md").data.eval_results or []
     score = {result.metric_name: result for result in results}
     sentence = "no checkpoint is named, so the starter network is used"
@@ -39,7 +39,7 @@ def introduce_starter() -> str:
             f"{points.metric_value:.0%} of the boxes, a fixed point at "
             f"{points.metric_args['control']:.0%}"
         )
-    return f"{sentence}; see save/starter/0/best/README.md"
+    return path, f"{sentence}; see save/starter/0/best/README.md"
 
 
 def require_unseen(path: Path, test: pd.DataFrame) -> None:

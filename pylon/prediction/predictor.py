@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pylon.checkpoints.checkpoint import find_checkpoint
-from pylon.checkpoints.starter import find_starter, introduce_starter
+from pylon.checkpoints.starter import find_starter
 from pylon.checkpoints.training_json import calibration_of
 from pylon.data.image_like import ImageLike, Images, pixels_of_any
 from pylon.data.pixels import Pixels, Window
@@ -170,8 +170,8 @@ class Predictor:
             raise ValueError(f"window must be a centre and a width of at least 1, got {window}")
         device = device_for(runtime, device, precision, method)
         if checkpoint is None:
-            checkpoint = find_starter()
-            print(introduce_starter(), file=sys.stderr)
+            checkpoint, introduction = find_starter()
+            print(introduction, file=sys.stderr)
         self.path = find_checkpoint(checkpoint)
         self.model, self.card = open_checkpoint(self.path)
         self.device = device_of(device)

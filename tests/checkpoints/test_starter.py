@@ -8,12 +8,7 @@ import pytest
 
 import pylon
 from pylon.checkpoints import starter
-from pylon.checkpoints.starter import (
-    TRAINED_ON,
-    find_starter,
-    introduce_starter,
-    require_unseen,
-)
+from pylon.checkpoints.starter import TRAINED_ON, find_starter, require_unseen
 from pylon.system.errors import UserError
 
 README = """---
@@ -34,12 +29,12 @@ model-index:
 def test_starter_introduces_itself_with_its_scores(tmp_path, monkeypatch):
     monkeypatch.setattr(starter, "STARTER", tmp_path)
     (tmp_path / "README.md").write_text(README)
-    assert introduce_starter() == (
+    assert find_starter()[1] == (
         "no checkpoint is named, so the starter network is used: AUROC 0.71; it points at 41% of "
         "the boxes, a fixed point at 34%; see save/starter/0/best/README.md"
     )
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A network\n")
-    assert "AUROC" not in introduce_starter()
+    assert "AUROC" not in find_starter()[1]
 
 
 def test_starter_is_named_from_the_working_directory(tmp_path, monkeypatch):
@@ -47,11 +42,12 @@ def test_starter_is_named_from_the_working_directory(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^the starter network is not here: it comes with"):
         find_starter()
     (tmp_path / "save/best").mkdir(parents=True)
+    (tmp_path / "save/best/README.md").write_text(README)
     monkeypatch.chdir(tmp_path)
-    assert find_starter() == Path("save/best")
+    assert find_starter()[0] == Path("save/best")
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    assert find_starter() == tmp_path / "save/best"
+    assert find_starter()[0] == tmp_path / "save/best"
 
 
 def test_images_that_a_network_has_seen_are_refused(tmp_path):
