@@ -1,6 +1,7 @@
 """Command line of the scripts: parse options, and report an error in one clear sentence."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -42,7 +43,10 @@ def parse(options: type[Options]) -> Options:
     sys.stdout.reconfigure(errors="backslashreplace")
     # for downloaded weights, which other libraries load
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    return tyro.cli(options)
+    parsed = tyro.cli(options)
+    # looking for garbage among all that the slow imports create takes seconds; `start` resumes
+    gc.disable()
+    return parsed
 
 
 def start(
@@ -55,6 +59,9 @@ def start(
     Ctrl-C and SIGTERM exit with 130 and 143, the loss of another process with 1, after a line that
     ends with `after_stop`.
     """
+    # what was imported stays until the end
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -30,7 +30,6 @@ import pandas as pd
 from pylon.data.images import read_image
 from pylon.drawing import COLOURS, LEVELS, MOST_OPAQUE, SHEET_PANEL, Scale, contour_path, fit
 from pylon.scoring.rows import Rows
-from pylon.scoring.tables import boxed_classes
 from pylon.system.files import as_text, write_atomically, write_together
 from pylon.system.progress import track
 
@@ -291,6 +290,9 @@ def title_of_page(rows: int, images: int, synthetic: str | None) -> str:
 
 def scores_of_boxes(rows: Rows, table: pd.DataFrame) -> pd.DataFrame:
     """The table on top of the page: point localization by class, with intervals."""
+    # here, as predictions do without it, and its statistics take half a second
+    from pylon.scoring.tables import boxed_classes
+
     seed = table.index[0]
     shown = table.map(lambda score: "" if np.isnan(score) else f"{score:.3f}")
     counts = rows.table["pathology"].value_counts()

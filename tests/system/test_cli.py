@@ -1,6 +1,7 @@
 """Command line of the scripts: options, and one sentence and an exit code for an error."""
 
 import errno
+import gc
 import io
 import signal
 import subprocess
@@ -22,10 +23,12 @@ class Options:
 
 
 @pytest.fixture(autouse=True)
-def handler_as_before():
+def process_as_before():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+    gc.unfreeze()
+    gc.enable()
 
 
 def ending_of(error: BaseException, capsys) -> tuple[int, str]:
@@ -42,6 +45,16 @@ def ending_of(error: BaseException, capsys) -> tuple[int, str]:
 def test_options_are_parsed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script.py", "--up-layers", "2"])
     assert parse(Options) == Options(up_layers=2)
+
+
+def test_garbage_is_not_collected_between_parsing_and_start(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    options = parse(Options)
+    assert not gc.isenabled()
+    frozen = gc.get_freeze_count()
+    start(lambda _: None, options)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
 
 
 def test_user_error_is_one_sentence(capsys):
