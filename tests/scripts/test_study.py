@@ -3,6 +3,7 @@
 `make study` itself is not run.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib.figure import Figure
 from tables import write_table
 
+import curve
 import study
 import study_report
 import study_tables
@@ -286,3 +289,35 @@ def test_faulty_boxes_are_refused_before_training(phantom, tmp_path):
         study.check_data(options)
     with pytest.raises(UserError, match="nowhere"):
         study.check_data(study.Options(data=tmp_path / "nowhere"))
+
+
+def test_learning_curve_shows_scores_with_intervals(folder, monkeypatch):
+    for name, images in zip(BETTER, (1000, 200, 3000), strict=True):
+        path = folder / f"save/study-{name}/0/best/training.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"data": {"images": {"train": images}}}))
+    drawn = []
+    monkeypatch.setattr(curve, "draw_intervals", lambda _, *shown: drawn.append(shown))
+    names = ("study-backbone-max", "study-pylon")
+    curve.main(curve.Options(names, folder / "curve.png"))
+    assert [images for images, _ in drawn] == [[200, 1000], [200, 1000]]
+    assert [[round(table.iloc[0], 2) for table in tables] for _, tables in drawn] == [
+        [0.9, 0.9],
+        [0.5, 0.7],
+    ]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_learning_curve_draws_each_interval():
+    axes = Figure().subplots()
+    table = pd.Series({"7": 0.5, "mean": 0.5, "7 low": 0.25, "7 high": 1.0, "prior": 0.1})
+    curve.draw_intervals(axes, [100], [table])
+    (bar,) = axes.containers[0].lines[2]
+    assert bar.get_segments()[0].tolist() == [[100, 0.25], [100, 1.0]]
+
+
+@pytest.mark.parametrize("names", [(), ("absent",)])
+def test_learning_curve_of_no_network_is_refused(tmp_path, monkeypatch, names):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--name"):
+        curve.main(curve.Options(names))
