@@ -3,29 +3,48 @@
     python tools/download.py --out data                      # needs 90.2 GB of disk
     python tools/download.py --out data --remove-archives    # needs 48.0 GB
 
-Writes the lists, images_001.tar.gz to images_012.tar.gz, images_001/images/ to images_012/images/,
-and downloads.json (sizes and hashes) to OUT. The same command resumes after an interruption.
-Tested with a server on the same machine, never with NIH's.
+Writes the lists, images_001.tar.gz to images_012.tar.gz, and images_001/images/ to
+images_012/images/ to OUT. The same command resumes after an interruption. Tested with a server on
+the same machine, never with NIH's.
 """
 
 import csv
+import gzip
 import hashlib
-import json
+import http.client
 import os
 import re
 import shutil
+import tarfile
 import time
+import urllib.error
+import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from pylon.data.chestxray14 import MARK, WHERE
 from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
-from pylon.system.files import hold_lock, write_atomically
+from pylon.system.files import hold_lock, one_line
 from pylon.system.progress import track
-from untrusted import MB, Broken, Source, receive, size_of, unpack
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to download."""
+
+    name: str
+    url: str  # http or https
+    size: int  # bytes
+    digest: str  # MD5 or SHA-256, hexadecimal
+
+    @property
+    def is_archive(self) -> bool:
+        return self.name.endswith(".tar.gz")
+
 
 # Links of the archives: from NIH's batch_download_zips.py. Its copies in two repositories agree on
 # all twelve: Sim-ai/CheXclusion, batch_download_zips.py, and apache/incubator-teaclave,
@@ -71,9 +90,11 @@ NIH = tuple(
     Source(f"images_{number:03}.tar.gz", STATIC.format(key), size, digest)
     for number, (key, size, digest) in enumerate(ARCHIVES, start=1)
 )
-SIZES = {source.name: source.size for source in NIH}  # bytes
-RECORD = "downloads.json"
-# in a row without a new byte: three minutes of pauses, and up to one for each answer (TIMEOUT)
+MB = 1_000_000  # bytes
+LARGEST = 8_000 * MB  # that an archive may take when it is unpacked; NIH's take 4.2 GB at most
+TIMEOUT = 60  # seconds without a byte, after which a connection counts as broken
+BUSY = {408, 425, 429, 500, 502, 503, 504}  # answers after which it makes sense to ask again
+# in a row without a new byte: three minutes of pauses, and up to TIMEOUT for each answer
 ATTEMPTS = 8
 
 
@@ -84,10 +105,14 @@ class Options:
     out: Path = Path("data")
     """Folder for the lists, the archives and the images."""
     links: Path | None = None
-    """Csv file with other links (a mirror, or NIH's if they have changed): columns name, url and,
-    if known, size (in bytes) and hash (MD5 or SHA-256, in hexadecimal)."""
+    """Csv file with other links (a mirror, or NIH's if they have changed): columns name and url.
+    Sizes and hashes stay those of NIH's files."""
     remove_archives: bool = False
     """Remove each archive after its images are unpacked."""
+
+
+class Broken(Exception):
+    """Why a transfer ended early; another attempt may succeed."""
 
 
 if __name__ == "__main__":
@@ -96,31 +121,60 @@ if __name__ == "__main__":
 
 def main(options: Options) -> None:
     out = options.out
-    sources = NIH if options.links is None else read_links(options.links)
+    sources = NIH if options.links is None else with_links(NIH, options.links)
+    archives = [source for source in sources if source.is_archive]
     prepare(out)
-    recorded = read_record(out / RECORD)
-    archives = [source for source in sources if source.name.endswith(".tar.gz")]
     require_room(out, archives, options.remove_archives)
 
     # the lists; one that is there is kept, labels also under the name of another edition
     for source in sources:
         pattern = "Data_Entry_2017*.csv" if source.name == LABELS else source.name
-        if source not in archives and not any(out.glob(pattern)):
-            fetch(source, out, recorded)
+        if not source.is_archive and not any(out.glob(pattern)):
+            fetch(source, out)
 
     # the archives, one after the other
     for source in archives:
         folder = folder_of(out, source)
-        if not folder.is_dir():
-            fetch(source, out, recorded)
-            print(f"{folder}: {unpack(out / source.name, folder):,} images", flush=True)
         archive = out / source.name
+        if not folder.is_dir():
+            fetch(source, out)
+            print(f"{folder}: {unpack(archive, folder):,} images", flush=True)
         if options.remove_archives and archive.exists():
             # the images must be on the disk before their archive is gone
             if hasattr(os, "sync"):
                 os.sync()
             archive.unlink()
     print(f"complete; now run python tools/check_data.py --data {out}")
+
+
+def with_links(sources: tuple[Source, ...], path: Path) -> tuple[Source, ...]:
+    """Replace links by those of a csv file; a file without a row in it keeps its own.
+
+    Raises:
+        UserError: the csv file cannot be read, or a row is wrong.
+    """
+    try:
+        reader = csv.DictReader(path.read_text("utf-8-sig").splitlines())
+        lines = [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a csv file ({error}); see --links") from error
+    lacking = {"name", "url"}.difference(reader.fieldnames or ())
+    if lacking:
+        raise UserError(f"{path} has no column {min(lacking)!r}; see --links")
+    by_name = {source.name: source for source in sources}
+    for line, row in lines:
+        name = (row["name"] or "").strip()
+        url = (row["url"] or "").strip()
+        if name not in by_name:
+            known = ", ".join(by_name)
+            raise UserError(f"{path}, line {line}: {name!r} is not one of {known}; correct it")
+        if not re.fullmatch(r"https?://[!-~]+", url):
+            raise UserError(
+                f"{path}, line {line}: url {url!r} is not a link that starts with https:// or "
+                "http://; correct it"
+            )
+        by_name[name] = replace(by_name[name], url=url)
+    return tuple(by_name.values())
 
 
 def folder_of(out: Path, archive: Source) -> Path:
@@ -148,12 +202,11 @@ def require_room(out: Path, archives: list[Source], remove: bool) -> None:
     for source in archives:
         if folder_of(out, source).is_dir():
             continue
-        size = source.size or SIZES[source.name]
         have = size_of(out / source.name) or size_of(part_of(out, source))
         # images cannot be compressed further, so that they take as much as their archive
-        used += max(size - have, 0) + size
+        used += max(source.size - have, 0) + source.size
         most = max(most, used)
-        used -= size if remove else 0
+        used -= source.size if remove else 0
     free = shutil.disk_usage(out).free
     if most > free:
         cure = "" if remove else ", use --remove-archives"
@@ -168,34 +221,36 @@ def part_of(out: Path, source: Source) -> Path:
     return out / f".{source.name}.part"
 
 
-def fetch(
-    source: Source,
-    out: Path,
-    recorded: dict[str, dict],
-    pause: Callable[[float], None] = time.sleep,
-) -> None:
-    """Download a file unless it is there; check and record it.
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; 0 if it does not exist."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def fetch(source: Source, out: Path, pause: Callable[[float], None] = time.sleep) -> None:
+    """Download a file unless it is there, and check its size and hash.
 
     Raises:
-        UserError: it cannot be had, or is not the right one.
+        UserError: it cannot be had, or is not the right one; then a download is removed.
     """
     path = out / source.name
     part = part_of(out, source)
-    downloaded = not path.exists()
     try:
-        if downloaded:
-            receive_all(source, part, pause)
-        digest = check(source, part if downloaded else path, recorded)
+        if path.exists():
+            check(source, path, "remove it")
+            return
+        receive_all(source, part, pause)
+        try:
+            again = "run the same command again, or give another link with --links"
+            check(source, part, f"it came from {source.url}, and is removed; {again}")
+        except UserError:
+            part.unlink()
+            raise
     except UserError as error:
         raise UserError(
             f"{error} (NIH's page is {WHERE}; a file that you put into {out} yourself is not "
             "downloaded)"
         ) from error
-    if downloaded:
-        recorded[source.name] = {"url": source.url, "size": size_of(part), "hash": digest}
-        write_atomically(out / RECORD, json.dumps(recorded, indent=2).encode())
-        os.replace(part, path)
-        part.with_name(f"{part.name}.json").unlink(missing_ok=True)
+    os.replace(part, path)
 
 
 def receive_all(source: Source, part: Path, pause: Callable[[float], None]) -> None:
@@ -205,8 +260,8 @@ def receive_all(source: Source, part: Path, pause: Callable[[float], None]) -> N
     while True:
         try:
             begun = size_of(part) // MB
-            total = (source.size or SIZES[source.name]) // MB - begun
             received = megabytes(receive(source, part), begun)
+            total = source.size // MB - begun
             for _ in track(received, source.name, "megabyte", total, shown=total > 0):
                 pass
             return
@@ -230,79 +285,149 @@ def megabytes(positions: Iterator[int], done: int) -> Iterator[None]:
             yield
 
 
-def check(source: Source, path: Path, recorded: dict[str, dict]) -> str:
-    """Compare a file's size and hash with those known or recorded; return the hash.
+def receive(source: Source, part: Path) -> Iterator[int]:
+    """Receive a file, or the rest of it, into `part`; yield the number of bytes so far.
 
     Raises:
-        UserError: they differ. A file that was just downloaded is removed.
+        Broken: the transfer ended early; `part` keeps what arrived.
+        UserError: another attempt would not help.
     """
-    expected = source.digest or recorded.get(source.name, {}).get("hash", "")
-    digest = hashlib.new("md5" if len(expected) == 32 else "sha256", usedforsecurity=False)
+    have = size_of(part)
+    if have > source.size:
+        part.unlink()
+        have = 0
+    if have == source.size:
+        return
+    with connect(source, have) as response:
+        if response.headers.get_content_type() == "text/html":
+            raise UserError(
+                f"{source.name}: {source.url} sent a web page instead of the file; give another "
+                "link with --links, or get the file in a browser"
+            )
+        # some servers send the whole file when they are asked for the rest
+        have = have if response.status == 206 else 0
+        with open(part, "ab" if have else "wb") as file:
+            while have <= source.size:
+                try:
+                    content = response.read1(MB)
+                except (OSError, http.client.HTTPException) as error:
+                    raise Broken(one_line(str(error)) or type(error).__name__) from error
+                if not content:
+                    break
+                have += len(content)
+                try:
+                    file.write(content)
+                except OSError as error:
+                    raise UserError(
+                        f"{part} cannot be written ({error.strerror}); free up space, then run the "
+                        "same command again"
+                    ) from error
+                yield have
+            os.fsync(file.fileno())
+    if have < source.size:
+        raise Broken(f"the connection was closed after {have:,} of {source.size:,} bytes")
+
+
+def connect(source: Source, have: int) -> http.client.HTTPResponse:
+    """Ask for a file, from byte `have` on.
+
+    Raises:
+        Broken: no answer, or one that says to try again.
+        UserError: another attempt would not help.
+    """
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    give = "check the link, or give another one with --links"
+    try:
+        request = urllib.request.Request(source.url, headers=headers)
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        answer = one_line(f"{error.code} {error.reason}")
+        if error.code in BUSY:
+            raise Broken(f"the server answered {answer}") from error
+        raise UserError(f"{source.name}: {source.url} answers {answer}; {give}") from error
+    except (http.client.InvalidURL, UnicodeError) as error:
+        raise UserError(f"{source.name}: {source.url!r} is not a link ({error}); {give}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = one_line(str(getattr(error, "reason", error))) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            raise UserError(
+                f"{source.name}: the certificate of {source.url} cannot be verified ({reason}); "
+                f"{give}"
+            ) from error
+        raise Broken(reason) from error
+
+
+def check(source: Source, path: Path, cure: str) -> None:
+    """Raise a UserError that ends with `cure` unless a file has the right size and hash."""
     size = size_of(path)
+    if size != source.size:
+        raise UserError(
+            f"{path} is not the right file: it has {size:,} bytes, not {source.size:,}; {cure}"
+        )
+    kind = "md5" if len(source.digest) == 32 else "sha256"
+    digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
         blocks = iter(partial(file.read, MB), b"")
         title = f"checking {source.name}"
         for block in track(blocks, title, "megabyte", -(-size // MB), shown=size > MB):
             digest.update(block)
-    found = digest.hexdigest()
-    if source.size in (None, size) and expected in ("", found):
-        return found
-    where = "expected" if source.digest else f"recorded in {RECORD}"
-    wrong = f"its hash is {found}, not {expected} as {where}"
-    if source.size not in (None, size):
-        wrong = f"it has {size:,} bytes, not {source.size:,}"
-    if path.name == source.name:
-        raise UserError(f"{path} is not the right file: {wrong}; remove it")
-    path.unlink()
-    raise UserError(
-        f"{source.name} from {source.url} is not the right file, so it was removed: {wrong}; run "
-        "the same command again, or give another link with --links"
-    )
+    if digest.hexdigest() != source.digest:
+        raise UserError(
+            f"{path} is not the right file: its hash is {digest.hexdigest()}, not {source.digest}; "
+            f"{cure}"
+        )
 
 
-def read_record(path: Path) -> dict[str, dict]:
-    """What was downloaded before: url, size (bytes) and hash of each file."""
-    try:
-        recorded = json.loads(path.read_bytes()) if path.exists() else {}
-        return {name: {"hash": entry["hash"], **entry} for name, entry in recorded.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged; remove it") from error
+def unpack(archive: Path, folder: Path) -> int:
+    """Unpack a .tar.gz archive of images/NAME.png; return the number of images.
 
-
-def read_links(path: Path) -> tuple[Source, ...]:
-    """NIH's files, with links from a csv file where it has a row for them.
-
-    A row replaces everything that is known about a file: without size or hash, they are recorded
-    instead of checked.
+    `folder` is written under a temporary name beside it, so that it is either complete or absent.
 
     Raises:
-        UserError: the file cannot be read, or a row is wrong.
+        UserError: the archive is damaged, has files that would lie outside the folder, or more than
+            NIH's archives could have. Nothing is left behind.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("unpacking needs Python 3.11.4 or later; update Python")
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    total = size_of(archive) // MB
     try:
-        reader = csv.DictReader(path.read_text("utf-8-sig").splitlines())
-        lines = [(reader.line_num, row) for row in reader]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a csv file ({error}); see --links") from error
-    lacking = {"name", "url"}.difference(reader.fieldnames or ())
-    if lacking:
-        raise UserError(f"{path} has no column {min(lacking)!r}; see --links")
-    sources = {source.name: source for source in NIH}
-    for line, row in lines:
-        cells = {name: (row.get(name) or "").strip() for name in ("name", "url", "size", "hash")}
-        name, url, size, digest = cells.values()
-        wrong = None
-        if name not in sources:
-            wrong = f"{name!r} is not one of {', '.join(sources)}"
-        elif not re.fullmatch(r"https?://[!-~]+", url):
-            wrong = f"url {url!r} is not a link that starts with https:// or http://"
-        elif not re.fullmatch(r"[0-9]{0,15}", size) or size == "0":
-            wrong = f"size {size!r} is not a number of bytes"
-        elif not re.fullmatch(r"|[0-9a-fA-F]{32}|[0-9a-fA-F]{64}", digest):
-            wrong = f"hash {digest!r} is neither MD5 nor SHA-256 (32 or 64 hexadecimal digits)"
-        if wrong is not None:
-            raise UserError(f"{path}, line {line}: {wrong}; correct it")
-        sources[name] = Source(name, url, int(size) if size else None, digest.lower())
-    return tuple(sources.values())
+        positions = megabytes(extract_all(archive, temporary), 0)
+        for _ in track(positions, f"unpacking {archive.name}", "megabyte", total, total > 0):
+            pass
+        images = len(list(temporary.glob("images/*.png")))
+        if not images:
+            raise tarfile.TarError("it has no images (images/NAME.png)")
+        temporary.rename(folder)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{archive} is damaged or hostile, and is not unpacked: {one_line(str(error))}; remove "
+            "it and run the same command again; if that does not help, get it from elsewhere"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{archive} cannot be unpacked to {folder} ({error.strerror}); free up space or check "
+            "the permissions, then run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return images
+
+
+def extract_all(archive: Path, folder: Path) -> Iterator[int]:
+    """Extract an archive; yield how many bytes of it have been read after each of its files."""
+    unpacked = 0
+    with open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r|gz") as members:
+        for member in members:
+            unpacked += member.size
+            if unpacked > LARGEST:
+                raise tarfile.TarError(f"it has more than {LARGEST / 1e9:.1f} GB")
+            members.extract(member, folder, filter="data")
+            yield file.tell()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import signal
 import tarfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import bad_server
 import pytest
@@ -15,6 +16,7 @@ from bad_server import File
 from conftest import IMAGES, run_script, sentence_of, start_script
 
 import download
+from pylon.system import cli
 
 LISTS = tuple(name for name, *_ in download.LISTS)
 ARCHIVES = tuple(f"images_{number:03}.tar.gz" for number in range(1, 13))
@@ -41,27 +43,54 @@ def distributed(phantom):
 
 
 @pytest.fixture
-def server(distributed, tmp_path, monkeypatch):
-    """A server of these files; links.csv has its links, with sizes and hashes."""
+def server(distributed, monkeypatch):
+    """A server of these files."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with bad_server.running() as server:
-        rows = ["name,url,size,hash"]
-        for name, content in distributed.items():
-            server.files[f"/{name}"] = File(content)
-            digest = hashlib.md5(content).hexdigest()
-            rows.append(f"{name},{server.url('/' + name)},{len(content)},{digest}")
-        (tmp_path / "links.csv").write_text("\n".join(rows))
+        server.files |= {f"/{name}": File(content) for name, content in distributed.items()}
         yield server
 
 
-def no_pauses():
-    """In the script's process."""
-    time.sleep = lambda _: None
+@dataclass
+class Served:
+    """In the script's process: put files of a server in the place of NIH's, and do not pause."""
+
+    sources: tuple[download.Source, ...]
+    then: Callable[[], None] | None = None
+
+    def __call__(self):
+        time.sleep = lambda _: None
+        start = cli.start
+
+        def start_with_sources(main, *arguments):
+            main.__globals__["NIH"] = self.sources
+            start(main, *arguments)
+
+        cli.start = start_with_sources
+        if self.then is not None:
+            self.then()
 
 
-def run(cwd, *options, code=0, sabotage=no_pauses):
-    options = ("--out", "data", "--links", "links.csv", *options)
-    return run_script(SCRIPT, *options, cwd=cwd, code=code, sabotage=sabotage)
+def sources_of(server, contents):
+    return tuple(
+        download.Source(
+            name,
+            server.url(f"/{name}"),
+            len(contents[name]),
+            hashlib.md5(contents[name]).hexdigest(),
+        )
+        for name in (*LISTS, *ARCHIVES)
+    )
+
+
+@pytest.fixture
+def run(server, distributed, tmp_path):
+    def run(*options, code=0, then=None):
+        served = Served(sources_of(server, distributed), then)
+        options = ("--out", "data", *options)
+        return run_script(SCRIPT, *options, cwd=tmp_path, code=code, sabotage=served)
+
+    return run
 
 
 def asked(server):
@@ -75,37 +104,36 @@ def unpacked(data):
     return {path.name: path.read_bytes() for path in data.glob("images_*/images/*")}
 
 
-def test_download_is_complete_and_is_what_the_other_scripts_read(server, phantom, tmp_path):
+def test_download_is_complete_and_is_what_the_other_scripts_read(run, server, phantom, tmp_path):
     for file in server.files.values():
         file.cut = len(file.content) * 2 // 3
-    done = run(tmp_path)
+    done = run()
     assert done.stdout.splitlines()[0] == f"data/images_001: {IN_FIRST} images"
     assert done.stdout.endswith("complete; now run python tools/check_data.py --data data\n")
     assert asked(server) == [name for name in (*LISTS, *ARCHIVES) for _ in range(2)]
     data = tmp_path / "data"
     assert unpacked(data) == {path.name: path.read_bytes() for path in phantom.glob("images/*")}
-    assert set(json.loads((data / "downloads.json").read_text())) == {*LISTS, *ARCHIVES}
     hidden = [path.name for path in data.iterdir() if path.name.startswith(".")]
     assert hidden == [".download.lock"]
     checked = run_script("tools/check_data.py", "--data", "data", cwd=tmp_path)
     assert checked.stdout.endswith("\nready\n")
 
     # nothing is left to do but to remove the archives
-    assert run(tmp_path).stdout == done.stdout.splitlines(keepends=True)[-1]
+    assert run().stdout == done.stdout.splitlines(keepends=True)[-1]
     assert (data / ARCHIVES[0]).exists()
-    run(tmp_path, "--remove-archives")
+    run("--remove-archives")
     assert not list(data.glob("*.tar.gz"))
     assert len(unpacked(data)) == IMAGES
     assert asked(server) == []
 
 
-def test_only_what_is_left_is_done(server, distributed, tmp_path):
+def test_only_what_is_left_is_done(run, server, distributed, tmp_path):
     data = tmp_path / "data"
     (data / "images_001/images").mkdir(parents=True)
     (data / "Data_Entry_2017.csv").write_bytes(b"mine")
     (data / "test_list.txt").write_bytes(b"mine")
     (data / ARCHIVES[1]).write_bytes(distributed[ARCHIVES[1]])
-    run(tmp_path, "--remove-archives")
+    run("--remove-archives")
     assert asked(server) == ["BBox_List_2017.csv", "train_val_list.txt", *ARCHIVES[2:]]
     assert not list(data.glob("*.tar.gz"))
     assert (data / "test_list.txt").read_bytes() == b"mine"
@@ -115,14 +143,15 @@ def test_only_what_is_left_is_done(server, distributed, tmp_path):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-def test_killed_download_goes_on(server, phantom, tmp_path, number, code):
+def test_killed_download_goes_on(run, server, distributed, phantom, tmp_path, number, code):
     """Killed while the third archive arrives, and once more while it is unpacked."""
     third = server.files[f"/{ARCHIVES[2]}"]
     third.cut = len(third.content) // 2
     third.waits = True
     part = tmp_path / f"data/.{ARCHIVES[2]}.part"
-    options = ("--out", "data", "--links", "links.csv")
-    process = start_script(SCRIPT, *options, cwd=tmp_path, out=tmp_path)
+    served = Served(sources_of(server, distributed))
+    options = ("--out", "data")
+    process = start_script(SCRIPT, *options, cwd=tmp_path, out=tmp_path, sabotage=served)
     while not (part.exists() and part.stat().st_size):
         assert process.is_alive()
         process.join(0.02)
@@ -136,11 +165,11 @@ def test_killed_download_goes_on(server, phantom, tmp_path, number, code):
     assert size <= third.cut
     third.cut = None
 
-    run(tmp_path, code=-9, sabotage=die_in_unpacking)
+    run(code=-9, then=die_in_unpacking)
     assert server.ranges()[-1] == f"bytes={size}-"
     asked(server)
     assert not (tmp_path / "data/images_003").exists()
-    run(tmp_path)
+    run()
     assert asked(server) == list(ARCHIVES[3:])
     images = unpacked(tmp_path / "data")
     assert images == {path.name: path.read_bytes() for path in phantom.glob("images/*")}
@@ -157,26 +186,12 @@ def die_in_unpacking():
     tarfile.TarFile.extract = extract_and_die
 
 
-def test_hostile_archive_is_named_and_the_others_kept(server, tmp_path):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("images/../../../evil.png"))
-    server.files[f"/{ARCHIVES[1]}"].content = packed.getvalue()
-    url = server.url(f"/{ARCHIVES[1]}")
-    links = (tmp_path / "links.csv").read_text().splitlines()
-    links = [f"{ARCHIVES[1]},{url}" if line.startswith(ARCHIVES[1]) else line for line in links]
-    (tmp_path / "links.csv").write_text("\n".join(links))
-    said = sentence_of(run(tmp_path, code=2, sabotage=room_for_everything))
-    assert "data/images_002.tar.gz is damaged or hostile, and is not unpacked: " in said
-    assert "evil.png" in said
-    assert not list(tmp_path.rglob("evil.png"))
+def test_wrong_archive_is_named_and_the_others_kept(run, server, tmp_path):
+    server.files[f"/{ARCHIVES[1]}"].content = server.files[f"/{ARCHIVES[0]}"].content
+    said = sentence_of(run(code=2))
+    assert "images_002.tar.gz.part is not the right file: it has " in said
     assert len(unpacked(tmp_path / "data")) == IN_FIRST
-    assert not list(tmp_path.glob("data/images_002*/"))
-
-
-def room_for_everything():
-    usage = shutil.disk_usage("/")._replace(free=10**12)
-    shutil.disk_usage = lambda _: usage
+    assert not list(tmp_path.glob("data/images_002*"))
 
 
 def no_room():
@@ -199,17 +214,19 @@ def test_other_images_are_not_mixed_with_nihs(phantom, tmp_path):
     assert "data/images has images already, and each would be there twice" in sentence_of(done)
 
 
-def test_two_downloads_to_one_folder_are_refused(server, tmp_path):
+def test_two_downloads_to_one_folder_are_refused(run, server, distributed, tmp_path):
     first = server.files[f"/{LISTS[0]}"]
     first.cut = 600
     first.waits = True
-    options = ("--out", "data", "--links", "links.csv")
-    (tmp_path / "first").mkdir()
-    process = start_script(SCRIPT, *options, cwd=tmp_path, out=tmp_path / "first")
+    served = Served(sources_of(server, distributed))
+    options = ("--out", "data")
+    first_out = tmp_path / "first"
+    first_out.mkdir()
+    process = start_script(SCRIPT, *options, cwd=tmp_path, out=first_out, sabotage=served)
     while not server.asked:
         assert process.is_alive()
         process.join(0.02)
-    said = sentence_of(run(tmp_path, code=2))
+    said = sentence_of(run(code=2))
     process.kill()
     process.join()
     assert "another process downloads to data; wait until it ends" in said
