@@ -1,5 +1,5 @@
 # `make demo`, `make test`, `make study` and `make reproduce` first create .venv with all
-# dependencies. STUDY="--seeds 5" passes options to the study, REPRODUCE="--data DIR" to the other.
+# dependencies. STUDY="--seeds 5" passes options to the study.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,8 +39,24 @@ test: .venv/ready
 study: .venv/ready
 	$(BIN)/python experiments/study.py $(STUDY)
 
+# The paper: check, train, score, draw, and make a folder to publish. After an interruption, the same
+# command goes on: train.py resumes, and does nothing for a seed that has finished. Options of
+# train.py alone go into TRAIN, those of the evaluations, too, such as --cache-size 1024, into RUN.
+NAME := pylon
+NIH := data
+SEEDS := 0 1 2 3 4
+REPO := user/$(NAME)
+EXPERIMENT = --name $(NAME) --data $(NIH) $(RUN)
+
 reproduce: .venv/ready
-	$(BIN)/python tools/reproduce.py $(REPRODUCE)
+	$(BIN)/python tools/check_data.py --data $(NIH)
+	for seed in $(SEEDS); do \
+	  $(BIN)/python train.py $(EXPERIMENT) --seed $$seed $(TRAIN) || exit; \
+	done
+	$(BIN)/python eval_auc.py $(EXPERIMENT) --seeds $(SEEDS)
+	$(BIN)/python eval_loc.py $(EXPERIMENT) --seeds $(SEEDS) --html
+	$(BIN)/python generate_heatmap.py $(EXPERIMENT) --out figs/$(NAME)
+	$(BIN)/python tools/publish.py --name $(NAME) --repo $(REPO)
 
 # Changed requirements rebuild .venv, with the versions in requirements.lock. The package itself is
 # installed in editable mode, so changes to its code do not.

@@ -1,16 +1,16 @@
-"""Training on a GPU: what speed.py measures there, within a number of seconds, for docs/gpu.md.
+"""Training on a GPU: what speed.py measures there, within a number of seconds.
 
-The page is written after each measurement, so a run that is stopped leaves those that it has made.
+The table is written after each measurement, so a run that is stopped leaves those that it has made.
 """
 
 import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import date
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 import plain
 from fed import feed
-from gpu_page import LEFT_OUT, MEMORY, PNGS, Figures, Plan, Results, Row, write_page
 from measure import (
     Step,
     allow_tf32,
@@ -41,9 +40,11 @@ from pylon.data.gpu_augment import DrawnTransform
 from pylon.data.radiographs import Radiographs
 from pylon.data.transforms import normalize, train_transform
 from pylon.system.errors import UserError
-from pylon.system.files import write_atomically
+from pylon.system.files import write_csv
 from pylon.system.progress import track
 
+MEMORY = "memory"  # one batch that is already on the GPU
+PNGS = "the PNGs"
 # seconds expected of a measurement, until the first of its kind is made
 EXPECTED = {"step": 15, "fed": 30, "compiled": 90}
 WARM_STEPS = 3
@@ -62,6 +63,58 @@ def compile_cold(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A measurement, which is a row of the table."""
+
+    batch_size: int
+    precision: str  # fp16, bf16, tf32, or fp32 for the plain pipeline
+    source: str = MEMORY  # of the batches: MEMORY, PNGS, or the side of a cache as text
+    on_device: bool = False  # augmentation
+    compiled: bool = False
+
+    @property
+    def plain(self) -> bool:
+        return self.precision == "fp32"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Results of a measurement; `note` says why there are none."""
+
+    images_per_second: float | None = None
+    of_matrix_product: float | None = None  # share of the FLOP/s of one in this precision
+    peak_gb: float | None = None  # of GPU memory
+    waited: float | None = None  # share of the time that the loop waited for a batch
+    first_step: float | None = None  # seconds, compiling included
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which measurements there are."""
+
+    batch_sizes: tuple[int, ...] = (64, 256)
+    precisions: tuple[str, ...] = ("fp16", "bf16", "tf32")  # the loader is measured with the first
+    cache_sizes: tuple[int, ...] = (512, 1024)
+
+    def rows(self) -> list[Row]:
+        """In the order of measuring: what comes last is left out first."""
+        steps = [
+            Row(size, name) for size in self.batch_sizes for name in ("fp32", *self.precisions)
+        ]
+        fed = []
+        for batch_size in self.batch_sizes:
+            fed.append(Row(batch_size, "fp32", PNGS))
+            for size in map(str, self.cache_sizes):
+                row = Row(batch_size, self.precisions[0], size)
+                fed += [row, replace(row, on_device=True)]
+        compiled = [
+            Row(size, name, compiled=True) for name in self.precisions for size in self.batch_sizes
+        ]
+        return [*steps, *fed, *compiled]
+
+
+@dataclass(frozen=True)
 class Setting:
     """What is measured, on what."""
 
@@ -75,52 +128,57 @@ class Setting:
     compile: Callable[[nn.Module], None] = compile_cold
 
 
-def measure_all(setting: Setting, page: Path, end: float, command: str) -> Results:
-    """Measure all rows of the plan for which there is time, and write the page.
+def measure_all(setting: Setting, path: Path, end: float) -> pd.DataFrame:
+    """Measure all rows of the plan for which there is time; write and return their table.
 
     Args:
-        page: file to write.
+        path: csv file to write.
         end: by then all measurements should be made, in seconds of `time.perf_counter`.
-        command: that measures, for the page.
     """
     device = setting.device
+    print(machine(device))
     limits = {}
     for precision in ("fp32", *setting.plan.precisions):
         allow_tf32(precision == "tf32")
         limits[precision] = matrix_rate(device, "fp32" if precision == "tf32" else precision)
-    rates = ", ".join(f"{name} {limit / 1e12:.3g} TFLOP/s" for name, limit in limits.items())
-    facts = {
-        "machine": machine(device),
-        "date": date.today().isoformat(),
-        "command": f"`{command}`",
-        "matrix products": rates,
-    }
+        print(f"a matrix product in {precision}: {limits[precision] / 1e12:.3g} TFLOP/s")
     flops = flops_an_image(setting.encoder_name, device)
 
-    results: Results = {}
+    results = {}
     seconds = {}  # longest of each kind
     for row in track(setting.plan.rows(), "measuring", "row"):
         kind = "compiled" if row.compiled else "step" if row.source == MEMORY else "fed"
         start = time.perf_counter()
         if start + seconds.get(kind, EXPECTED[kind]) > end:
-            results[row] = LEFT_OUT
+            results[row] = Figures(note="left out: no time")
         else:
             results[row] = attempt(row, setting, limits[row.precision] / flops)
             seconds[kind] = max(seconds.get(kind, 0), time.perf_counter() - start)
-        text = write_page(setting.plan, results, facts)
-        write_atomically(page, text.encode())
-    return results
+        write_csv(path, table_of(results), index=False)
+    return table_of(results)
 
 
-def attempt(row: Row, setting: Setting, limit: float) -> Figures | str:
+def table_of(results: dict[Row, Figures]) -> pd.DataFrame:
+    """A row per measurement, with its speed as a multiple of the plain pipeline's."""
+    table = pd.DataFrame([asdict(row) | asdict(figures) for row, figures in results.items()])
+    table["fed"] = table["source"] != MEMORY
+    plain = table[table["precision"] == "fp32"].set_index(["batch_size", "fed"])
+    of_plain = plain["images_per_second"].reindex(pd.MultiIndex.from_frame(
+        table[["batch_size", "fed"]]
+    ))  # fmt: skip
+    table["times_plain"] = table["images_per_second"].astype(float) / of_plain.to_numpy(float)
+    return table.drop(columns="fed")
+
+
+def attempt(row: Row, setting: Setting, limit: float) -> Figures:
     """Measure one row; a failure is its result, so that the others are not lost."""
     try:
         return measure(row, setting, limit)
     except torch.OutOfMemoryError:
-        return "out of memory"
+        return Figures(note="out of memory")
     except (RuntimeError, UserError) as error:
         sentence = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"failed: {sentence[:80].replace('|', '/')}"
+        return Figures(note=f"failed: {sentence[:80]}")
 
 
 def measure(row: Row, setting: Setting, limit: float) -> Figures:

@@ -5,13 +5,11 @@
 
 Prints markdown tables of medians, with the factor by which ours is better than the plain pipeline.
 Fills DATA/cache/512 and DATA/cache/1024. On a GPU it measures training instead (gpu.py), and writes
-the page docs/gpu.md.
+gpu.csv.
 """
 
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -50,8 +48,8 @@ class Options:
     precisions: tuple[Literal["fp32", "bf16"], ...] = ()
     """Precisions to measure; if none is given, those that the CPU supports in hardware. On a GPU
     all are."""
-    page: Path = Path("docs/gpu.md")
-    """On a GPU: page to write."""
+    out: Path = Path("gpu.csv")
+    """On a GPU: table to write."""
     budget: int = 420
     """On a GPU: seconds for everything; measurements for which they do not suffice are left out."""
 
@@ -66,8 +64,7 @@ from torch.utils.data import DataLoader
 import plain
 from drawn import write_radiographs
 from fed import measure_fed_training
-from gpu import Setting, measure_all
-from gpu_page import Plan
+from gpu import Plan, Setting, measure_all
 from measure import (
     Step,
     alternate,
@@ -134,9 +131,9 @@ def measure_on_gpu(
     device = torch.device(options.device)
     workers = options.num_workers
     setting = Setting(device, radiographs, caches, options.encoder_name, workers, plan)
-    command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
-    measure_all(setting, options.page, end, command)
-    print(f"{options.page} is written; please send it, as it says")
+    table = measure_all(setting, options.out, end)
+    print(table.to_string(index=False, float_format="{:.3g}".format, na_rep=""))
+    print(f"written: {options.out}; please send it and what is printed, as an issue")
 
 
 def measure_on_cpu(

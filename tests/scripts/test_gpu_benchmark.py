@@ -1,20 +1,18 @@
 """The benchmark of training on a GPU, run on a CPU with a small network."""
 
 import math
-from dataclasses import replace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ROOT
 
 import drawn
 import gpu
-import gpu_page
 import speed
-from gpu_page import LEFT_OUT, NOT_MEASURED, Figures, Plan, Row, write_page
+from gpu import Figures, Plan, Row, table_of
 from pylon.data.cache import open_cache
 from pylon.data.sources import read_chestxray14
 from pylon.system.errors import UserError
@@ -37,77 +35,55 @@ def setting(tmp_path, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_committed_page_is_what_the_code_writes_without_results():
-    page = write_page(Plan(), {}, {})
-    assert (ROOT / "docs/gpu.md").read_text() == page
-    cells = [cell for line in page.splitlines() if line[:4] in ("| 64", "| 25") for cell in
-             line.split("|")[3:-1]]  # fmt: skip
-    assert cells
-    assert {cell.strip() for cell in cells} == {NOT_MEASURED, "the workers", "the GPU"}
-
-
-def test_every_row_is_measured(setting, tmp_path):
-    page = tmp_path / "gpu.md"
-    results = gpu.measure_all(setting, page, math.inf, "python this")
-    assert list(results) == PLAN.rows()
-    for row, figures in results.items():
-        assert isinstance(figures, Figures), (row, figures)
-        assert figures.rate > 0
-        assert figures.share > 0
-        assert figures.peak > 0
-        assert (figures.first_step > 0) == (row.source == "memory")
-        assert 0 <= figures.waited < 1
+def test_every_row_is_measured(setting, tmp_path, capsys):
+    table = gpu.measure_all(setting, tmp_path / "gpu.csv", math.inf)
+    rows = [Row(*values) for values in table.iloc[:, :5].itertuples(index=False)]
+    assert rows == PLAN.rows()
+    assert set(table["note"]) == {""}
+    assert (table[["images_per_second", "of_matrix_product", "peak_gb"]] > 0).all(axis=None)
+    from_memory = table["source"] == "memory"
+    assert (table["first_step"] > 0).tolist() == from_memory.tolist()
+    assert table.loc[~from_memory, "waited"].between(0, 1).all()
     assert len(setting.compile.__self__) == 2  # networks
-    text = page.read_text()
-    assert "| command | `python this` |" in text
-    assert "tf32 1 TFLOP/s" in text
-    assert NOT_MEASURED not in text
-    assert f"| {LEFT_OUT} |" not in text
+    assert "a matrix product in tf32: 1 TFLOP/s" in capsys.readouterr().out
+    written = pd.read_csv(tmp_path / "gpu.csv")
+    assert written["images_per_second"].tolist() == table["images_per_second"].tolist()
 
 
 def test_what_there_is_no_time_for_is_left_out(setting, tmp_path):
-    page = tmp_path / "gpu.md"
-    results = gpu.measure_all(setting, page, -math.inf, "python this")
-    assert set(results.values()) == {LEFT_OUT}
-    count = len(PLAN.rows())
-    assert f"did not suffice for {count} of the {count} measurements" in page.read_text()
+    table = gpu.measure_all(setting, tmp_path / "gpu.csv", -math.inf)
+    assert len(table) == len(PLAN.rows())
+    assert set(table["note"]) == {"left out: no time"}
 
 
 @pytest.mark.parametrize(
-    ("error", "result"),
+    ("error", "note"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
-        (RuntimeError("a | b\nsecond line"), "failed: a / b"),
+        (RuntimeError("a, b\nsecond line"), "failed: a, b"),
         (RuntimeError(), "failed: RuntimeError"),
         (UserError("--precision bf16: no"), "failed: --precision bf16: no"),
     ],
 )
-def test_failure_is_a_result(setting, tmp_path, monkeypatch, error, result):
+def test_failure_is_a_result(setting, monkeypatch, error, note):
     def fail(*_):
         raise error
 
     monkeypatch.setattr(gpu, "plain_trainer", fail)
-    plan = Plan(batch_sizes=(2,), precisions=(), cache_sizes=())
-    monkeypatch.setattr(Plan, "rows", lambda self: self.steps())
-    page = tmp_path / "gpu.md"
-    results = gpu.measure_all(replace(setting, plan=plan), page, math.inf, "")
-    assert results == {Row(2, "fp32"): result}
+    assert gpu.attempt(Row(2, "fp32"), setting, 1.0) == Figures(note=note)
 
 
-def test_figures_are_written_as_worked_out():
-    memory, plain = Row(2, "tf32"), Row(2, "fp32", "the PNGs")
-    results = {
-        plain: Figures(50, 0.1, 1, 0.8),
-        memory: Figures(400, 0.5, 2, first_step=3),
-        replace(memory, source="256", on_device=True): Figures(300, 0.4, 2.5, 0.25),
-        Row(2, "fp32"): "out of memory",
-    }
-    page = write_page(PLAN, results, {"machine": "mine"})
-    assert "| 2 | tf32 | 400 | not measured | 50% | 2.0 GB | 3.0 s |" in page
-    assert "| 2 | plain, fp32 | out of memory |" in page
-    fed = "| 2 | tf32: the 256 cache | the GPU | 300 | 6.00 | 75% | 25% | 40% | 2.5 GB |"
-    assert fed in page
-    assert "| 2 | plain, fp32: the PNGs | the workers | 50 | 1.00 | not measured | 80% |" in page
+def test_speed_is_compared_with_the_plain_pipeline_on_the_same_batch():
+    table = table_of({
+        Row(2, "fp32"): Figures(100),
+        Row(2, "tf32"): Figures(400),
+        Row(4, "fp32"): Figures(note="out of memory"),
+        Row(4, "tf32"): Figures(500),
+        Row(2, "fp32", "the PNGs"): Figures(50),
+        Row(2, "tf32", "256", on_device=True): Figures(300),
+    })  # fmt: skip
+    expected = [1, 4, math.nan, math.nan, 1, 6]
+    np.testing.assert_array_equal(table["times_plain"], expected)
 
 
 def test_compiler_starts_without_what_others_left(monkeypatch):
@@ -129,22 +105,20 @@ def test_memory_of_a_gpu_is_counted_from_each_row(monkeypatch):
     assert called == ["empty", "reset"]
 
 
-def test_command_draws_images_and_writes_the_page(tmp_path, monkeypatch):
+def test_command_draws_images_and_writes_the_table(tmp_path, monkeypatch):
     seen = []
 
-    def note(setting, page, end, command):
-        seen.append(
-            (setting, page, command, {size: c.read(0) for size, c in setting.caches.items()})
-        )
+    def note(setting, path, end):
+        seen.append((setting, path, {size: c.read(0) for size, c in setting.caches.items()}))
+        return pd.DataFrame()
 
     monkeypatch.setattr(speed, "measure_all", note)
     monkeypatch.setattr(speed, "choose_device", lambda device: device)
     monkeypatch.setattr(speed, "IMAGES", 3)
-    speed.main(speed.Options(device="cuda", num_workers=0, page=tmp_path / "gpu.md"))
-    ((setting, page, command, first),) = seen
+    speed.main(speed.Options(device="cuda", num_workers=0, out=tmp_path / "gpu.csv"))
+    ((setting, path, first),) = seen
     assert (setting.device.type, setting.plan) == ("cuda", Plan())
-    assert page == tmp_path / "gpu.md"
-    assert command.startswith("python benchmarks/speed.py")
+    assert path == tmp_path / "gpu.csv"
     assert {size: image.shape for size, image in first.items()} == {
         512: (512, 512),
         1024: (1024, 1024),
@@ -167,11 +141,4 @@ def test_gpu_is_required(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(UserError, match="--device cuda is not supported by this hardware"):
-        speed.main(speed.Options(device="cuda", page=tmp_path / "gpu.md"))
-
-
-def test_page_has_a_row_for_each_measurement():
-    lines = write_page(Plan(), {}, {}).splitlines()
-    measured = [line for line in lines if line.startswith(("| 64 |", "| 256 |"))]
-    assert len(measured) == len(set(measured)) == len(set(Plan().rows()))
-    assert gpu_page.COMMAND in lines
+        speed.main(speed.Options(device="cuda", out=tmp_path / "gpu.csv"))

@@ -1,33 +1,62 @@
-"""The folder to publish of tools/reproduce.py, and the verdict.
+"""Make a folder to publish of an experiment that is trained, scored and drawn; say the verdict.
 
-OUT/README.md      the verdict, the steps and what they took, what the files are
+    make reproduce    # all of it; or, for the last step alone, python tools/publish.py
+
+Reads  save/NAME, csv/NAME and figs/NAME.
+Writes publish/NAME:
+    README.md      the verdict, what was trained, what the files are
     networks/SEED  a network with its model card, as share.py pushes it
     scores/NAME/   tables, pictures and rows; `eval_auc.py --from OUT/scores/NAME` rebuilds them
-    page/          the heatmaps of seed 0 to look through in a browser; figures/, as pages
+    page/          the heatmaps of a seed to look through in a browser; figures/, as pages
     manifest.json  SHA-256 of every file
-
-No file holds a path, or the name of a user or a computer.
+Prints in one sentence whether the published results are reproduced. Nothing is sent, and no file
+holds a path, or the name of a user or a computer.
 """
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pylon.system.cli import check_name, flag, parse, start
+
+
+@dataclass
+class Options:
+    """Make a folder to publish of an experiment, and say whether the paper is reproduced."""
+
+    name: str = "pylon"
+    """Name of the experiment, as for train.py."""
+    repo: str = "user/pylon"
+    """USER/NAME on the Hugging Face hub, for the model cards; -SEED is added. Nothing is sent."""
+    out: Path | None = None
+    """Folder to publish; publish/NAME if none is given."""
+
+
+if __name__ == "__main__":
+    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
+
 import hashlib
+import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
 from pylon.checkpoints.training_json import versions
-from pylon.model_card import CAVEAT, CITATION, plain, shared_card, table
+from pylon.model_card import CAVEAT, CITATION, LICENCE, plain, shared_card, table
 from pylon.scoring.rows import Rows, read_rows, write_rows
+from pylon.sharing.sharing import require_repo_name, shared_files, write_shared
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json, write_atomically
 
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("networks", "scores", "page", "figures")
 PICTURES = ("auroc", "reliability", "point_localization", "box_localization")
 TABLES = (
@@ -45,7 +74,7 @@ FILES = """\
 | `scores/NAME/SEED_images.csv`, `SEED_boxes.csv` | rows: every prediction. \
 `python eval_auc.py --from scores/NAME` and `eval_loc.py --from scores/NAME` rebuild the tables of \
 AUROC and of points from them, without network and data |
-| `page/index.html` | the heatmaps of seed 0 on the boxed images, in any browser |
+| `page/index.html` | the heatmaps of one seed on the boxed images, in any browser |
 | `figures/` | the same as pages, and those of the paper's figure |
 | `manifest.json` | SHA-256 of every file |"""
 LICENCES = (
@@ -59,26 +88,78 @@ NIHS = (
 )
 
 
+# options of train.py that say where and how fast a network is trained, and which of the seeds it is
+NO_MATTER = {"seed", "device", "cache_size"}
+
+
 class Made(NamedTuple):
-    """What the steps have made."""
+    """What was trained, scored and drawn."""
 
     csv: Path  # csv/NAME
     figures: Path  # figs/NAME
     seeds: list[str]
-    steps: list[tuple[str, float]]  # command, seconds
     verdict: str
 
 
-def verdict(csv: Path, seeds: int, further: Sequence[str]) -> str:
+def main(options: Options) -> None:
+    check_name(options.name)
+    require_repo_name(options.repo)
+    out = options.out or Path("publish") / options.name
+    require_own_folder(out)
+    csv = Path("csv") / options.name
+    figures = Path("figs") / options.name
+    seeds = seeds_in(csv)
+    for path in (
+        csv / "html/index.html",
+        figures / "all",
+        *(csv / f"{s}_boxes.csv" for s in seeds),
+    ):
+        if not path.exists():
+            raise UserError(f"{path} is absent; run `make reproduce NAME={options.name}`")
+
+    # the networks, then all that was made with them
+    for seed in seeds:
+        checkpoint = Path("save") / options.name / seed / "best"
+        repo = f"{options.repo}-{seed}"
+        files = shared_files(checkpoint, repo, csv, None, LICENCE, False, print)
+        write_shared(out / "networks" / seed, files)
+    made = Made(csv, figures, seeds, verdict(csv, seeds))
+    write_folder(out, made)
+    print(f"to publish: {out}")
+    print(made.verdict)
+
+
+def seeds_in(csv: Path) -> list[str]:
+    """The seeds that were scored, as in the names of their files."""
+    names = [path.name.removesuffix("_images.csv") for path in csv.glob("*_images.csv")]
+    seeds = sorted((name for name in names if name.isdecimal()), key=int)
+    if not seeds:
+        raise UserError(f"{csv} has no scores; run `make reproduce NAME={csv.name}`")
+    return seeds
+
+
+def other_options(card: dict[str, Any]) -> list[str]:
+    """Options of train.py, as typed, that differ from those of the published networks."""
+    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+    train = importlib.util.module_from_spec(spec)
+    sys.modules["train"] = train  # dataclasses look up types there
+    spec.loader.exec_module(train)
+    defaults = json.loads(json.dumps(asdict(train.Options()), default=str))
+    published = shared_card({"options": defaults})["options"]
+    given = shared_card(card)["options"]
+    differ = [name for name in given if given[name] != published[name] and name not in NO_MATTER]
+    return [f"{flag(name)} {given[name]}" for name in differ]
+
+
+def verdict(csv: Path, seeds: Sequence[str]) -> str:
     """Whether the published results are reproduced, in one sentence.
 
     Args:
         csv: csv/NAME, with the tables that stand beside the published ones.
-        seeds: networks that were trained.
-        further: options of train.py that the published networks were not trained with.
+        seeds: of the networks that were trained.
     """
-    first = read_rows(csv / "0_images.csv").about
-    of_boxes = read_rows(csv / "0_boxes.csv").about
+    first = read_rows(csv / f"{seeds[0]}_images.csv").about
+    of_boxes = read_rows(csv / f"{seeds[0]}_boxes.csv").about
     for about in (first, of_boxes):
         if about["not_official"] is not None:
             return f"{NO_VERDICT}: not compared with the published seeds: {about['not_official']}"
@@ -95,7 +176,7 @@ def verdict(csv: Path, seeds: int, further: Sequence[str]) -> str:
     else:
         decided = "not decided"
     otherwise = ""
-    if further:
+    if further := other_options(first["card"]):
         otherwise = f", trained with other options than the published ({' '.join(further)})"
     synthetic = ", on synthetic images: this says nothing about PYLON" if first["synthetic"] else ""
     figures = [
@@ -106,7 +187,7 @@ def verdict(csv: Path, seeds: int, further: Sequence[str]) -> str:
         )
     ]
     return (
-        f"verdict: {decided} with {seeds} seed{'s' * (seeds > 1)}{otherwise}: "
+        f"verdict: {decided} with {len(seeds)} seed{'s' * (len(seeds) > 1)}{otherwise}: "
         f"{'; '.join(figures)}{synthetic}"
     )
 
@@ -139,7 +220,7 @@ def require_own_folder(out: Path) -> None:
         raise UserError(f"--out {out} has {strange[0]}; choose another folder, or empty it")
 
 
-def publish(out: Path, made: Made) -> None:
+def write_folder(out: Path, made: Made) -> None:
     """Write the folder to publish, next to the networks that share.py has written; README.md last.
 
     Raises:
@@ -166,7 +247,7 @@ def publish(out: Path, made: Made) -> None:
         raise RuntimeError(f"{page} names {count} commands")
     write_atomically(page, text.encode())
 
-    about = read_rows(made.csv / "0_images.csv").about
+    about = read_rows(made.csv / f"{made.seeds[0]}_images.csv").about
     write_atomically(out / "README.md", readme(made, about).encode())
     files = sorted(path for path in out.rglob("*") if path.is_file())
     hashes = {
@@ -204,9 +285,9 @@ def shared_about(about: dict[str, Any]) -> dict[str, Any]:
 def readme(made: Made, about: dict[str, Any]) -> str:
     """The README.md of the folder."""
     synthetic = about["synthetic"]
-    seconds = sum(seconds for _, seconds in made.steps)
-    steps = [[f"`{command}`", f"{taken / 60:.1f}"] for command, taken in made.steps]
-    lists = [[plain(name), f"`{digest}`"] for name, digest in about["list_sha256"].items()]
+    logs = {seed: pd.read_csv(made.csv / f"{seed}.csv") for seed in made.seeds}
+    trained = [[seed, len(log), f"{log['seconds'].sum() / 60:.1f}"] for seed, log in logs.items()]
+    lists = about["list_sha256"].items()
     parts = [
         "# A reproduction of PYLON",
         f"**{plain(made.verdict[0].upper() + made.verdict[1:])}.**",
@@ -216,10 +297,9 @@ def readme(made: Made, about: dict[str, Any]) -> str:
         "## What is here",
         FILES.replace("NAME", made.csv.name),
         "## How it was made",
-        f"`make reproduce`, {seconds / 60:.0f} minutes in all on {machine()}:",
-        "| step | minutes |\n|---|---|\n"
-        + "\n".join(f"| {command} | {minutes} |" for command, minutes in steps),
-        table(["list", "SHA-256"], []) + "\n" + "\n".join(f"| {a} | {b} |" for a, b in lists),
+        f"By `make reproduce`, on {machine()}; the networks' cards have the options.",
+        table(["seed", "epochs", "minutes of training"], trained),
+        table(["list", "SHA-256"], lists),
         f"Code: {code()}. Versions: "
         + ", ".join(f"{name} {each}" for name, each in versions().items())
         + ".",
@@ -272,3 +352,7 @@ def means_of(csv: Path) -> str:
         lines.append(cells + [""] * (6 - len(cells)))
     header = ["score", "ours", "low", "high (95 %, over patients)", "published", "verdict"]
     return table(header, lines)
+
+
+if __name__ == "__main__":
+    start(main, OPTIONS)
