@@ -12,132 +12,13 @@ Writes csv/NAME/SEED.csv, one row per epoch, and SEED.png, its curves; save/NAME
 """
 
 import math
-import os
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
-from pylon.options import CacheOptions, ClassOptions
-from pylon.system.cli import Device, Precision, Track, parse, start
-
-Model = Literal[
-    "pylon", "backbone", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan",
-    "deeplabv3", "deeplabv3plus", "upernet", "segformer",
-]  # fmt: skip
-
-
-@dataclass
-class Options(ClassOptions, CacheOptions):
-    """Train PYLON on image-level labels. Defaults are the paper's."""
-
-    normalize: Literal["nih", "data"] = "nih"
-    """Mean and standard deviation of intensities: nih, the paper's; data, measured on 1,000
-    training images."""
-    name: str | None = None
-    """Name of the experiment, the value of --model if none is given. Results go to csv/NAME and
-    save/NAME."""
-    seed: int = 0
-    """Seed for initial weights, data order and augmentation. The data split is the same for all
-    seeds."""
-    epochs: int = 40
-    """Maximum number of epochs."""
-    batch_size: int = 64
-    """Images per step, over all processes together."""
-    lr: float = 1e-4
-    """Learning rate of Adam."""
-    min_lr: float = 1e-6
-    """Stop once the learning rate has fallen to this value."""
-    patience: int = 1
-    """Epochs without improvement in validation loss that are tolerated before the learning rate is
-    reduced."""
-    lr_factor: float = 0.2
-    """Factor that the learning rate is multiplied by when it is reduced."""
-    image_size: int = 256
-    """Side of the network's input in pixels; a multiple of 256, or of 32 for --model backbone."""
-    encoder_name: str = "resnet50"
-    """Any encoder of segmentation-models-pytorch, or tu-NAME for a timm encoder."""
-    encoder_weights: str = "imagenet"
-    """imagenet (downloaded once), none, or a file of weights: safetensors, or a state dict in
-    names of timm, torchvision or segmentation-models-pytorch."""
-    init_from: Path | None = None
-    """Start from the weights of this checkpoint, as far as they fit: a folder, or user/name on the
-    Hugging Face hub."""
-    model: Model = "pylon"
-    """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or an architecture
-    of segmentation-models-pytorch."""
-    pool: Literal["max", "avg", "lse", "top", "pcam"] = "max"
-    """How a map becomes a logit: its maximum; its mean (CAM); log-sum-exp; the mean of its largest
-    64th; or its mean weighted by probability (PCAM). The last three learn faster from few
-    images."""
-    up_layers: Literal[1, 2] = 1
-    """Convolutions per UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
-    up_modules: Literal[0, 1, 2, 3] = 3
-    """UP modules of pylon; 2, 1 and 0 are ablations, with maps at stride 8, 16 and 32."""
-    attention: bool = True
-    """The attention branch of pylon; --no-attention removes it, as an ablation."""
-    precision: Precision = "auto"
-    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that supports it in hardware, else fp32
-    (on CUDA: TF32)."""
-    device: Device = "auto"
-    """auto: CUDA, then Apple's MPS, then the CPU."""
-    compile: bool = False
-    """Compile the network (torch.compile): takes minutes at the start, then steps are faster. Needs
-    a GPU and a C++ compiler."""
-    augment: Literal["cpu", "device"] = "cpu"
-    """cpu: worker processes augment the images; device: the GPU does, with the same random numbers,
-    where workers cannot keep up with it. Needs --cache-size."""
-    num_workers: int = min(os.cpu_count() or 1, 8)
-    """Worker processes that read and augment images."""
-    cache_size: int = 0
-    """Read decoded images from a cache (--cache-dir), with no side above this many pixels; 1024 is
-    exact for NIH's images and takes 118 GB, 512 takes 29 GB. 0: decode the image files each
-    time."""
-    skip_unreadable: bool = False
-    """List and skip images that cannot be read; to find them, all images are decoded once before
-    the first step. Without it, one such image stops the run at once."""
-    train_share: float = 1
-    """Train on this share of the training patients only, drawn at random; smaller shares are part
-    of larger ones."""
-    negatives: int | None = None
-    """Training images without any finding in an epoch, drawn again for each; if not given, all."""
-    rotate: float = 90
-    """Half of the training images are rotated, by up to so many degrees."""
-    blur: float = 0
-    """Share of the training images that are reduced to half their resolution, so that sharpness
-    tells less."""
-    adjust_for: tuple[str, ...] = ()
-    """Columns, such as view, sex, age (of NIH's list, or your table's own) or pixels, whose
-    relation to the labels the network is not paid for: in training, a logistic regression on them
-    is added to the logits. pixels is a column of a file resolution.csv next to NIH's lists."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """adamw: with weight decay .01."""
-    schedule: Literal["plateau", "cosine"] = "plateau"
-    """plateau: --patience, --lr-factor and --min-lr; cosine: from a warm-up down to 0 in --epochs
-    epochs."""
-    encoder_lr: float = 1
-    """The encoder's learning rate, as a multiple of --lr."""
-    freeze: Literal[0, 4, 8, 16, 32] = 0
-    """Keep the encoder's first weights up to the feature at this stride, which makes steps faster;
-    0: train all."""
-    average_weights: float = 0
-    """Validate and save an exponential moving average of the weights with this decay, such as .999;
-    0: the weights themselves."""
-    prevalence_bias: bool = False
-    """Start the head's bias at the share of positive images of each class."""
-    overwrite: bool = False
-    """Start over where an earlier run exists: the new run is kept in save/NAME/SEED.new and
-    replaces the earlier one when it is finished."""
-    track: Track | None = None
-    """Also show each epoch in TensorBoard (files in save/NAME/SEED/tensorboard), or in another
-    tracker, with a picture of eight validation heatmaps."""
-    deterministic: bool = False
-    """Make results reproducible on a GPU (torch.use_deterministic_algorithms); slower. Results on a
-    CPU always are."""
-
+from pylon.options import TrainOptions
+from pylon.system.cli import parse, start
 
 if __name__ == "__main__":
-    OPTIONS = parse(Options)  # before the slow imports, which --help does not need
+    OPTIONS = parse(TrainOptions)  # before the slow imports, which --help does not need
 
 import numpy as np
 import pandas as pd
@@ -155,7 +36,7 @@ from pylon.data.radiographs import have_unknown, split_hash
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize, train_transform
 from pylon.evaluation.evaluate import predict_logits
-from pylon.options import cache_folder
+from pylon.options import as_json, cache_folder
 from pylon.scoring.calibration import platt_scaling
 from pylon.scoring.charts import training_chart
 from pylon.scoring.metrics import auroc, mean_auroc, youden_thresholds
@@ -177,15 +58,13 @@ from pylon.training.preparation import (
 )
 from pylon.training.runs import close_run, find_last, open_run
 from pylon.training.tracking import Tracker, draw_heatmaps
-from pylon.training.train_options import as_json, check, check_on_device
-
-OF_PYLON = ("up_layers", "up_modules", "attention")  # options of PYLON only
+from pylon.training.train_options import check, check_on_device
 
 
-def main(options: Options) -> None:
+def main(options: TrainOptions) -> None:
     # options, device
     options.name = options.name or options.model
-    check(options, OF_PYLON)
+    check(options)
     accelerator = make_accelerator(
         options.device,
         options.precision,
@@ -235,7 +114,7 @@ def main(options: Options) -> None:
         STD,
         facts_about(images, radiographs),
     )
-    last = find_last(save, card, as_json(Options()), options.overwrite, accelerator)
+    last = find_last(save, card, as_json(TrainOptions()), options.overwrite, accelerator)
     tracker = Tracker(save, card["options"], names, last is not None, accelerator)
     if last:
         if accelerator.is_main_process:  # a killed run may not have written it
@@ -254,7 +133,7 @@ def main(options: Options) -> None:
     # network
     torch.manual_seed(options.seed)
     net, sentences = main_process_first(  # only one process downloads
-        accelerator, lambda: build(options, OF_PYLON, radiographs, pretrained=not last)
+        accelerator, lambda: build(options, radiographs, pretrained=not last)
     )
     for sentence in sentences:
         say(sentence)

@@ -90,9 +90,9 @@ class Options:
 if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
+from pylon.checkpoints.training_json import has_finished
 from pylon.data.checks import require_files, select_boxed
 from pylon.data.sources import read_radiographs
-from pylon.evaluation.selection import has_finished
 from pylon.options import DataOptions
 from pylon.system.files import write_atomically
 from study_report import TITLE, draw, write_report
@@ -287,7 +287,7 @@ def what_is_there(options: Options) -> tuple[Study, str]:
     missing = [f"{n} {s}" for n in found for s in seeds if n not in networks or s not in common]
     trained = [(name, seed) for name in networks if name != "gradcam" for seed in common]
     best = {f"{n} {s}": Path(f"save/{options.name}-{n}/{s}/best") for n, s in trained}
-    begun = [each for each, path in best.items() if not has_finished(path, print)]
+    begun = [each for each, path in best.items() if not has_finished(path)]
     parts = []
     if missing:
         parts.append(f"Left out (network and seed): {', '.join(missing)}.")

@@ -12,14 +12,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-# options of train.py that are shared as they are: numbers, switches and choices
-SHARED_OPTIONS = (
-    "model", "encoder_name", "up_layers", "up_modules", "attention", "pool", "image_size",
-    "normalize", "seed", "epochs", "batch_size", "lr", "min_lr", "patience", "lr_factor",
-    "train_share", "negatives", "rotate", "blur", "adjust_for", "optimizer", "schedule",
-    "encoder_lr", "freeze", "average_weights", "prevalence_bias",
-    "precision", "device", "augment", "cache_size", "compile", "deterministic", "skip_unreadable",
-)  # fmt: skip
+from pylon.options import SHARED, options_with
+
 SHARED_FACTS = (
     "finished", "class_names", "mean", "std", "image_size", "split_sha256", "versions", "epoch",
     "val_loss", "thresholds", "calibration", "weights_sha256", "rounded_from",
@@ -61,7 +55,7 @@ def shared_card(card: dict[str, Any]) -> dict[str, Any]:
     """
     shared = {key: card[key] for key in SHARED_FACTS if key in card}
     options = card.get("options", {})
-    shared["options"] = {key: options[key] for key in SHARED_OPTIONS if key in options}
+    shared["options"] = {key: options[key] for key in options_with(SHARED) if key in options}
     if "encoder_weights" in options:
         known = options["encoder_weights"] in ("imagenet", "none")
         shared["options"]["encoder_weights"] = options["encoder_weights"] if known else "other"

@@ -5,14 +5,26 @@ and evaluation/evaluate.py (networks to rows).
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from pylon.system.cli import Device
+from pylon.system.cli import Device, Precision, Track
 from pylon.system.errors import UserError
+
+
+class Fact(Enum):
+    """What else is to be known of an option of train.py, in its annotation."""
+
+    SHARED = "a number, a switch or a choice, which model cards show"
+    MAY_CHANGE = "another value may be given when a run is resumed"
+    OF_PYLON = "other networks do not have it"
+
+
+SHARED, MAY_CHANGE, OF_PYLON = Fact
 
 # the network's own maps, or a method of the grad-cam library (METHODS of pylon/heatmaps.py)
 Method = Literal[
@@ -21,19 +33,24 @@ Method = Literal[
 
 Runtime = Literal["torch", "onnx", "openvino"]  # what runs the network
 
+Model = Literal[
+    "pylon", "backbone", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan",
+    "deeplabv3", "deeplabv3plus", "upernet", "segformer",
+]  # fmt: skip
+
 
 @dataclass
 class DataOptions:
-    data: Path = Path("data")
+    data: Annotated[Path, MAY_CHANGE] = Path("data")
     """Folder with NIH's files."""
-    table: Path | None = None
+    table: Annotated[Path | None, MAY_CHANGE] = None
     """Instead of --data: a csv file of your own images with a column path, a column for each class
     (1, 0, or blank if unknown) and, if you have them, patient_id and split."""
 
 
 @dataclass
 class CacheOptions(DataOptions):
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, MAY_CHANGE] = None
     """Folder for caches of decoded images; if none is given, DATA/cache, or cache/ next to the
     table."""
 
@@ -92,6 +109,128 @@ class ScoreOptions(EvaluationOptions):
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Rebuild the tables from the rows in this folder, csv/NAME, without networks or data; the
     folders of --compare are next to it."""
+
+
+@dataclass
+class TrainOptions(ClassOptions, CacheOptions):
+    """Train PYLON on image-level labels. Defaults are the paper's."""
+
+    normalize: Annotated[Literal["nih", "data"], SHARED] = "nih"
+    """Mean and standard deviation of intensities: nih, the paper's; data, measured on 1,000
+    training images."""
+    name: str | None = None
+    """Name of the experiment, the value of --model if none is given. Results go to csv/NAME and
+    save/NAME."""
+    seed: Annotated[int, SHARED] = 0
+    """Seed for initial weights, data order and augmentation. The data split is the same for all
+    seeds."""
+    epochs: Annotated[int, SHARED, MAY_CHANGE] = 40
+    """Maximum number of epochs."""
+    batch_size: Annotated[int, SHARED] = 64
+    """Images per step, over all processes together."""
+    lr: Annotated[float, SHARED] = 1e-4
+    """Learning rate of Adam."""
+    min_lr: Annotated[float, SHARED] = 1e-6
+    """Stop once the learning rate has fallen to this value."""
+    patience: Annotated[int, SHARED] = 1
+    """Epochs without improvement in validation loss that are tolerated before the learning rate is
+    reduced."""
+    lr_factor: Annotated[float, SHARED] = 0.2
+    """Factor that the learning rate is multiplied by when it is reduced."""
+    image_size: Annotated[int, SHARED] = 256
+    """Side of the network's input in pixels; a multiple of 256, or of 32 for --model backbone."""
+    encoder_name: Annotated[str, SHARED] = "resnet50"
+    """Any encoder of segmentation-models-pytorch, or tu-NAME for a timm encoder."""
+    encoder_weights: str = "imagenet"
+    """imagenet (downloaded once), none, or a file of weights: safetensors, or a state dict in
+    names of timm, torchvision or segmentation-models-pytorch."""
+    init_from: Path | None = None
+    """Start from the weights of this checkpoint, as far as they fit: a folder, or user/name on the
+    Hugging Face hub."""
+    model: Annotated[Model, SHARED] = "pylon"
+    """pylon; backbone, an encoder and a 1x1 convolution (the classic CAM net); or an architecture
+    of segmentation-models-pytorch."""
+    pool: Annotated[Literal["max", "avg", "lse", "top", "pcam"], SHARED] = "max"
+    """How a map becomes a logit: its maximum; its mean (CAM); log-sum-exp; the mean of its largest
+    64th; or its mean weighted by probability (PCAM). The last three learn faster from few
+    images."""
+    up_layers: Annotated[Literal[1, 2], SHARED, OF_PYLON] = 1
+    """Convolutions per UP module of pylon: 1 (2020 code) or 2 (iScience paper)."""
+    up_modules: Annotated[Literal[0, 1, 2, 3], SHARED, OF_PYLON] = 3
+    """UP modules of pylon; 2, 1 and 0 are ablations, with maps at stride 8, 16 and 32."""
+    attention: Annotated[bool, SHARED, OF_PYLON] = True
+    """The attention branch of pylon; --no-attention removes it, as an ablation."""
+    precision: Annotated[Precision, SHARED] = "auto"
+    """auto: fp16 with loss scaling on CUDA, bf16 on a CPU that supports it in hardware, else fp32
+    (on CUDA: TF32)."""
+    device: Annotated[Device, SHARED, MAY_CHANGE] = "auto"
+    """auto: CUDA, then Apple's MPS, then the CPU."""
+    compile: Annotated[bool, SHARED, MAY_CHANGE] = False
+    """Compile the network (torch.compile): takes minutes at the start, then steps are faster. Needs
+    a GPU and a C++ compiler."""
+    augment: Annotated[Literal["cpu", "device"], SHARED] = "cpu"
+    """cpu: worker processes augment the images; device: the GPU does, with the same random numbers,
+    where workers cannot keep up with it. Needs --cache-size."""
+    num_workers: Annotated[int, MAY_CHANGE] = min(os.cpu_count() or 1, 8)
+    """Worker processes that read and augment images."""
+    cache_size: Annotated[int, SHARED] = 0
+    """Read decoded images from a cache (--cache-dir), with no side above this many pixels; 1024 is
+    exact for NIH's images and takes 118 GB, 512 takes 29 GB. 0: decode the image files each
+    time."""
+    skip_unreadable: Annotated[bool, SHARED, MAY_CHANGE] = False
+    """List and skip images that cannot be read; to find them, all images are decoded once before
+    the first step. Without it, one such image stops the run at once."""
+    train_share: Annotated[float, SHARED] = 1
+    """Train on this share of the training patients only, drawn at random; smaller shares are part
+    of larger ones."""
+    negatives: Annotated[int | None, SHARED] = None
+    """Training images without any finding in an epoch, drawn again for each; if not given, all."""
+    rotate: Annotated[float, SHARED] = 90
+    """Half of the training images are rotated, by up to so many degrees."""
+    blur: Annotated[float, SHARED] = 0
+    """Share of the training images that are reduced to half their resolution, so that sharpness
+    tells less."""
+    adjust_for: Annotated[tuple[str, ...], SHARED] = ()
+    """Columns, such as view, sex, age (of NIH's list, or your table's own) or pixels, whose
+    relation to the labels the network is not paid for: in training, a logistic regression on them
+    is added to the logits. pixels is a column of a file resolution.csv next to NIH's lists."""
+    optimizer: Annotated[Literal["adam", "adamw"], SHARED] = "adam"
+    """adamw: with weight decay .01."""
+    schedule: Annotated[Literal["plateau", "cosine"], SHARED] = "plateau"
+    """plateau: --patience, --lr-factor and --min-lr; cosine: from a warm-up down to 0 in --epochs
+    epochs."""
+    encoder_lr: Annotated[float, SHARED] = 1
+    """The encoder's learning rate, as a multiple of --lr."""
+    freeze: Annotated[Literal[0, 4, 8, 16, 32], SHARED] = 0
+    """Keep the encoder's first weights up to the feature at this stride, which makes steps faster;
+    0: train all."""
+    average_weights: Annotated[float, SHARED] = 0
+    """Validate and save an exponential moving average of the weights with this decay, such as .999;
+    0: the weights themselves."""
+    prevalence_bias: Annotated[bool, SHARED] = False
+    """Start the head's bias at the share of positive images of each class."""
+    overwrite: Annotated[bool, MAY_CHANGE] = False
+    """Start over where an earlier run exists: the new run is kept in save/NAME/SEED.new and
+    replaces the earlier one when it is finished."""
+    track: Annotated[Track | None, MAY_CHANGE] = None
+    """Also show each epoch in TensorBoard (files in save/NAME/SEED/tensorboard), or in another
+    tracker, with a picture of eight validation heatmaps."""
+    deterministic: Annotated[bool, SHARED] = False
+    """Make results reproducible on a GPU (torch.use_deterministic_algorithms); slower. Results on a
+    CPU always are."""
+
+
+def options_with(fact: Fact) -> list[str]:
+    """The options of train.py that have a fact in their annotation."""
+    hints = get_type_hints(TrainOptions, include_extras=True)
+    return [name for name, hint in hints.items() if fact in getattr(hint, "__metadata__", ())]
+
+
+def as_json(options: TrainOptions) -> dict[str, Any]:
+    """The options as they are written: paths as text, lists in place of tuples."""
+    values = asdict(options).items()
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in values}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 def require_cache_size(options: CacheOptions, cache_size: int) -> None:

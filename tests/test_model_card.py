@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-import train
-from pylon.model_card import CAVEAT, SHARED_OPTIONS, Scores, model_card, shared_card
+from pylon.model_card import CAVEAT, Scores, model_card, shared_card
+from pylon.options import SHARED, TrainOptions, options_with
 from share import Licence
 
 CONFIG = {
@@ -127,9 +127,10 @@ def test_private_facts_are_in_neither():
 
 
 def test_of_every_option_it_is_decided_whether_it_is_shared():
-    options = {field.name for field in dataclasses.fields(train.Options)}
-    assert options == {*SHARED_OPTIONS, *WITHHELD, *REWORDED}
-    assert len(options) == len(SHARED_OPTIONS) + len(WITHHELD) + len(REWORDED)
+    options = {field.name for field in dataclasses.fields(TrainOptions)}
+    shared = options_with(SHARED)
+    assert options == {*shared, *WITHHELD, *REWORDED}
+    assert len(options) == len(shared) + len(WITHHELD) + len(REWORDED)
 
 
 def test_licence_of_the_card_is_a_choice_of_share():

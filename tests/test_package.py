@@ -7,10 +7,9 @@ from typing import get_args, get_type_hints
 import segmentation_models_pytorch as smp
 from conftest import ROOT
 
-import train
 from pylon.data import sources
 from pylon.heatmaps import METHODS
-from pylon.options import EvaluationOptions, Method
+from pylon.options import EvaluationOptions, Method, TrainOptions
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -40,7 +39,7 @@ def test_package_is_installed_from_this_checkout():
 
 
 def test_model_option_lists_every_architecture():
-    choices = get_args(get_type_hints(train.Options)["model"])
+    choices = get_args(get_type_hints(TrainOptions)["model"])
     # the encoder of dpt must be a vision transformer, which has no strides
     expected = {*smp.MODEL_ARCHITECTURES_MAPPING, "pylon", "backbone"} - {"dpt"}
     assert set(choices) == expected

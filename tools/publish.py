@@ -13,7 +13,7 @@ Prints in one sentence whether the published results are reproduced. Nothing is 
 holds a path, or the name of a user or a computer.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pylon.system.cli import check_name, flag, parse, start
@@ -35,13 +35,10 @@ if __name__ == "__main__":
     OPTIONS = parse(Options)  # before the slow imports, which --help does not need
 
 import hashlib
-import importlib.util
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -51,12 +48,12 @@ import torch
 
 from pylon.checkpoints.training_json import versions
 from pylon.model_card import CAVEAT, CITATION, LICENCE, plain, shared_card, table
+from pylon.options import TrainOptions, as_json
 from pylon.scoring.rows import Rows, read_rows, write_rows
 from pylon.sharing.sharing import require_repo_name, shared_files, write_shared
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json, write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("networks", "scores", "page", "figures")
 PICTURES = ("auroc", "reliability", "point_localization", "box_localization")
 TABLES = (
@@ -140,12 +137,7 @@ def seeds_in(csv: Path) -> list[str]:
 
 def other_options(card: dict[str, Any]) -> list[str]:
     """Options of train.py, as typed, that differ from those of the published networks."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    sys.modules["train"] = train  # dataclasses look up types there
-    spec.loader.exec_module(train)
-    defaults = json.loads(json.dumps(asdict(train.Options()), default=str))
-    published = shared_card({"options": defaults})["options"]
+    published = shared_card({"options": as_json(TrainOptions())})["options"]
     given = shared_card(card)["options"]
     differ = [name for name in given if given[name] != published[name] and name not in NO_MATTER]
     return [f"{flag(name)} {given[name]}" for name in differ]

@@ -284,11 +284,6 @@ def fault_of_best(folder: Path, last_epoch: int) -> tuple[str, bool]:
     return "", False
 
 
-def is_finished(folder: Path, card: dict[str, Any]) -> bool:
-    """Whether the training of a checkpoint has finished; assumed if its card does not say."""
-    return card.get("finished", True)
-
-
 def save_best(folder: Path, model: Pylon | Baseline, card: dict[str, Any]) -> None:
     """Write the folder that `load_pylon` opens; if the disk is full, the previous one is kept.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pylon.hub import is_line
+from pylon.options import MAY_CHANGE, options_with
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import hash_of_json, hashed_json, write_atomically
@@ -17,12 +18,6 @@ PACKAGES = (
     "torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "accelerate",
     "numpy", "opencv-python-headless", "pillow",
 )  # fmt: skip
-
-
-MAY_CHANGE = {  # options that may differ when a run is resumed
-    "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile", "skip_unreadable",
-    "overwrite", "track",
-}  # fmt: skip
 
 
 def make_card(
@@ -115,6 +110,12 @@ def require_own_split(path: Path, card: dict[str, Any] | None, drawn_from: str |
     )
 
 
+def has_finished(folder: Path) -> bool:
+    """Whether the training of a checkpoint has finished; assumed if that is not known."""
+    card = read_training_json(folder)
+    return card is None or card.get("finished", True)
+
+
 def mark_finished(folder: Path, finished: bool) -> None:
     """Record in the card of a checkpoint, if it has one, whether its training has finished."""
     card = read_training_json(folder)
@@ -151,13 +152,24 @@ def differences(before: dict[str, Any], now: dict[str, Any], phrase: str) -> lis
     """
     found = []
     # a cosine ends with the last epoch, so more epochs would change those that were trained
-    may_change = MAY_CHANGE - ({"epochs"} if now["options"].get("schedule") == "cosine" else set())
+    may_change = set(options_with(MAY_CHANGE))
+    if now["options"].get("schedule") == "cosine":
+        may_change.remove("epochs")
     for key, value in now["options"].items():
         if key in may_change or key not in before["options"]:
             continue
         earlier = before["options"][key]
         if earlier != value:
-            found.append(phrase.format(flag(key), earlier, value))
+            found.append(phrase.format(flag(key), typed(earlier), typed(value)))
     if before["split_sha256"] != now["split_sha256"]:
         found.append("other images, labels or split")
     return found
+
+
+def typed(value: Any) -> str:
+    """The value of an option as on a command line."""
+    if value is None or value == []:
+        return "not given"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -12,8 +12,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from pylon.baselines import kind_of
-from pylon.checkpoints.checkpoint import find_checkpoint, is_finished
-from pylon.checkpoints.training_json import differences, read_json, read_training_json
+from pylon.checkpoints.checkpoint import find_checkpoint
+from pylon.checkpoints.training_json import (
+    differences,
+    has_finished,
+    read_json,
+    read_training_json,
+)
 from pylon.hub import arguments_of
 from pylon.model import STRIDE
 from pylon.options import EvaluationOptions, Method, ScoreOptions, require_cache_size
@@ -181,12 +186,6 @@ def leave_out_unfinished(
             f"{option} {' '.join(checkpoints)}"
         )
     return finished
-
-
-def has_finished(path: Path) -> bool:
-    """Whether the training of a checkpoint has finished, as far as is known."""
-    card = read_training_json(path)
-    return card is None or is_finished(path, card)
 
 
 def require_trained_alike(

@@ -14,7 +14,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import HfHubHTTPError, RepositoryNotFoundError
 
 from pylon.checkpoints.checkpoint import find_checkpoint, load_pylon, read_card
-from pylon.evaluation.selection import has_finished, label_of
+from pylon.checkpoints.training_json import has_finished
+from pylon.evaluation.selection import label_of
 from pylon.hub import Description, files_of, hash_of_weights
 from pylon.model_card import shared_card
 from pylon.sharing.card_scores import has_rows_of, scores_of

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from pylon.data.radiographs import Radiographs
 from pylon.encoders import ArgumentError
 from pylon.hub import config_of
 from pylon.model import Pylon
+from pylon.options import OF_PYLON, TrainOptions, options_with
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
 
@@ -20,13 +20,12 @@ HEAD = "segmentation_head.0."
 
 
 def build(
-    options: Any, of_pylon: tuple[str, ...], radiographs: Radiographs, pretrained: bool
+    options: TrainOptions, radiographs: Radiographs, pretrained: bool
 ) -> tuple[Pylon | Baseline, list[str]]:
     """Build the network from the options, and say which weights were taken from files.
 
     Args:
         options: of train.py.
-        of_pylon: options that no other network has.
         radiographs: the data, which name the classes.
         pretrained: whether to take weights from files, as the options say.
 
@@ -42,7 +41,8 @@ def build(
     if options.encoder_weights.lower() == "none" or options.init_from is not None:
         config["encoder_weights"] = None
     if options.model == "pylon":
-        config |= {"kind": "pylon", **{key: getattr(options, key) for key in of_pylon}}
+        of_pylon = {key: getattr(options, key) for key in options_with(OF_PYLON)}
+        config |= {"kind": "pylon", **of_pylon}
     else:
         config |= {"kind": "baseline", "model": options.model}
     try:

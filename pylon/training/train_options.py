@@ -3,9 +3,7 @@
 import math
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,7 +13,7 @@ from pylon.encoders import STRIDES, ArgumentError, require_known
 from pylon.evaluation.evaluate import LARGEST_INPUT
 from pylon.evaluation.runtime import require_installed
 from pylon.model import STRIDE
-from pylon.options import require_cache_size
+from pylon.options import OF_PYLON, TrainOptions, options_with, require_cache_size
 from pylon.system.cli import check_name, require_at_least
 from pylon.system.errors import UserError
 from pylon.training.preparation import require_images_a_process
@@ -23,13 +21,8 @@ from pylon.training.preparation import require_images_a_process
 SMALLEST_INPUT = 64  # pixels; the map of 32 would have one pixel
 
 
-def check(options: Any, of_pylon: tuple[str, ...]) -> None:
-    """Raise a UserError that names the first option out of range.
-
-    Args:
-        options: of train.py.
-        of_pylon: options that no other network has.
-    """
+def check(options: TrainOptions) -> None:
+    """Raise a UserError that names the first option out of range."""
     require_at_least(options, epochs=1, batch_size=2, patience=0, num_workers=0, seed=0)
     if options.seed >= 2**32:
         raise UserError(f"--seed must be below 2**32, not {options.seed}")
@@ -65,11 +58,11 @@ def check(options: Any, of_pylon: tuple[str, ...]) -> None:
         )
     if options.track is not None:
         require_installed(options.track, f"--track {options.track}")
-    check_network(options, of_pylon)
+    check_network(options)
     check_name(options.name)
 
 
-def check_recipe(options: Any) -> None:
+def check_recipe(options: TrainOptions) -> None:
     """Raise a UserError for the first option of pylon/training/recipe.py that is out of range."""
     if not 0 < options.train_share <= 1:
         raise UserError(f"--train-share must be above 0 and at most 1, not {options.train_share:g}")
@@ -91,10 +84,10 @@ def check_recipe(options: Any) -> None:
         )
 
 
-def check_network(options: Any, of_pylon: tuple[str, ...]) -> None:
+def check_network(options: TrainOptions) -> None:
     """Raise a UserError if the options of the network exclude each other or are unknown."""
-    defaults = type(options)
-    changed = [key for key in of_pylon if getattr(options, key) != getattr(defaults, key)]
+    of_pylon = options_with(OF_PYLON)
+    changed = [key for key in of_pylon if getattr(options, key) != getattr(TrainOptions, key)]
     if options.model != "pylon" and changed:
         raise UserError(
             "--up-layers, --up-modules and --no-attention are only for --model pylon, "
@@ -111,7 +104,7 @@ def check_network(options: Any, of_pylon: tuple[str, ...]) -> None:
         check_first_weights(options)
 
 
-def check_first_weights(options: Any) -> None:
+def check_first_weights(options: TrainOptions) -> None:
     """Raise a UserError if the options on initial weights cannot be followed."""
     weights = options.encoder_weights
     is_listed = weights.lower() in ("none", "imagenet")
@@ -134,7 +127,7 @@ def has_compiler() -> bool:
     return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
 
 
-def check_on_device(options: Any, accelerator: Accelerator) -> None:
+def check_on_device(options: TrainOptions, accelerator: Accelerator) -> None:
     """Raise a UserError if the options do not fit the device or the number of processes."""
     if options.compile and accelerator.device.type == "cpu":
         # In torch 2.12 the gradient of bilinear upsampling crashes, or writes out of bounds:
@@ -145,10 +138,3 @@ def check_on_device(options: Any, accelerator: Accelerator) -> None:
         )
     processes = accelerator.num_processes
     require_images_a_process(options.model, options.image_size, options.batch_size, processes)
-
-
-def as_json(options: Any) -> dict[str, Any]:
-    """The options as they are written: paths as text, lists in place of tuples."""
-    values = asdict(options).items()
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in values}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -7,6 +7,7 @@ import pytest
 from pylon.checkpoints import checkpoint
 from pylon.checkpoints.training_json import (
     has_ended,
+    has_finished,
     make_card,
     mark_finished,
     read_json,
@@ -40,9 +41,16 @@ def test_changed_card_is_refused(model, tmp_path, change):
         checkpoint.read_card(tmp_path / "best", model)
 
 
-def test_is_finished(tmp_path):
-    assert checkpoint.is_finished(tmp_path, {"finished": False}) is False
-    assert checkpoint.is_finished(tmp_path, {}) is True  # a card that does not say
+@pytest.mark.parametrize(("said", "finished"), [({"finished": False}, False), ({}, True)])
+def test_has_finished(tmp_path, said, finished):
+    """A card that does not say counts as finished."""
+    card = {"class_names": ["a"], "mean": 0.5, "std": 0.2, "image_size": 256, **said}
+    (tmp_path / "training.json").write_bytes(hashed_json(card))
+    assert has_finished(tmp_path) is finished
+
+
+def test_what_has_no_card_counts_as_finished(tmp_path):
+    assert has_finished(tmp_path) is True
 
 
 def test_deeply_nested_json_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from pylon.checkpoints.checkpoint import save_best
 from pylon.checkpoints.training_json import make_card
 from pylon.hub import Description
 from pylon.model import Pylon
+from pylon.options import TrainOptions
 from pylon.system.errors import UserError
 from pylon.training import initial
 from pylon.training.initial import take_from_checkpoint
@@ -127,15 +128,13 @@ def test_what_is_downloaded(tmp_path, monkeypatch, weights, init_from, pretraine
         return Pylon(*ENCODER, classes=1, decoder_channels=8)
 
     monkeypatch.setattr(initial, "build_network", build_network)
-    options = SimpleNamespace(
+    options = TrainOptions(
         encoder_name=ENCODER[0],
         encoder_weights=weights,
         init_from=init_from and tmp_path / init_from,
-        model="pylon",
-        pool="max",
     )
     radiographs = SimpleNamespace(class_names=("a",), drawn_from=None)
-    _, said = initial.build(options, (), radiographs, pretrained)
+    _, said = initial.build(options, radiographs, pretrained)
     assert asked[0] == expected
     assert (said != []) == (init_from is not None)
 

@@ -13,12 +13,11 @@ from accelerate import Accelerator
 
 from pylon.checkpoints.checkpoint import RESUMED, load_last, save_last
 from pylon.checkpoints.training_json import differences, read_training_json
+from pylon.options import TrainOptions, as_json
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
 from pylon.system.files import hashed_json, write_together
 from pylon.training import runs
-from pylon.training.train_options import as_json
-from train import Options
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -99,7 +98,7 @@ def test_options_that_change_the_result_may_not_change_on_resume():
         "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile",
         "skip_unreadable", "overwrite", "track",
     }  # fmt: skip
-    for name in as_json(Options()):
+    for name in as_json(TrainOptions()):
         before = {"options": {name: 1}, "split_sha256": "a"}
         now = {"options": {name: 2}, "split_sha256": "a"}
         found = differences(before, now, "{} {} (now {})")
@@ -144,3 +143,14 @@ def test_differences_ignore_options_that_may_change():
     found = differences(before, now, "{} {} (now {})")
     assert found == ["--up-layers 1 (now 2)", "other images, labels or split"]
     assert differences(before, before, "{} {} (now {})") == []
+
+
+def test_differences_are_written_as_options_are_typed():
+    before = {"negatives": None, "adjust_for": ["view", "sex"], "attention": True}
+    now = {"negatives": 3, "adjust_for": [], "attention": False}
+    cards = [{"options": options, "split_sha256": "a"} for options in (before, now)]
+    assert differences(*cards, "{} {} (now {})") == [
+        "--negatives not given (now 3)",
+        "--adjust-for view sex (now not given)",
+        "--attention on (now off)",
+    ]
