@@ -5,7 +5,7 @@
     python predict.py images/ more/ --checkpoint user/name --out predictions/new --save-maps
     python predict.py --checkpoint save/pylon/0/best --export-onnx pylon.onnx
 
-Reads  PNG, JPEG, TIFF and DICOM files, and folders of them; one checkpoint.
+Reads  PNG, JPEG, TIFF, BMP, WebP and DICOM files, and folders of them; one checkpoint.
 Writes OUT/predictions.csv: one row per image and class: score (probability), present (whether it
        reaches the checkpoint's threshold), point (maximum of the map), box (the region around it);
        OUT/overlays/IMAGE.png: the radiograph and the maps of the findings called present;
@@ -132,6 +132,8 @@ def main(options: Options) -> None:
         if not options.images:
             return
     found = on_main_process(accelerator, lambda: find_images(options.images, options.out))
+    if found.note:
+        say(f"note: {found.note}")
     if not found.images:
         raise UserError(next(iter(found.faults.values())))
 

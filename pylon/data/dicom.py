@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 PREAMBLE = 132  # bytes, the last four of which are:
 MARK = b"DICM"
+INDEX = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit, explicit little endian
 RLE = "1.2.840.10008.1.2.5"
 JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
@@ -147,7 +148,12 @@ def require_syntax(path: str) -> None:
     from pydicom.filereader import read_file_meta_info
 
     # before anything else is parsed: a deflated file may be a thousand times as large in memory
-    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    about = read_file_meta_info(path)
+    if about.get("MediaStorageSOPClassUID") == INDEX:
+        raise UserError(
+            f"{path} is the index of a medium (DICOMDIR), not an image; give its folder"
+        )
+    syntax = about.get("TransferSyntaxUID")
     if syntax is None:
         raise UserError(
             f"{path} is a DICOM file without a transfer syntax; copy it again, or convert it to PNG"

@@ -311,6 +311,8 @@ def test_bad_input_is_one_sentence(checkpoint, tmp_path, arguments, sentence):
     done = predict(checkpoint, *arguments, cwd=tmp_path, code=2)
     assert sentence in sentence_of(done)
     assert (tmp_path / "mine/predictions.csv").read_text() == "mine"
+    if "nowhere.png" in arguments:
+        assert not (tmp_path / "predictions").exists()
 
 
 def test_missing_checkpoint(tmp_path):
