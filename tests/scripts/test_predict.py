@@ -21,6 +21,7 @@ from conftest import run_script, sentence_of, start_script
 from faulty_files import FaultyFile
 from PIL import Image
 
+import pylon
 from pylon.drawing import GAP
 from pylon.prediction.results import COLUMNS
 
@@ -149,13 +150,18 @@ def test_list_equals_folder_whatever_the_workers(checkpoint, predicted, images, 
         assert contents(out) == contents(predicted)
 
 
-def test_scores_and_points_are_those_of_eval_loc(checkpoint, phantom, tmp_path):
+@pytest.mark.parametrize(
+    ("tta", "network"), [((), "pylon"), (("--tta",), "pylon with mirror images")]
+)
+def test_scores_and_points_are_those_of_eval_loc(checkpoint, phantom, tmp_path, tta, network):
     options = ("--data", phantom, "--checkpoint", checkpoint, "--device", "cpu")
-    run_script("eval_loc.py", *options, "--name", "same", cwd=tmp_path)
-    boxes = pd.read_csv(next((tmp_path / "csv/same").glob("*_boxes.csv")))
+    run_script("eval_loc.py", *options, *tta, "--name", "same", cwd=tmp_path)
+    path = next((tmp_path / "csv/same").glob("*_boxes.csv"))
+    assert json.loads(path.with_suffix(".json").read_text())["network"] == network
+    boxes = pd.read_csv(path)
     # in the same batches of eight
     files = [phantom / "images" / name for name in boxes["image_id"].unique()]
-    predict(checkpoint, *files, "--out", "out", "--no-overlays", cwd=tmp_path)
+    predict(checkpoint, *files, *tta, "--out", "out", "--no-overlays", cwd=tmp_path)
     rows = pd.read_csv(tmp_path / "out/predictions.csv")
     both = boxes.merge(rows, left_on=["image_id", "pathology"], right_on=["image", "label"])
     assert len(both) == len(boxes) > 10
@@ -292,6 +298,7 @@ def test_other_options_than_before_are_refused(checkpoint, predicted, images, tm
         (("a.png", "--window", 9, 0.5), "--window must be a centre and a width of at least 1"),
         (("a.png", "--window", "nan", 9), "--window must be a centre and a width of at least 1"),
         (("a.png", "--method", "gradcam", "--precision", "bf16"), "--method gradcam needs"),
+        (("a.png", "--method", "gradcam", "--tta"), "leave out --tta"),
         (("none", "--out", "none"), "--out none is in the folder none"),
         (("none", "--out", "none/out"), "--out none/out is in the folder none"),
         (("a.png", "--out", "a.png"), "--out a.png is a file; name a folder"),
@@ -313,6 +320,24 @@ def test_bad_input_is_one_sentence(checkpoint, tmp_path, arguments, sentence):
     assert (tmp_path / "mine/predictions.csv").read_text() == "mine"
     if "nowhere.png" in arguments:
         assert not (tmp_path / "predictions").exists()
+
+
+def test_several_networks(checkpoint, trained, phantom, tmp_path):
+    image = sorted((phantom / "images").glob("*.png"))[0]
+    both = (checkpoint, trained / BEST)
+    options = ("--out", "out", "--device", "cpu", "--tta", "--checkpoint", *both)
+    run_script("predict.py", image, *options, cwd=tmp_path)
+    rows = pd.read_csv(tmp_path / "out/predictions.csv").set_index("label")
+    expected = pylon.Predictor(both, "cpu", tta=True)(image)
+    assert rows["score"].tolist() == [expected.finding(label)["score"] for label in rows.index]
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["checkpoint"] == " ".join(map(str, both))
+    assert manifest["options"]["tta"] is True
+    for option in ("--calibrated", "--method", "--export-onnx"):
+        value = {"--method": ["gradcam"], "--export-onnx": ["a.onnx"]}.get(option, [])
+        command = ("predict.py", image, option, *value, "--checkpoint", *both)
+        done = run_script(*command, cwd=tmp_path, code=2)
+        assert f"{option} is for a single --checkpoint" in sentence_of(done)
 
 
 def test_missing_checkpoint(tmp_path):
