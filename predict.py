@@ -113,7 +113,7 @@ from pylon.prediction.results import (
     start_of_manifest,
     write_results,
 )
-from pylon.system.cli import flag, require_at_least
+from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.parallel import on_main_process, require_shared, same_on_all
@@ -234,12 +234,8 @@ def check(options: Options) -> None:
     if not draws and (options.classes or options.top is not None):
         raise UserError("--classes and --top choose the maps to draw; leave out --no-overlays")
     check_method(options.method, options)
-    if len(options.checkpoint) > 1:
-        one = {"method": options.method != "map", "calibrated": options.calibrated}
-        alone = [name for name, wanted in one.items() if wanted]
-        alone += ["export_onnx"] * (options.export_onnx is not None)
-        if alone:
-            raise UserError(f"{flag(alone[0])} is for a single --checkpoint; name one, or leave it")
+    if options.export_onnx is not None and len(options.checkpoint) > 1:
+        raise UserError("--export-onnx is for a single --checkpoint; name one")
     if options.dicom_out:
         require_installed("dicom", "--dicom-out")
     if options.export_onnx is not None:

@@ -139,29 +139,20 @@ def average(networks: Sequence[nn.Module], mirrored: bool = False) -> None:
             others = [run(images.flip(-1)) for run in runs]
             outputs += [PylonOutput(other.logits, other.maps.flip(-1)) for other in others]
         size = outputs[0].maps.shape[-2:]
-        maps = [
-            output.maps
-            if output.maps.shape[-2:] == size
-            else F.interpolate(output.maps, size, mode="bilinear")
-            for output in outputs
-        ]
-        mean_of_maps = logit_of_mean if are_probabilities(first) else mean
-        logits = logit_of_mean([output.logits for output in outputs])
-        return PylonOutput(logits, mean_of_maps(maps))
+        sized = [F.interpolate(output.maps, size, mode="bilinear") for output in outputs]
+        maps = torch.stack(sized)  # (N, B, C, h, w)
+        maps = logit_of_mean(maps) if are_probabilities(first) else maps.mean(dim=0)
+        logits = torch.stack([output.logits for output in outputs])  # (N, B, C)
+        return PylonOutput(logit_of_mean(logits), maps)
 
     first.forward = forward
     first.is_mirrored = mirrored
 
 
-def logit_of_mean(logits: Sequence[Tensor]) -> Tensor:
-    """The logit of the mean of the probabilities that logits, of any shape, stand for."""
-    stacked = torch.stack(list(logits))
+def logit_of_mean(logits: Tensor) -> Tensor:
+    """The logits of the mean probabilities along the first dimension."""
     # not from the probabilities: those near 1 are rounded to it, whose logit is infinite
-    return F.logsigmoid(stacked).logsumexp(dim=0) - F.logsigmoid(-stacked).logsumexp(dim=0)
-
-
-def mean(maps: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(maps)).mean(dim=0)
+    return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
 
 class LogitsAlone(nn.Module):

@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -14,9 +14,6 @@ from PIL import Image
 from pylon.data.images import decode, header_of, read_pixels, require_one_page
 from pylon.data.pixels import Pixels, Window, pixels_of, require_fit
 from pylon.system.errors import UserError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 # or a data set of pydicom, which need not be installed
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | torch.Tensor | Image.Image
@@ -37,7 +34,9 @@ def pixels_of_any(image: ImageLike, window: Window | None) -> Pixels:
     if hasattr(image, "read"):
         image = image.read()
     elif is_dataset(image):
-        image = file_of(image)
+        buffer = io.BytesIO()
+        image.save_as(buffer, enforce_file_format=True)  # or pydicom's ValueError
+        image = buffer.getvalue()
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(NAME, bytes(image), window)
     colour = False
@@ -91,19 +90,6 @@ def is_dataset(image: object) -> bool:
     """Whether it is a data set of pydicom, which is slow to import, and optional."""
     pydicom = sys.modules.get("pydicom")
     return pydicom is not None and isinstance(image, pydicom.Dataset)
-
-
-def file_of(dataset: "Dataset") -> bytes:
-    """A data set as the contents of a file."""
-    buffer = io.BytesIO()
-    try:
-        dataset.save_as(buffer, enforce_file_format=True)
-    except Exception as error:  # of pydicom, about whatever is missing
-        raise UserError(
-            "the data set cannot be read, since it could not be written to a file; save it with "
-            "save_as(.., enforce_file_format=True), which says what it lacks"
-        ) from error.with_traceback(None)
-    return buffer.getvalue()
 
 
 def grey_of(image: Image.Image) -> np.ndarray:

@@ -22,7 +22,6 @@ TO_PNG = "convert it to PNG"
 UNPACK = "unpack it, and give its folder"
 WORKBOOK = ("an Excel workbook", "name the images themselves")
 HEIC = ("a HEIC photograph", TO_PNG)
-NIFTI = ("a NIfTI volume", "save the radiograph as PNG, or name the DICOM file that it comes from")
 # what a file is and what to do, by a place in it and the bytes that are there
 OTHERS = {
     (8, b"heic"): HEIC,
@@ -32,9 +31,7 @@ OTHERS = {
     (0, b"GIF8"): ("a GIF picture", TO_PNG),
     (4, b"jP  \r\n"): ("a JPEG 2000 file", TO_PNG),
     (0, b"%PDF"): ("a PDF document", "save the radiograph in it as PNG"),
-    (344, b"n+1\0"): NIFTI,
-    (344, b"ni1\0"): NIFTI,
-    (4, b"n+2\0"): NIFTI,
+    (344, b"n+1\0"): ("a NIfTI volume", "save the radiograph as PNG, or name its DICOM file"),
     (0, b"\xd0\xcf\x11\xe0"): WORKBOOK,
     (0, ZIP): ("a zip archive", UNPACK),
     (0, GZIP): ("a gzip archive", UNPACK),

@@ -272,7 +272,7 @@ def check_method(method: Method, options: EvaluationOptions) -> None:
     if method == "map":
         return
     if getattr(options, "tta", False):
-        raise UserError(f"--method {method} explains a single network and image; leave out --tta")
+        raise UserError(f"--method {method} is for a single network and image; leave out --tta")
     if options.precision != "fp32":
         raise UserError(f"--method {method} needs --precision fp32, not {options.precision}")
     if importlib.util.find_spec("pytorch_grad_cam") is None:

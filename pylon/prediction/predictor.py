@@ -122,9 +122,9 @@ class Predictor:
             raise ValueError("name at least one checkpoint, or give None for the starter network")
         models, cards = zip(*map(open_checkpoint, paths), strict=True)
         if method != "map" and (tta or len(paths) > 1):
-            raise UserError(f"method {method} explains a single network and image, not a mean")
+            raise UserError(f"method {method} is for a single network and image, not for a mean")
         if calibrated and len(paths) > 1:
-            raise UserError("a mean of several networks has no calibration: leave it out")
+            raise UserError("a mean of several networks cannot be calibrated; name a single one")
         require_averageable(paths, models, cards)
         self.path = paths[0]
         self.model = models[0]
@@ -281,22 +281,16 @@ def require_averageable(
     paths: Sequence[Path], models: Sequence[torch.nn.Module], cards: Sequence[dict[str, Any]]
 ) -> None:
     """Raise a UserError unless networks have the same classes, input and kind of maps."""
-    first, *others = (
-        {
-            "classes": list(card["class_names"]),
-            "image sizes": card["image_size"],
-            "normalisation": (card["mean"], card["std"]),
-            "kinds of maps": are_probabilities(model),
-        }
-        for model, card in zip(models, cards, strict=True)
-    )
-    for path, other in zip(paths[1:], others, strict=True):
-        for what, value in first.items():
-            if other[what] != value:
-                raise UserError(
-                    f"{paths[0]} and {path} have different {what}, so that they have no mean; "
-                    "name networks that belong together, such as seeds"
-                )
+    for path, model, card in zip(paths, models, cards, strict=True):
+        keys = ("class_names", "image_size", "mean", "std")
+        differ = [key for key in keys if card[key] != cards[0][key]]
+        if are_probabilities(model) != are_probabilities(models[0]):
+            differ.append("kinds of maps")
+        if differ:
+            raise UserError(
+                f"{paths[0]} and {path} have different {', '.join(differ)}, so that they have no "
+                "mean; name networks that belong together, such as seeds"
+            )
 
 
 def joined(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:

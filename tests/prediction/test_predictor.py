@@ -174,7 +174,7 @@ def test_colours_are_red_green_blue(predictor):
 
 
 def test_data_set_without_a_transfer_syntax(predictor):
-    with pytest.raises(UserError, match=r"the data set cannot be read, .* save_as"):
+    with pytest.raises(ValueError, match="Transfer Syntax"):
         predictor(pydicom.Dataset())
 
 
@@ -394,11 +394,11 @@ def test_networks_without_a_mean(checkpoint, files, tmp_path):
         del stated["sha256"]
         stated["class_names"] = stated["class_names"][::-1]
         (tmp_path / "best" / name).write_bytes(hashed_json(stated))
-    with pytest.raises(UserError, match="have different classes, so that they have no mean"):
+    with pytest.raises(UserError, match="have different class_names, so that they"):
         pylon.Predictor([checkpoint, tmp_path / "best"], "cpu")
-    with pytest.raises(UserError, match="a mean of several networks has no calibration"):
+    with pytest.raises(UserError, match="a mean of several networks cannot be calibrated"):
         pylon.Predictor([checkpoint] * 2, "cpu", calibrated=True)
-    with pytest.raises(UserError, match="method gradcam explains a single network and image"):
+    with pytest.raises(UserError, match="method gradcam is for a single network and image"):
         pylon.Predictor(checkpoint, "cpu", method="gradcam", tta=True)
     with pytest.raises(ValueError, match="name at least one checkpoint"):
         pylon.Predictor([], "cpu")
