@@ -50,7 +50,8 @@ import numpy as np
 
 from pylon.drawing import fit, overlay
 from pylon.evaluation.runtime import require_installed
-from pylon.prediction.predictor import Prediction, Predictor
+from pylon.prediction.prediction import Prediction
+from pylon.prediction.predictor import Predictor
 from pylon.system.errors import UserError
 from pylon.system.files import one_line
 

@@ -1,11 +1,11 @@
 """Findings, heatmaps and boxes of any radiograph.
 
     python predict.py chest.png                 # with the starter network
-    python predict.py chest.png --checkpoint save/pylon/0/best
+    python predict.py chest.png --checkpoint save/pylon/0/best    # or several, for their mean
     python predict.py images/ more/ --checkpoint user/name --out predictions/new --save-maps
     python predict.py --checkpoint save/pylon/0/best --export-onnx pylon.onnx
 
-Reads  PNG, JPEG, TIFF and DICOM files, and folders of them; one checkpoint.
+Reads  PNG, JPEG, TIFF, BMP, WebP and DICOM files, and folders of them; one checkpoint.
 Writes OUT/predictions.csv: one row per image and class: score (probability), present (whether it
        reaches the checkpoint's threshold), point (maximum of the map), box (the region around it);
        OUT/overlays/IMAGE.png: the radiograph and the maps of the findings called present;
@@ -34,9 +34,10 @@ class Options:
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Images, and folders to search for images."""
-    checkpoint: Path | None = None
+    checkpoint: tuple[Path, ...] = ()
     """A folder such as save/pylon/0/best, user/name on the Hugging Face hub, or the authors'
-    model.pkl; if none is given, the starter network, save/starter/0/best."""
+    model.pkl; if none is given, the starter network, save/starter/0/best. Of several, such as
+    seeds, probabilities, maps and thresholds are averaged."""
     out: Path = Path("predictions")
     """Folder for the results."""
     classes: tuple[str, ...] = ()
@@ -70,6 +71,9 @@ class Options:
     calibrated: bool = False
     """Give probabilities that are calibrated by the Platt scaling that training fitted; what is
     called present, points and boxes stay."""
+    tta: bool = False
+    """Test-time augmentation: average with what the network finds in the mirror image, its maps
+    mirrored back. Takes twice the time."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -122,16 +126,18 @@ def main(options: Options) -> None:
     device = device_for(options.runtime, options.device, options.precision, options.method)
     accelerator = make_accelerator(device, options.precision)
     say = accelerator.print
-    if options.checkpoint is None:
+    if not options.checkpoint:
         starter, introduction = find_starter()
-        options = replace(options, checkpoint=starter)
+        options = replace(options, checkpoint=(starter,))
         say(introduction)
     if options.export_onnx is not None:
-        source = (options.checkpoint, options.export_onnx)
+        source = (options.checkpoint[0], options.export_onnx)
         say(on_main_process(accelerator, lambda: export_onnx(*source)))
         if not options.images:
             return
     found = on_main_process(accelerator, lambda: find_images(options.images, options.out))
+    if found.note:
+        say(f"note: {found.note}")
     if not found.images:
         raise UserError(next(iter(found.faults.values())))
 
@@ -146,6 +152,7 @@ def main(options: Options) -> None:
         window=options.window,
         runtime=options.runtime,
         calibrated=options.calibrated,
+        tta=options.tta,
     )
     predictor = same_on_all(
         accelerator, open_network, "weights", lambda opened: opened.card["weights_sha256"]
@@ -155,7 +162,7 @@ def main(options: Options) -> None:
     left = sorted(set(predictor.class_names) - set(predictor.calibration))
     if options.calibrated and left:
         say(f"note: the checkpoint has no calibration of {', '.join(left)}; they stay as they are")
-    require_classes(options.classes, predictor.class_names, options.checkpoint)
+    require_classes(options.classes, predictor.class_names, options.checkpoint[0])
     if options.scale == "absolute" and not predictor.are_probabilities:
         say("note: these maps are not probabilities: each is drawn from its minimum to its maximum")
         options = replace(options, scale="minmax")
@@ -227,12 +234,17 @@ def check(options: Options) -> None:
     if not draws and (options.classes or options.top is not None):
         raise UserError("--classes and --top choose the maps to draw; leave out --no-overlays")
     check_method(options.method, options)
+    if options.export_onnx is not None and len(options.checkpoint) > 1:
+        raise UserError("--export-onnx is for a single --checkpoint; name one")
     if options.dicom_out:
         require_installed("dicom", "--dicom-out")
     if options.export_onnx is not None:
         require_installed("onnx", "--export-onnx")
     elif not options.images:
-        raise UserError("name images, or folders of them; only --export-onnx needs none")
+        raise UserError(
+            "name images, or folders of them, before --checkpoint and other options; only "
+            "--export-onnx needs none"
+        )
 
 
 def predict_all(

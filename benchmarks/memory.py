@@ -26,6 +26,7 @@ from pylon.data.dataset import eval_loader, train_loader
 from pylon.data.sources import read_chestxray14
 from pylon.data.transforms import eval_transform, train_transform
 from pylon.evaluation.evaluate import predict_logits
+from pylon.system.workers import end_with_parent
 
 PRELOADED = [
     "torch",
@@ -127,7 +128,7 @@ def in_own_process(function: Callable[..., float], *arguments: object) -> float:
     """Call a function in a process forked from one that has only imported torch and the rest."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with ProcessPoolExecutor(1, context) as executor:
+    with ProcessPoolExecutor(1, context, end_with_parent) as executor:
         return executor.submit(function, *arguments).result()
 
 

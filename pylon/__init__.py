@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pylon.checkpoints.checkpoint import load_pylon
     from pylon.hub import Description
     from pylon.model import Pylon, PylonOutput
-    from pylon.prediction.predictor import Prediction, Predictor
+    from pylon.prediction.prediction import Prediction
+    from pylon.prediction.predictor import Predictor
 
 # otherwise albumentations checks for updates online whenever it is imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -26,7 +27,7 @@ __all__ = ["Description", "Prediction", "Predictor", "Pylon", "PylonOutput", "lo
 
 _MODULES = {
     "Description": "pylon.hub",
-    "Prediction": "pylon.prediction.predictor",
+    "Prediction": "pylon.prediction.prediction",
     "Predictor": "pylon.prediction.predictor",
     "Pylon": "pylon.model",
     "PylonOutput": "pylon.model",

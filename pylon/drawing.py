@@ -5,7 +5,7 @@ picture, so that an improbable finding leaves the radiograph as it is. "minmax":
 its own minimum to its own maximum, as in the published figures.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,14 +39,16 @@ COLOURS = cv2.applyColorMap(LEVELS, cv2.COLORMAP_INFERNO)[:, 0, ::-1]  # (256, 3
 MOST_OPAQUE = 0.75  # opacity where the probability is 1
 
 
-def blended() -> np.ndarray:
-    """Colours on a radiograph, (256, 256, 3) uint8 RGB, by level of probability and of grey."""
-    opacity = MOST_OPAQUE * LEVELS[:, None, None] / 255
+@lru_cache(maxsize=8)
+def blended(most_opaque: float = MOST_OPAQUE) -> np.ndarray:
+    """Colours on a radiograph, (256, 256, 3) uint8 RGB, by level of probability and of grey.
+
+    Args:
+        most_opaque: opacity where the probability is 1.
+    """
+    opacity = most_opaque * LEVELS[:, None, None] / 255
     grey = LEVELS[None, :, None]
     return (grey * (1 - opacity) + COLOURS[:, None] * opacity).round().astype(np.uint8)
-
-
-BLENDED = blended()
 
 
 class Row(NamedTuple):
@@ -73,6 +75,7 @@ def overlay(
     heatmap: np.ndarray,
     scale: Scale = "minmax",
     threshold: float | None = None,
+    opacity: float | None = None,
 ) -> np.ndarray:
     """Overlay a heatmap on a radiograph.
 
@@ -83,6 +86,7 @@ def overlay(
         scale: "minmax": JET at 50 %, as in the published figures. "absolute": inferno, its opacity
             in proportion to the probability, up to 75 %.
         threshold: with "absolute", draw a contour where the probability reaches it.
+        opacity: instead of these 50 % and 75 %, a share.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -91,9 +95,9 @@ def overlay(
     if scale == "absolute":
         large = cv2.resize(heatmap, size, interpolation=cv2.INTER_LINEAR)  # (H, W)
         levels = np.round(large * 255).astype(np.intp)
-        picture = BLENDED.reshape(-1, 3).take(256 * levels + image, axis=0)  # 4 times as fast as []
-        # a score may differ from the maximum of its map by the last bit
-        if threshold is not None and heatmap.max() >= threshold * (1 - 1e-6):
+        colours = blended(MOST_OPAQUE if opacity is None else opacity)
+        picture = colours.reshape(-1, 3).take(256 * levels + image, axis=0)  # 4 times as fast as []
+        if threshold is not None and reaches(heatmap, threshold):
             draw_contour(picture, large, threshold)
         return picture
 
@@ -107,7 +111,14 @@ def overlay(
 
     # blend
     grey = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(grey, 0.5, np.ascontiguousarray(colours), 0.5, 0)
+    share = 0.5 if opacity is None else opacity
+    return cv2.addWeighted(grey, 1 - share, np.ascontiguousarray(colours), share, 0)
+
+
+def reaches(heatmap: np.ndarray, threshold: float) -> bool:
+    """Whether a heatmap reaches a threshold anywhere."""
+    # a score may differ from the maximum of its map by the last bit
+    return bool(heatmap.max() >= threshold * (1 - 1e-6))
 
 
 def draw_contour(picture: np.ndarray, heatmap: np.ndarray, threshold: float) -> None:
@@ -269,7 +280,7 @@ def colour_bar(height: int) -> np.ndarray:
     levels = np.linspace(255, 0, height).round().astype(np.uint8)
     bar = np.full((height, BAR, 3), 255, np.uint8)
     bar[:, :16] = COLOURS[levels][:, None]
-    bar[:, 16:32] = BLENDED[levels, 128][:, None]
+    bar[:, 16:32] = blended()[levels, 128][:, None]
     page = Image.fromarray(bar)
     draw = ImageDraw.Draw(page)
     ticks = (0, 0.25, 0.5, 0.75, 1) if height >= 6 * FONT else (0, 1)

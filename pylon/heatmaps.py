@@ -1,9 +1,12 @@
-"""Heatmaps of a network: its own maps, or those of a method of the grad-cam library."""
+"""Heatmaps of a network: its own maps, or those of a method of the grad-cam library; averages."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pylon.model import PylonOutput
 
 METHODS = {  # option name -> class in the grad-cam library
     "gradcam": "GradCAM",
@@ -113,6 +116,43 @@ def probability(logits: Tensor) -> Tensor:
     # vector instructions, and the last few without.
     logits = logits.cpu()
     return logits.double().sigmoid().float().where(logits.isfinite(), torch.nan)
+
+
+def average(networks: Sequence[nn.Module], mirrored: bool = False) -> None:
+    """Let the first network return the mean of several, such as seeds, from now on.
+
+    Averaged are the probabilities, of images and of pixels (if maps are no probabilities, their
+    values); returned are the logits of these means. A logit is then no longer the maximum of its
+    map, but may be higher, since the maxima of the single maps need not meet.
+
+    Args:
+        networks: of the same classes, input and kind of maps, in eval mode. Maps of another size
+            than the first one's are resized.
+        mirrored: whether to average also what they find in the mirror image.
+    """
+    runs = [network.forward for network in networks]
+    first = networks[0]
+
+    def forward(images: Tensor) -> PylonOutput:
+        outputs = [run(images) for run in runs]
+        if mirrored:
+            others = [run(images.flip(-1)) for run in runs]
+            outputs += [PylonOutput(other.logits, other.maps.flip(-1)) for other in others]
+        size = outputs[0].maps.shape[-2:]
+        sized = [F.interpolate(output.maps, size, mode="bilinear") for output in outputs]
+        maps = torch.stack(sized)  # (N, B, C, h, w)
+        maps = logit_of_mean(maps) if are_probabilities(first) else maps.mean(dim=0)
+        logits = torch.stack([output.logits for output in outputs])  # (N, B, C)
+        return PylonOutput(logit_of_mean(logits), maps)
+
+    first.forward = forward
+    first.is_mirrored = mirrored
+
+
+def logit_of_mean(logits: Tensor) -> Tensor:
+    """The logits of the mean probabilities along the first dimension."""
+    # not from the probabilities: those near 1 are rounded to it, whose logit is infinite
+    return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
 
 class LogitsAlone(nn.Module):

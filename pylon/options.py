@@ -103,6 +103,9 @@ class ScoreOptions(EvaluationOptions):
     runtime: Runtime = "torch"
     """What runs the network. On a CPU, onnx (onnxruntime) and openvino are faster than torch, and
     give the same scores up to rounding in fp32; openvino supports bf16, too."""
+    tta: bool = False
+    """Test-time augmentation: average with what the network finds in the mirror image, its maps
+    mirrored back. Takes twice the time."""
     compare: tuple[str, ...] = ()
     """Names of other experiments: their seeds (or --seeds) are scored too, for a paired comparison
     with this one. Their own files are not changed."""

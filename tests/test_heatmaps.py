@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from pylon.baselines import Baseline
-from pylon.heatmaps import METHODS, PAIRS_AT_A_TIME, heatmaps_of, probability
-from pylon.model import Pylon
+from pylon.heatmaps import METHODS, PAIRS_AT_A_TIME, average, heatmaps_of, probability
+from pylon.model import Pylon, PylonOutput, pool_maps
 
 ENCODER = "tu-test_resnet"
 
@@ -123,3 +124,48 @@ def test_unknown_method_is_rejected(images):
     model = Pylon(ENCODER, None, classes=3, decoder_channels=8).eval()
     with pytest.raises(ValueError, match=r"^method .*gradcam.* got scorecam"):
         heatmaps_of(model, images, [0], [0], "scorecam")
+
+
+class Sloped(nn.Module):
+    """Its map is the image plus a value for each column."""
+
+    def __init__(self, columns, pool="max", times=1):
+        super().__init__()
+        self.columns = torch.tensor(columns)
+        self.pool = pool
+        self.times = times  # rows of the map for each row of the image
+
+    def forward(self, images):
+        maps = (images + self.columns).repeat_interleave(self.times, dim=2)
+        return PylonOutput(pool_maps(maps, self.pool), maps)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_average_of_networks_and_mirror_images(count, mirrored):
+    image = torch.tensor([[[[0.0, 1.0]]]])
+    networks = [Sloped([0.0, 2.0]), Sloped([0.0, 0.0], times=3)][:count]
+    average(networks, mirrored)
+    found = [(3, 0, 3), (1, 0, 1)][:count]  # logit, and map of two pixels, of each network
+    # of the mirror image, (1, 0), the maps are (1, 2) and (1, 0)
+    found += [(2, 2, 1), (1, 0, 1)][:count] if mirrored else []
+    expected = torch.tensor(found).double().sigmoid().mean(dim=0)
+    heatmaps, probabilities = heatmaps_of(networks[0], image, [0], [0])
+    torch.testing.assert_close(probabilities, expected[:1].float())
+    torch.testing.assert_close(heatmaps, expected[None, None, 1:].float())
+
+
+def test_average_of_maps_that_are_no_probabilities():
+    """Their values are averaged: (0, 3) and (2, 1); each logit is the mean of a map, 1.5."""
+    network = Sloped([0.0, 2.0], pool="avg")
+    average([network], mirrored=True)
+    output = network(torch.tensor([[[[0.0, 1.0]]]]))
+    torch.testing.assert_close(output.maps, torch.tensor([[[[1.0, 2.0]]]]))
+    torch.testing.assert_close(output.logits, torch.tensor([[1.5]]))
+
+
+def test_average_of_very_sure_networks_is_finite():
+    network = Sloped([0.0, 90.0])
+    average([network], mirrored=True)
+    logits = network(torch.tensor([[[[0.0, 1.0]]]])).logits
+    torch.testing.assert_close(logits, torch.tensor([[90.3799]]))  # 90 - log((1 + 1 / e) / 2)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 PREAMBLE = 132  # bytes, the last four of which are:
 MARK = b"DICM"
+INDEX = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit, explicit little endian
 RLE = "1.2.840.10008.1.2.5"
 JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
@@ -77,7 +78,7 @@ def read_dicom(path: str, data: bytes, window: Window | None = None) -> Pixels:
     """Decode the contents of a DICOM file.
 
     Args:
-        path: of the file; its header is read from there.
+        path: of the file, in messages.
         data: its contents.
         window: centre and width, in values after rescaling; by default the file's own.
 
@@ -105,15 +106,17 @@ def read_header(path: str) -> "Dataset":
     """All attributes of a file but its pixels; errors as for `read_dicom`."""
     from pydicom import dcmread  # half a second, which only DICOM files need
 
-    require_syntax(path)
-    return dcmread(path, stop_before_pixels=True)
+    with open(path, "rb") as file:
+        require_syntax(path, file)
+        return dcmread(file, stop_before_pixels=True)
 
 
 def parse(path: str, data: bytes) -> "Dataset":
     from pydicom import dcmread
 
-    require_syntax(path)
-    return dcmread(BytesIO(data))
+    file = BytesIO(data)
+    require_syntax(path, file)
+    return dcmread(file)
 
 
 @contextmanager
@@ -142,12 +145,19 @@ def keep_quiet() -> None:
     warnings.filterwarnings("ignore", module="pydicom|highdicom")
 
 
-def require_syntax(path: str) -> None:
+def require_syntax(path: str, file: BinaryIO) -> None:
     """Raise a UserError unless the transfer syntax is one of `READ`."""
-    from pydicom.filereader import read_file_meta_info
+    from pydicom.filereader import read_dataset
 
     # before anything else is parsed: a deflated file may be a thousand times as large in memory
-    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    file.seek(PREAMBLE)
+    about = read_dataset(file, False, True, stop_when=lambda tag, _vr, _size: tag.group != 2)
+    file.seek(0)
+    if about.get("MediaStorageSOPClassUID") == INDEX:
+        raise UserError(
+            f"{path} is the index of a medium (DICOMDIR), not an image; give its folder"
+        )
+    syntax = about.get("TransferSyntaxUID")
     if syntax is None:
         raise UserError(
             f"{path} is a DICOM file without a transfer syntax; copy it again, or convert it to PNG"

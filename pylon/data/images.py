@@ -1,8 +1,9 @@
 """Read radiographs from disk, or report why a file cannot be read.
 
-PNG, JPEG or TIFF of 8 or 16 bits per pixel, grey or colour, becomes (H, W) uint8, grey. 8 bits are
-taken as they are; 16 bits are stretched between two percentiles of the image, or by a given window.
-OpenCV decodes; Pillow reads the header before. DICOM files are told by their preamble (dicom.py).
+PNG, JPEG, TIFF, BMP or WebP of 8 or 16 bits per pixel, grey or colour, becomes (H, W) uint8, grey.
+8 bits are taken as they are; 16 bits are stretched between two percentiles of the image, or by a
+given window. OpenCV decodes; Pillow reads the header before. DICOM files are told by their preamble
+(dicom.py).
 """
 
 import io
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pylon.data.dicom import is_dicom, is_dicom_file, read_dicom, width_height_of_dicom
+from pylon.data.kinds import ENDINGS_OF, require_kind
 from pylon.data.pixels import MOST_PIXELS, Pixels, Window, pixels_of, require_fit, too_large
 from pylon.system.errors import UserError
 
@@ -37,12 +39,12 @@ JPEG_END = b"\xff\xd9"
 
 
 def read_image(path: str) -> np.ndarray:
-    """Read a PNG, JPEG, TIFF or DICOM file as grey, (H, W) uint8; see `read_pixels`."""
+    """Read a file of any kind in kinds.py as grey, (H, W) uint8; see `read_pixels`."""
     return read_pixels(path).image
 
 
 def read_pixels(path: str, window: Window | None = None) -> Pixels:
-    """Read a PNG, JPEG, TIFF or DICOM file.
+    """Read a PNG, JPEG, TIFF, BMP, WebP or DICOM file.
 
     Args:
         path: of the file.
@@ -51,8 +53,8 @@ def read_pixels(path: str, window: Window | None = None) -> Pixels:
 
     Raises:
         UserError: the file is missing, truncated, not an image, narrower than 16 pixels, of more
-            than `MOST_PIXELS`, of other than 8 or 16 bits, or has several pages; or as for
-            `read_dicom`.
+            than `MOST_PIXELS`, of other than 8 or 16 bits, an animation, or has several pages; or
+            as for `read_dicom`.
     """
     return decode(path, read_file(path), window)
 
@@ -79,10 +81,11 @@ def decode(path: str, data: bytes, window: Window | None = None) -> Pixels:
     """Decode the contents of a file; see `read_pixels`."""
     if is_dicom(data):
         return read_dicom(path, data, window)
+    require_kind(path, data)
     header = read_header(path, io.BytesIO(data))
     require_fit(path, header.height, header.width)
     require_one_page(path, header)
-    if header.is_tiff:
+    if header.format == "TIFF":
         require_whole_tiff(path, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
@@ -118,9 +121,9 @@ class Header(NamedTuple):
     width: int  # pixels as stored
     height: int
     colour: bool
-    is_tiff: bool
-    pages: int = 1  # of a TIFF file, as is:
-    min_is_white: bool = False
+    format: str | None  # as Pillow names it
+    pages: int  # or pictures of an animation
+    min_is_white: bool  # in a TIFF file that says so
 
 
 def read_header(path: str, file: str | io.BytesIO) -> Header:
@@ -133,7 +136,7 @@ def read_header(path: str, file: str | io.BytesIO) -> Header:
     try:
         with warnings.catch_warnings():  # about the number of pixels, or odd metadata
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
+            with Image.open(file, formats=tuple(ENDINGS_OF)) as image:
                 return header_of(image)
     except Image.DecompressionBombError as error:
         raise UserError(too_large(path)) from error
@@ -146,10 +149,11 @@ def read_header(path: str, file: str | io.BytesIO) -> Header:
 def header_of(image: Image.Image) -> Header:
     """The header of an image that Pillow has opened."""
     colour = image.mode not in ("1", "L", "LA", "F", "I") and image.mode[:2] != "I;"
-    if image.format != "TIFF":
-        return Header(*image.size, colour, is_tiff=False)
-    min_is_white = image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE
-    return Header(*image.size, colour, True, image.n_frames, min_is_white)
+    is_tiff = image.format == "TIFF"
+    # the other pictures in a camera's JPEG (MPO) are smaller copies
+    pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    min_is_white = is_tiff and image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE
+    return Header(*image.size, colour, image.format, pages, min_is_white)
 
 
 def require_whole_tiff(path: str, data: bytes) -> None:
@@ -163,9 +167,10 @@ def require_whole_tiff(path: str, data: bytes) -> None:
 
 def require_one_page(path: str, header: Header) -> None:
     if header.pages > 1:
-        raise UserError(
-            f"{path} has {header.pages} pages; save the radiograph in a file of its own"
-        )
+        what = f"has {header.pages} pages"
+        if header.format != "TIFF":
+            what = f"is an animation of {header.pages} pictures"
+        raise UserError(f"{path} {what}; save the radiograph in a file of its own")
 
 
 @cache
@@ -195,12 +200,14 @@ def require_readable(path: str) -> None:
             raise UserError(unreadable(path))
         at = end + 4
 
-    # the first chunk is the header
+    # the first chunk is the header; an animation has another one before the pixels
     if view[8:16] != b"\0\0\0\rIHDR":
         raise UserError(unreadable(path))
     width = int.from_bytes(view[16:20], "big")
     height = int.from_bytes(view[20:24], "big")
     require_fit(path, height, width)
+    if b"acTL" in data[: data.find(b"IDAT")]:
+        require_one_page(path, read_header(path, io.BytesIO(data)))
 
 
 def unreadable(path: str) -> str:

@@ -25,7 +25,7 @@ from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize
 from pylon.encoders import STRIDES
 from pylon.evaluation.runtime import run_with, sentence_about
-from pylon.heatmaps import heatmaps_of
+from pylon.heatmaps import average, heatmaps_of
 from pylon.hub import config_of
 from pylon.model import STRIDE, Pylon
 from pylon.options import EvaluationOptions, ScoreOptions, cache_folder
@@ -160,6 +160,8 @@ def open_networks(
         seconds = run_with(model, card["image_size"], options.runtime, options.precision)
         if sentence := sentence_about(options.runtime, seconds):
             accelerator.print(f"{path}: {sentence}")
+        if options.tta:
+            average([model], mirrored=True)
         if cache is None:
             folder = cache_folder(options)
             workers = options.num_workers
@@ -226,9 +228,10 @@ def about_rows(
 
 def name_of_network(model: Pylon | Baseline) -> str:
     """Name of a network in its rows: "pylon", "ablated pylon", or a baseline's architecture."""
-    if isinstance(model, Pylon):
-        return "ablated pylon" if model.ablated else "pylon"
-    return model._hub_mixin_config["model"]
+    name = model._hub_mixin_config["model"] if isinstance(model, Baseline) else "pylon"
+    if isinstance(model, Pylon) and model.ablated:
+        name = "ablated pylon"
+    return f"{name} with mirror images" if getattr(model, "is_mirrored", False) else name
 
 
 @torch.inference_mode()

@@ -74,6 +74,7 @@ def require_rows_alike(name: str, rows_of_seed: dict[str, Rows]) -> None:
     first, *others = about
     for seed in others:
         same_network = with_kind(configs[first]) == with_kind(configs[seed])
+        same_network &= about[first]["network"] == about[seed]["network"]
         if not same_network or about[first]["precision"] != about[seed]["precision"]:
             raise UserError(
                 f"the rows of seeds {first} and {seed} of {name} are of different networks or "

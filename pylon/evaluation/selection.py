@@ -270,6 +270,8 @@ def check_method(method: Method, options: EvaluationOptions) -> None:
     """Raise a UserError if a method is not installed, or does not support the precision."""
     if method == "map":
         return
+    if getattr(options, "tta", False):
+        raise UserError(f"--method {method} is for a single network and image; leave out --tta")
     if options.precision != "fp32":
         raise UserError(f"--method {method} needs --precision fp32, not {options.precision}")
     if importlib.util.find_spec("pytorch_grad_cam") is None:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from pylon.data.dicom import dicom_errors, read_header
-from pylon.prediction.predictor import Prediction
+from pylon.prediction.prediction import Prediction
 from pylon.system.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ of `predict.py a b`, a/x.png and b/x.png; of `predict.py a`, x.png.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,15 @@ import cv2
 import numpy as np
 
 from pylon.data.dicom import is_dicom_file
+from pylon.data.kinds import ENDINGS
 from pylon.data.pixels import Window
 from pylon.drawing import fit
 from pylon.prediction.journal import Result, fingerprint
 from pylon.prediction.predictor import Prepared, prepare
 from pylon.system.errors import UserError
+from pylon.system.files import one_line
 from pylon.system.parallel import look_in_batches
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 INDEX = "DICOMDIR"  # the index of a medium: DICOM, too, but not an image
 
 
@@ -32,18 +34,21 @@ class Found(NamedTuple):
         folder: absolute path of the folder that holds all inputs.
         images: path of each image relative to it, sorted.
         faults: why an input gives no image, by its path.
+        note: on the files in folders that are no images; empty if there are none.
     """
 
     folder: str
     images: list[str]
     faults: dict[str, str]
+    note: str
 
 
 def find_images(given: Sequence[Path], out: Path) -> Found:
     """Find the images in files and folders; folders are searched with their subfolders.
 
     In folders, images are told by the ends of their names (`ENDINGS`), and DICOM files by their
-    contents, whatever their name; hidden files are ignored.
+    contents, whatever their name; hidden files are ignored. A folder that is linked, too, is
+    searched once.
 
     Args:
         given: files and folders.
@@ -66,60 +71,87 @@ def find_images(given: Sequence[Path], out: Path) -> Found:
 
     # the files
     paths = []
-    folders = []
     faults = {}
-    for path in map(os.path.abspath, given):
-        if not os.path.isdir(path):
-            folders.append(os.path.dirname(path))
-            paths.append(path)  # reading it says if it is missing
-            continue
-        folders.append(path)
-        there = images_in(path, out.resolve(), faults)
-        if not there and path not in faults:
+    files = [os.path.abspath(path) for path in given if not os.path.isdir(path)]
+    for path in files:
+        try:
+            os.stat(path)
+            paths.append(path)
+        except OSError as error:
+            faults[path] = f"{path} cannot be read ({error.strerror}); check the path"
+
+    # the folders
+    others = Counter()
+    folders = [os.path.abspath(path) for path in given if os.path.isdir(path)]
+    inside = images_in(folders, out.resolve(), faults, others)
+    holders = {Path(os.path.realpath(os.path.dirname(path))) for path in inside}
+    for path in folders:
+        real = os.path.realpath(path)
+        if path not in faults and not any(holder.is_relative_to(real) for holder in holders):
             endings = " ".join(ENDINGS)
             faults[path] = (
                 f"{path} has no images: no file that is DICOM or ends in {endings}, and is no "
                 "result of predict.py"
             )
-        paths += there
 
-    folder = os.path.commonpath(folders)
-    images = sorted({os.path.relpath(path, folder) for path in paths})
+    folder = os.path.commonpath([*folders, *map(os.path.dirname, files)])
+    images = sorted({os.path.relpath(path, folder) for path in (*paths, *inside)})
     named = {os.path.relpath(path, folder): fault for path, fault in faults.items()}
-    return Found(folder, images, named)
+    return Found(folder, images, named, note_on(others))
 
 
-def images_in(folder: str, out: Path, faults: dict[str, str]) -> list[str]:
-    """Paths of the images in a folder and its subfolders, without results of predict.py.
+def note_on(others: Counter[str]) -> str:
+    """A sentence on the files that were left out, counted by the ends of their names."""
+    if not others:
+        return ""
+    by_count = sorted(others.items(), key=lambda each: (-each[1], each[0]))
+    counts = [f"{ending or 'no ending'} {count}" for ending, count in by_count[:6]]
+    files = "1 file" if others.total() == 1 else f"{others.total()} files"
+    more = ", ..." if len(others) > 6 else ""
+    return one_line(f"{files} of other kinds left out ({', '.join(counts)}{more})")
 
-    Why a subfolder cannot be read goes to `faults`.
+
+def images_in(
+    folders: Sequence[str], out: Path, faults: dict[str, str], others: Counter[str]
+) -> list[str]:
+    """Paths of the images in folders and their subfolders, without results of predict.py.
+
+    Args:
+        out: folder of the results.
+        faults: receives why subfolders cannot be read.
+        others: receives the ends of the names of other files.
     """
 
     def note(error: OSError) -> None:
         faults[error.filename] = f"{error.filename} cannot be read ({error.strerror})"
 
     found = []
-    above = {}  # the real paths of a folder and those above it: links are not followed in circles
-    for place, below, names in os.walk(folder, onerror=note, followlinks=True):
-        real = os.path.realpath(place)
-        so_far = above.get(os.path.dirname(place), frozenset())
-        is_results = any(name.startswith(".progress-") for name in names)
-        if real in so_far or is_results or Path(real).is_relative_to(out):
-            below.clear()
-            continue
-        above[place] = so_far | {real}
-        below[:] = [name for name in below if not name.startswith(".")]
-        images = [name for name in names if not name.startswith(".")]
-        found += [path for name in images if is_image(path := os.path.join(place, name))]
+    seen = set()  # real paths
+    tops = list(folders)
+    for top in tops:  # links come later: a folder is found under its own name, if it has one here
+        for place, below, names in os.walk(top, onerror=note):
+            real = os.path.realpath(place)
+            is_results = any(name.startswith(".progress-") for name in names)
+            if real in seen or is_results or Path(real).is_relative_to(out):
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            tops += filter(os.path.islink, [os.path.join(place, name) for name in below])
+            for name in names:
+                if is_image(path := os.path.join(place, name)):
+                    found.append(path)
+                elif name[0] != "." and name.upper() != INDEX:
+                    others[os.path.splitext(name)[1].lower()] += 1
     return found
 
 
 def is_image(path: str) -> bool:
     """Whether a file in a folder is one of the images, by its name or, of DICOM, its contents."""
     name = os.path.basename(path)
-    if name.lower().endswith(ENDINGS):
-        return True
-    return name != INDEX and os.path.isfile(path) and is_dicom_file(path)
+    if name.startswith(".") or name.upper() == INDEX:
+        return False
+    return name.lower().endswith(ENDINGS) or (os.path.isfile(path) and is_dicom_file(path))
 
 
 def read_in_batches(

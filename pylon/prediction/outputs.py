@@ -1,7 +1,6 @@
 """The files that predict.py writes for an image: pictures, maps, DICOM."""
 
 import errno
-import io
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from pylon.data.dicom import is_dicom_file
-from pylon.drawing import Panel, Scale, contour_path, draw_sheet, title_of
+from pylon.drawing import Panel, Scale, contour_path, draw_sheet, reaches, title_of
 from pylon.prediction.dicom_objects import CAVEAT, NotWritable, Origin, dicom_objects
 from pylon.prediction.journal import Result
-from pylon.prediction.predictor import Prediction
+from pylon.prediction.prediction import Prediction, maps_file
 from pylon.system.errors import UserError
 from pylon.system.files import as_text, write_atomically
 from pylon.viewer.page import file_of, write_pictures
@@ -62,8 +61,9 @@ def save_files(
     def write_dicom() -> None:
         # without the file's name, which may identify the patient
         sheet = sheet_of(prediction, labels, CAVEAT, options.scale)
-        parameters = (f"method {options.method}", f"region threshold {options.region_threshold}")
-        origin = Origin(weights_sha256, parameters)
+        parameters = [f"method {options.method}", f"region threshold {options.region_threshold}"]
+        parameters += ["averaged with the mirror image"] * options.tta
+        origin = Origin(weights_sha256, tuple(parameters))
         for kind, file in dicom_objects(path, prediction, labels, sheet, origin).items():
             write_atomically(file_of(out, kind, image), file)
 
@@ -93,8 +93,10 @@ def findings_of(prediction: Prediction, with_contours: bool) -> list[dict[str, A
         finding = prediction.finding(label)
         kept = {key: finding[key] for key in ("label", "score", "present", "point", "box")}
         if with_contours:
-            drawn = finding["present"] and prediction.are_probabilities
             threshold = prediction.thresholds[label]
+            drawn = finding["present"] and prediction.are_probabilities
+            # a mean of maps may stay below the mean of their maxima
+            drawn = drawn and reaches(heatmap, threshold)
             kept["contour"] = contour_path(heatmap, threshold) if drawn else ""
         findings.append(kept)
     return findings
@@ -152,15 +154,10 @@ def sheet_of(prediction: Prediction, labels: list[str], name: str, scale: Scale)
         elif scale == "minmax":
             about = "scaled from its minimum to its maximum"
         elif threshold is not None:
-            word = "contour at the" if finding["present"] else "below the"
+            word = "map below the" if finding["present"] else "below the"
+            if reaches(prediction.map(label, "map"), threshold):
+                word = "contour at the"
             about = f"{word} threshold, {threshold:.3f}"
         title = title_of(label, finding["score"], finding["present"])
         panels.append(Panel(prediction.overlay(label, scale), title, about))
     return draw_sheet(panels, with_bar=scale == "absolute" and labels != [])
-
-
-def maps_file(maps: np.ndarray, class_names: Sequence[str], affine: np.ndarray) -> bytes:
-    """An .npz file of maps (C, h, w) float32, class_names and affine (see `Prediction`)."""
-    buffer = io.BytesIO()
-    np.savez(buffer, maps=maps, class_names=np.array(class_names, str), affine=affine)
-    return buffer.getvalue()

@@ -10,10 +10,11 @@ predict.py does the same for files and folders.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import islice
 from math import isfinite
 from numbers import Real
 from pathlib import Path
+from types import GeneratorType
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -26,14 +27,16 @@ from pylon.checkpoints.training_json import calibration_of
 from pylon.data.image_like import ImageLike, Images, pixels_of_any
 from pylon.data.pixels import Pixels, Window
 from pylon.data.transforms import normalize, resize
-from pylon.drawing import Scale, overlay
 from pylon.evaluation.evaluate import images_of_a_batch, open_checkpoint, require_numbers
 from pylon.evaluation.runtime import device_for, run_with
-from pylon.heatmaps import METHODS, are_probabilities, heatmaps_of
+from pylon.heatmaps import METHODS, are_probabilities, average, heatmaps_of
 from pylon.options import Runtime
+from pylon.prediction.prediction import Prediction
 from pylon.scoring.calibration import calibrated_probabilities
 from pylon.scoring.regions import Places, locate
 from pylon.system.device import choose_device
+from pylon.system.errors import UserError
+from pylon.system.files import hash_of_json
 
 
 class Prepared(NamedTuple):
@@ -45,76 +48,13 @@ class Prepared(NamedTuple):
     input: np.ndarray  # (S, S) uint8, the network's input before it is normalised
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a network finds in one radiograph. Coordinates are pixels of the image given.
-
-    Attributes:
-        findings: one dict per class, the highest score first:
-            label: name of the class;
-            score: probability of the finding, 0 to 1 (the maximum of its map, if maps are
-                probabilities);
-            present: whether the score reaches the checkpoint's threshold, None if it has none;
-            point: (row, column) of the maximum of the map, enlarged to the network's input; None
-                if the map is flat, the same everywhere;
-            box: (x, y, w, h) of the connected region around it in which the map is at least
-                `region_threshold`, by default half, of its maximum; None if the map is flat;
-            outline: [(x, y), ..], the corners of that region (see pylon/scoring/regions.py); empty
-                if the map is flat.
-        maps: (C, h, w) float32 in [0, 1], in the order of `class_names`: probability per pixel of
-            the map, or heatmaps on a scale of their own (see `are_probabilities`).
-        class_names: the C classes.
-        thresholds: probability from which each class is called present; None if there is none.
-        are_probabilities: False for methods such as Grad-CAM, and for networks whose logits are
-            means of their maps: then each map is scaled to [0, 1].
-        image: (H, W) uint8, the radiograph as it was read; in predict.py, resized for drawing.
-        affine: (2, 3) float64: (x, y) in pixels of the image = affine @ (column, row, 1) of a map,
-            where whole numbers are the centres of pixels.
-        lateral: whether a DICOM file says that it is a lateral view, of which networks trained on
-            frontal ones know nothing.
-        notes: what else is odd about the pixels, such as a single grey level.
-    """
-
-    findings: list[dict[str, Any]]
-    maps: np.ndarray = field(repr=False)
-    class_names: tuple[str, ...] = field(repr=False)
-    thresholds: dict[str, float | None] = field(repr=False)
-    are_probabilities: bool = field(repr=False)
-    image: np.ndarray = field(repr=False)
-    affine: np.ndarray = field(repr=False)
-    lateral: bool = False
-    notes: tuple[str, ...] = ()
-
-    def finding(self, label: str) -> dict[str, Any]:
-        """The finding of a class; a ValueError if there is no such class."""
-        for finding in self.findings:
-            if finding["label"] == label:
-                return finding
-        raise ValueError(f"label must be one of {', '.join(self.class_names)}, got {label!r}")
-
-    def overlay(self, label: str, scale: Scale | None = None) -> np.ndarray:
-        """Draw the map of a class on the radiograph: (H, W, 3) uint8, RGB.
-
-        Args:
-            label: name of the class.
-            scale: "absolute", with a contour at the threshold, or "minmax" (see pylon/drawing.py);
-                by default absolute where maps are probabilities.
-        """
-        self.finding(label)
-        if scale not in (None, "absolute", "minmax"):
-            raise ValueError(f"scale must be absolute or minmax, got {scale!r}")
-        scale = scale or ("absolute" if self.are_probabilities else "minmax")
-        heatmap = self.maps[self.class_names.index(label)]
-        threshold = self.thresholds.get(label) if self.are_probabilities else None
-        return overlay(self.image, heatmap, scale, threshold)
-
-
 class Predictor:
     """Finds and localizes findings in radiographs, as the evaluations do.
 
     Args:
         checkpoint: as for `load_pylon`; if None, the starter network, which introduces itself on
-            stderr.
+            stderr. Of several in a list, such as seeds, probabilities, maps and thresholds are
+            averaged.
         device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "mps", or one as "cuda:1".
         precision: "fp32" or "bf16", faster where the hardware supports it, less precise maps.
         method: "map", the network's own maps, or a method of pylon/heatmaps.py.
@@ -125,20 +65,23 @@ class Predictor:
         runtime: "torch"; or, on a CPU and for method "map", "onnx" or "openvino".
         calibrated: give calibrated probabilities, by the Platt scaling that training fitted on the
             validation split: scores, thresholds and maps change, but not what is called present,
-            nor any point or box.
+            nor any point or box. For a single checkpoint.
+        tta: test-time augmentation: average with what is found in the mirror image.
 
     Raises:
-        UserError: the checkpoint, the device or the runtime cannot be used, or it holds no
-            calibration.
+        UserError: a checkpoint, the device or the runtime cannot be used, or it holds no
+            calibration, or several do not belong together.
         ValueError: another argument is impossible.
 
     Attributes:
         class_names, thresholds, are_probabilities: as in `Prediction`.
-        model: the network, in eval mode, on `device`.
-        card: how it was trained, as far as that is known.
+        model: the network, in eval mode, on `device`; of several, the first, which returns their
+            mean.
+        card: how it was trained, as far as that is known; of several, the first one's, with a hash
+            of all `weights_sha256`.
         synthetic: what it was trained on if those are known not to be radiographs.
         path, device, precision, method, region_threshold, window, runtime, calibrated: what was
-            given.
+            given; of several paths, the first.
         compile_seconds: what the runtime took to compile the network.
         calibration: slope and intercept of each class that is calibrated.
         image_size: side of the network's input, pixels.
@@ -148,7 +91,7 @@ class Predictor:
     @torch.inference_mode(False)  # weights that were loaded in that mode would allow no gradients
     def __init__(
         self,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | Path | Sequence[str | Path] | None = None,
         device: str | torch.device = "auto",
         *,
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -157,6 +100,7 @@ class Predictor:
         window: Window | None = None,
         runtime: Runtime = "torch",
         calibrated: bool = False,
+        tta: bool = False,
     ):
         if not 0 < region_threshold <= 1:
             raise ValueError(f"region_threshold must be in (0, 1], got {region_threshold}")
@@ -172,10 +116,22 @@ class Predictor:
         if checkpoint is None:
             checkpoint, introduction = find_starter()
             print(introduction, file=sys.stderr)
-        self.path = find_checkpoint(checkpoint)
-        self.model, self.card = open_checkpoint(self.path)
+        given = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+        paths = [find_checkpoint(each) for each in given]
+        if not paths:
+            raise ValueError("name at least one checkpoint, or give None for the starter network")
+        models, cards = zip(*map(open_checkpoint, paths), strict=True)
+        if method != "map" and (tta or len(paths) > 1):
+            raise UserError(f"method {method} is for a single network and image, not for a mean")
+        if calibrated and len(paths) > 1:
+            raise UserError("a mean of several networks cannot be calibrated; name a single one")
+        require_averageable(paths, models, cards)
+        self.path = paths[0]
+        self.model = models[0]
+        self.card = joined(cards)
         self.device = device_of(device)
-        self.model.to(self.device, memory_format=torch.channels_last)
+        for model in models:
+            model.to(self.device, memory_format=torch.channels_last)
         self.precision = precision
         self.method = method
         self.runtime = runtime
@@ -193,7 +149,10 @@ class Predictor:
             for name, threshold in self.uncalibrated_thresholds.items()
         }
         self.image_size = self.card["image_size"]
-        self.compile_seconds = run_with(self.model, self.image_size, runtime, precision)
+        each = [run_with(model, self.image_size, runtime, precision) for model in models]
+        self.compile_seconds = sum(each)
+        if tta or len(models) > 1:
+            average(models, mirrored=tta)
         self.batch_size = images_of_a_batch(self.device.type, self.image_size)
 
     @overload
@@ -203,22 +162,30 @@ class Predictor:
     def __call__(self, image: Images) -> list[Prediction]: ...
 
     def __call__(self, image: ImageLike | Images) -> Prediction | list[Prediction]:
-        """Predict one radiograph, or a list of them.
+        """Predict one radiograph, or several.
 
         Args:
-            image: path of a PNG, JPEG, TIFF or DICOM file, array (H, W) uint8 or uint16, or PIL
-                image; or a list or tuple of these.
+            image: one of these, or a list, tuple or generator of them:
+                the path of a PNG, JPEG, TIFF, BMP, WebP or DICOM file, its contents (bytes), an
+                open binary file, a PIL image, or a data set of pydicom;
+                an array or tensor: uint8 as it is, uint16 stretched or by `window`, floats from 0,
+                black, to 1, white, which become 8 bits. Its shape is (H, W), (1, H, W) or
+                (H, W, 1); of colours, whose grey values are taken, RGB (H, W, 3), or RGBA without
+                the last, or, of tensors, RGB (3, H, W).
+
+        Returns:
+            A prediction; a list of them if several are given.
 
         Raises:
             UserError: a file cannot be read.
-            ValueError: an image is of another type.
+            ValueError: an image is of another type, shape or range.
         """
-        if not isinstance(image, list | tuple):
+        if not isinstance(image, list | tuple | GeneratorType):
             return self.predict([self.prepare(image)])[0]
         predictions = []
-        for first in range(0, len(image), self.batch_size):
-            batch = image[first : first + self.batch_size]
-            predictions += self.predict([self.prepare(one) for one in batch])
+        left = iter(image)
+        while batch := [self.prepare(one) for one in islice(left, self.batch_size)]:
+            predictions += self.predict(batch)
         return predictions
 
     def prepare(self, image: ImageLike) -> Prepared:
@@ -308,6 +275,38 @@ class Predictor:
         """Calibrated probabilities of a class, float32; the same if it is not calibrated."""
         line = self.calibration.get(label)
         return np.float32(calibrated_probabilities(np.float32(probabilities), line))
+
+
+def require_averageable(
+    paths: Sequence[Path], models: Sequence[torch.nn.Module], cards: Sequence[dict[str, Any]]
+) -> None:
+    """Raise a UserError unless networks have the same classes, input and kind of maps."""
+    for path, model, card in zip(paths, models, cards, strict=True):
+        keys = ("class_names", "image_size", "mean", "std")
+        differ = [key for key in keys if card[key] != cards[0][key]]
+        if are_probabilities(model) != are_probabilities(models[0]):
+            differ.append("kinds of maps")
+        if differ:
+            raise UserError(
+                f"{paths[0]} and {path} have different {', '.join(differ)}, so that they have no "
+                "mean; name networks that belong together, such as seeds"
+            )
+
+
+def joined(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first card, with the mean of all thresholds, and a hash of the weights of all networks.
+
+    A class has no threshold if it lacks one in any card.
+    """
+    first = cards[0]
+    if len(cards) == 1:
+        return first
+    thresholds = {}
+    for name in first["class_names"]:
+        of_class = [(card.get("thresholds") or {}).get(name) for card in cards]
+        thresholds[name] = None if None in of_class else sum(of_class) / len(of_class)
+    weights = hash_of_json({"weights_sha256": [card["weights_sha256"] for card in cards]})
+    return {**first, "thresholds": thresholds, "weights_sha256": weights}
 
 
 def is_window(window: Any) -> bool:

@@ -31,6 +31,8 @@ from accelerate import Accelerator
 from pylon.checkpoints.training_json import read_json, versions
 from pylon.data.chestxray14 import what_images_are
 from pylon.prediction.journal import Journal, Result, has_results
+from pylon.prediction.prediction import COLUMNS as COLUMNS_OF_FINDING
+from pylon.prediction.prediction import coco_boxes, row_of
 from pylon.prediction.predictor import Predictor
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
@@ -47,14 +49,11 @@ from pylon.system.files import (
 from pylon.system.progress import counted
 from pylon.viewer.page import About, Finding, Pictured, file_of, title_of_page, write_page
 
-COLUMNS = (
-    "image", "label", "score", "present", "point_row", "point_column", "box_x", "box_y", "box_w",
-    "box_h",
-)  # fmt: skip
+COLUMNS = ("image", *COLUMNS_OF_FINDING)
 # the options that results depend on
 CHOICES = (
     "classes", "top", "overlays", "scale", "save_maps", "save_coco", "dicom_out", "html",
-    "region_threshold", "window", "method", "calibrated", "precision", "runtime",
+    "region_threshold", "window", "method", "calibrated", "tta", "precision", "runtime",
 )  # fmt: skip
 TABLES = ("predictions.csv", "coco.json", "coco_results.json", "html/index.html")
 FAULTS_SHOWN = 10
@@ -70,7 +69,7 @@ def start_of_manifest(options: Any, folder: str, predictor: Predictor) -> dict[s
     size = predictor.image_size
     return {
         "folder": as_text(folder),
-        "checkpoint": str(options.checkpoint),
+        "checkpoint": " ".join(map(str, options.checkpoint)),
         "weights_sha256": predictor.card["weights_sha256"],
         "options": {name: getattr(options, name) for name in CHOICES},
         "device": predictor.device.type,
@@ -214,7 +213,8 @@ def write_results(
         table.append(csv_lines(rows_of(result)))
         if wanted["save_coco"]:
             coco.append(coco_image(len(images), result))
-            boxes += coco_boxes(len(images), result)
+            found = coco_boxes(len(images), result.findings)
+            boxes += [json.dumps(each).encode() for each in found]
 
         # for the manifest
         name = as_text(result.image)
@@ -279,15 +279,7 @@ def listed(reasons: dict[str, str]) -> list[dict[str, str]]:
 
 def rows_of(result: Result) -> list[list[Any]]:
     """The rows of an image in predictions.csv."""
-    rows = []
-    for finding in result.findings:
-        present = finding["present"]
-        called = None if present is None else int(present)
-        point = finding["point"] or (None, None)
-        box = finding["box"] or (None,) * 4
-        name = as_text(result.image)
-        rows.append([name, finding["label"], finding["score"], called, *point, *box])
-    return rows
+    return [[as_text(result.image), *row_of(finding)] for finding in result.findings]
 
 
 def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
@@ -300,17 +292,6 @@ def coco_image(k: int, result: Result) -> bytes:
     """An image in coco.json; they are numbered from 1, as are the classes."""
     size = {"width": result.width, "height": result.height}
     return json.dumps({"id": k, "file_name": as_text(result.image), **size}).encode()
-
-
-def coco_boxes(k: int, result: Result) -> list[bytes]:
-    """The boxes of an image in coco_results.json, with their scores; a flat map has none."""
-    return [
-        json.dumps(
-            {"image_id": k, "category_id": c, "bbox": found["box"], "score": found["score"]}
-        ).encode()
-        for c, found in enumerate(result.findings, 1)
-        if found["box"] is not None
-    ]
 
 
 def coco_file(images: Sequence[bytes], class_names: Sequence[str]) -> list[bytes]:

@@ -14,6 +14,7 @@ import tyro
 
 from pylon.system.errors import UserError
 from pylon.system.files import one_line
+from pylon.system.workers import end_with_parent
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -62,6 +63,8 @@ def start(
     # what was imported stays until the end
     gc.freeze()
     gc.enable()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

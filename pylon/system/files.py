@@ -143,7 +143,7 @@ def hold_lock(path: Path, sentence: str) -> None:
         UserError: another process holds the lock; the message is `sentence`.
     """
     # A record lock, since the loaders' workers would inherit an flock, and they outlive a killed
-    # process by seconds.
+    # process by a moment.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     if fcntl is None:
         return

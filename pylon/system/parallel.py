@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import uuid
@@ -22,6 +21,7 @@ from pylon.system.cli import NO_SHARED_MEMORY
 from pylon.system.errors import UserError
 from pylon.system.files import write_atomically
 from pylon.system.progress import track
+from pylon.system.workers import start_process
 
 
 def look_at(
@@ -85,10 +85,10 @@ def loader_generator() -> torch.Generator:
 
 
 def start_worker(_worker: int) -> None:
-    """Set up a loader's worker: one thread, and Ctrl-C is left to the main process."""
+    """Set up a loader's worker (see `start_process`), of one thread."""
     # The workers are the parallelism. (1 would wait for OpenCV's threads, which a fork leaves.)
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all; the main process ends the rest
+    start_process()
     sys.excepthook = show_unless_stopped
 
 

@@ -185,6 +185,10 @@ def damaged() -> dict[str, tuple[bytes, str]]:
     undecodable = "is a DICOM file that cannot be decoded; copy it again, or convert it to PNG"
     return {
         "a preamble alone": (whole[:132], "is a DICOM file without a transfer syntax"),
+        "index": (
+            changed(SOPClassUID="1.2.840.10008.1.3.10"),
+            r"is the index of a medium \(DICOMDIR\), not an image; give its folder",
+        ),
         "cut in the meta header": (whole[:200], "is a DICOM file"),
         "cut before the pixels": (whole[: start - 4], "is a DICOM file without pixels"),
         "cut in the pixels": (whole[:-3000], "has 5,192 bytes of pixels instead of 8,192"),

@@ -9,7 +9,7 @@ import pytest
 from dicom_files import PATIENT, dicom, save
 
 from pylon.prediction.dicom_objects import TYPE_2, NotWritable, Origin, dicom_objects
-from pylon.prediction.predictor import Prediction
+from pylon.prediction.prediction import Prediction
 
 FLAT = {"point": None, "box": None, "outline": []}
 PIXELS = np.zeros((24, 16), np.uint8)

@@ -46,19 +46,23 @@ def test_folder_without_images_and_missing_file(folder):
     (folder / "none").mkdir()
     where, images, faults = found(folder, "none", "in/a.png", "nowhere.png")
     assert where == "."
-    assert images == ["in/a.png", "nowhere.png"]  # reading it will say that it is missing
-    assert list(faults) == ["none"]
+    assert images == ["in/a.png"]
+    assert sorted(faults) == ["none", "nowhere.png"]
     assert f"{folder / 'none'} has no images" in faults["none"]
+    assert "nowhere.png cannot be read (No such file or directory)" in faults["nowhere.png"]
 
 
-def test_links_are_followed_but_not_in_circles(folder):
+def test_a_linked_folder_is_searched_once(folder):
     os.symlink(folder / "other", folder / "in/deep/link")
     os.symlink(folder / "in", folder / "in/deep/circle")
     os.symlink(folder / "in/deep/er", folder / "in/aa")  # before the folder itself
     os.symlink(folder / "in", folder / "other/back")
     os.symlink(folder / "other/a.png", folder / "in/z.png")
-    linked = ["aa/a.png", "deep/link/a.png", "z.png"]
-    assert found(folder, "in")[1] == sorted([*INSIDE, *linked])
+    assert found(folder, "in")[1] == sorted([*INSIDE, "deep/link/a.png", "z.png"])
+    # `other`, now under its own name, and `in`, which is linked there
+    both = found(folder, "other", "in/deep", "in")
+    inside = [f"in/{name}" for name in (*INSIDE, "z.png")]
+    assert both == (".", sorted([*inside, "other/a.png"]), {})
 
 
 def test_folder_of_results_behind_a_link_is_left_out(folder):
@@ -77,8 +81,19 @@ def test_folder_of_other_results_is_left_out(folder):
     assert found(folder, "in")[1] == INSIDE
 
 
-def test_paths_that_the_system_refuses_are_left_to_reading(folder):
-    assert found(folder, "in/" + "a" * 300, "in/a.png")[1] == ["a.png", "a" * 300]
+def test_path_that_the_system_refuses(folder):
+    _, images, faults = found(folder, "in/" + "a" * 300, "in/a.png")
+    assert images == ["a.png"]
+    assert "cannot be read (File name too long)" in faults["a" * 300]
+
+
+def test_files_of_other_kinds_are_counted(folder):
+    for name in ("a.HEIC", "b.heic", "deep/c.heic", "DICOMDIR", "README", "e.BMP", "f.webp"):
+        (folder / "in" / name).write_text("")
+    answer = find_images([folder / "in", folder / "in/deep"], folder / "out")
+    assert answer.images == sorted([*INSIDE, "e.BMP", "f.webp"])
+    assert answer.note == "5 files of other kinds left out (.heic 3, no ending 1, .txt 1)"
+    assert find_images([folder / "other"], folder / "out").note == ""
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 import torch
 from conftest import HEIGHT, WIDTH
+from dicom_files import dicom
 from PIL import Image
 
 import pylon
@@ -127,23 +129,53 @@ def test_window_of_16_bits(checkpoint, predictor, rng):
 
 
 @pytest.mark.parametrize(
-    "image",
+    ("image", "sentence"),
     [
-        np.zeros((20, 20), np.float32),
-        np.zeros((20, 20), bool),
-        np.zeros((20, 20, 3), np.uint8),
-        torch.zeros(20, 20, dtype=torch.uint8),
-        Image.fromarray(np.zeros((20, 20), np.float32)),
-        7,
-        None,
-        [None],
-        (pixels for pixels in ()),
-        b"a.png",
+        (np.full((20, 30), 255.0), "an array of floats has values from 255 to 255: give uint8"),
+        (np.array([[-1.0, 1.0]]), "an array of floats has values from -1 to 1"),
+        (np.full((20, 30), np.nan), "an array of floats has values from nan to nan"),
+        (np.zeros((20, 30), np.int64), "an array of int64 may be of 8 bits or of more: give uint8"),
+        (np.zeros((20, 30), bool), "an array of bool"),
+        (np.zeros((3, 20, 30), np.uint8), r"an array must be one image, .* got \(3, 20, 30\)"),
+        (torch.zeros(2, 20, 30), r"an array must be one image, .* got \(2, 20, 30\)"),
+        (torch.zeros(1, 1, 20, 30), "give several in a list"),
+        (7, "an image must be a path, .* got <class 'int'>"),
+        ([None], "an image must be a path, .* got <class 'NoneType'>"),
+        (io.StringIO("a"), "an image must be a path, .* got <class 'str'>"),
     ],
 )
-def test_other_images_are_refused(predictor, image):
-    with pytest.raises(ValueError, match="an image must be a path, an array"):
+def test_other_images_are_refused(predictor, image, sentence):
+    with pytest.raises(ValueError, match=sentence):
         predictor(image)
+
+
+def test_other_forms_of_an_image_are_equal(predictor, files):
+    expected = predictor(files[0])
+    pixels = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
+    data = files[0].read_bytes()
+    dataset = dicom(pixels, 8)
+    before = dataset.to_json()
+    with open(files[0], "rb") as file:
+        forms = (data, io.BytesIO(data), file, pixels / 255, torch.tensor(pixels), dataset)
+        for form in (*forms, pixels[..., None], (pixels / 255).astype(np.float16)[None]):
+            assert same(predictor(form), expected)
+    assert dataset.to_json() == before
+    assert [same(each, expected) for each in predictor(pixels for _ in range(2))] == [True] * 2
+    assert predictor(each for each in ()) == []
+
+
+def test_colours_are_red_green_blue(predictor):
+    """Of red, .299 counts, as in Rec. 601."""
+    red = np.zeros((20, 30, 4), np.uint8)
+    red[..., 0] = 200
+    red[:10, :, 3] = 255
+    for image in (red, red[..., :3], torch.tensor(red[..., :3]).movedim(-1, 0) / 255):
+        assert (predictor(image).image == 60).all()
+
+
+def test_data_set_without_a_transfer_syntax(predictor):
+    with pytest.raises(ValueError, match="Transfer Syntax"):
+        predictor(pydicom.Dataset())
 
 
 def test_bad_files_and_sizes_are_refused(predictor, tmp_path):
@@ -324,3 +356,49 @@ def test_checkpoint_without_calibration_is_refused(checkpoint, tmp_path):
         copied = with_calibration(checkpoint, tmp_path / str(k), lines)
         with pytest.raises(UserError, match="holds no calibration"):
             pylon.Predictor(copied, "cpu", calibrated=True)
+
+
+def test_mean_of_networks_and_mirror_images(checkpoint, trained, predictor, files):
+    paths = [checkpoint, trained / "save/pylon/0/best"]
+    both = pylon.Predictor(paths, "cpu", tta=True)
+    pixels = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
+    found = both(pixels)
+    mirror = np.ascontiguousarray(pixels[:, ::-1])
+    singles = []
+    for single in (predictor, pylon.Predictor(paths[1], "cpu")):
+        plain, flipped = single([pixels, mirror])
+        singles += [(plain, plain.maps), (flipped, flipped.maps[..., ::-1])]
+    np.testing.assert_allclose(
+        found.maps, np.mean([maps for _, maps in singles], axis=0), atol=2e-3
+    )
+    assert np.abs(found.maps - singles[0][1]).max() > 0.01
+    thresholds = [of_one.thresholds for of_one, _ in (singles[0], singles[2])]
+    for finding in found.findings:
+        name = finding["label"]
+        scores = [of_one.finding(name)["score"] for of_one, _ in singles]
+        assert finding["score"] == pytest.approx(np.mean(scores), abs=2e-3)
+        if None not in (given := [each[name] for each in thresholds]):
+            assert found.thresholds[name] == pytest.approx(np.mean(given))
+            assert finding["present"] == (finding["score"] >= found.thresholds[name])
+    assert both.card["weights_sha256"] not in (predictor.card["weights_sha256"], None)
+    # alone, and twice the same, nothing changes
+    assert same(pylon.Predictor(paths[:1], "cpu")(pixels), predictor(pixels))
+    twice = pylon.Predictor(paths[:1] * 2, "cpu")(pixels)
+    np.testing.assert_allclose(twice.maps, predictor(pixels).maps, atol=1e-6)
+
+
+def test_networks_without_a_mean(checkpoint, files, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "best")
+    for name in ("training.json", "config.json"):
+        stated = json.loads((tmp_path / "best" / name).read_text())
+        del stated["sha256"]
+        stated["class_names"] = stated["class_names"][::-1]
+        (tmp_path / "best" / name).write_bytes(hashed_json(stated))
+    with pytest.raises(UserError, match="have different class_names, so that they"):
+        pylon.Predictor([checkpoint, tmp_path / "best"], "cpu")
+    with pytest.raises(UserError, match="a mean of several networks cannot be calibrated"):
+        pylon.Predictor([checkpoint] * 2, "cpu", calibrated=True)
+    with pytest.raises(UserError, match="method gradcam is for a single network and image"):
+        pylon.Predictor(checkpoint, "cpu", method="gradcam", tta=True)
+    with pytest.raises(ValueError, match="name at least one checkpoint"):
+        pylon.Predictor([], "cpu")

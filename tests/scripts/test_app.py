@@ -18,7 +18,8 @@ from dicom_files import PATIENT, dicom, save
 
 import app
 from pylon.drawing import overlay
-from pylon.prediction.predictor import Prediction, Predictor
+from pylon.prediction.prediction import Prediction
+from pylon.prediction.predictor import Predictor
 from pylon.system.errors import UserError
 
 playwright = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)

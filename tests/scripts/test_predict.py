@@ -149,23 +149,6 @@ def test_list_equals_folder_whatever_the_workers(checkpoint, predicted, images, 
         assert contents(out) == contents(predicted)
 
 
-def test_scores_and_points_are_those_of_eval_loc(checkpoint, phantom, tmp_path):
-    options = ("--data", phantom, "--checkpoint", checkpoint, "--device", "cpu")
-    run_script("eval_loc.py", *options, "--name", "same", cwd=tmp_path)
-    boxes = pd.read_csv(next((tmp_path / "csv/same").glob("*_boxes.csv")))
-    # in the same batches of eight
-    files = [phantom / "images" / name for name in boxes["image_id"].unique()]
-    predict(checkpoint, *files, "--out", "out", "--no-overlays", cwd=tmp_path)
-    rows = pd.read_csv(tmp_path / "out/predictions.csv")
-    both = boxes.merge(rows, left_on=["image_id", "pathology"], right_on=["image", "label"])
-    assert len(both) == len(boxes) > 10
-    assert (both["score"] == both["probability"]).all()
-    assert (both["point_row"] == both["row"]).all()
-    assert (both["point_column"] == both["column"]).all()
-    assert both["present"].equals(both["called"].round().astype(both["present"].dtype))
-    assert not (tmp_path / "out/overlays").exists()
-
-
 def die_in_rename(number: int) -> None:
     """Kill the process before the given rename of a file."""
     replace = os.replace
@@ -292,6 +275,7 @@ def test_other_options_than_before_are_refused(checkpoint, predicted, images, tm
         (("a.png", "--window", 9, 0.5), "--window must be a centre and a width of at least 1"),
         (("a.png", "--window", "nan", 9), "--window must be a centre and a width of at least 1"),
         (("a.png", "--method", "gradcam", "--precision", "bf16"), "--method gradcam needs"),
+        (("a.png", "--method", "gradcam", "--tta"), "leave out --tta"),
         (("none", "--out", "none"), "--out none is in the folder none"),
         (("none", "--out", "none/out"), "--out none/out is in the folder none"),
         (("a.png", "--out", "a.png"), "--out a.png is a file; name a folder"),
@@ -311,6 +295,8 @@ def test_bad_input_is_one_sentence(checkpoint, tmp_path, arguments, sentence):
     done = predict(checkpoint, *arguments, cwd=tmp_path, code=2)
     assert sentence in sentence_of(done)
     assert (tmp_path / "mine/predictions.csv").read_text() == "mine"
+    if "nowhere.png" in arguments:
+        assert not (tmp_path / "predictions").exists()
 
 
 def test_missing_checkpoint(tmp_path):

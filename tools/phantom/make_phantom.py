@@ -24,6 +24,7 @@ from pylon.data.chestxray14 import MARK
 from pylon.system.cli import parse, start
 from pylon.system.errors import UserError
 from pylon.system.progress import track
+from pylon.system.workers import start_process
 from thorax import FINDINGS, Box, draw, person
 
 # NIH's header lines, verbatim: some column names contain the separator, a comma.
@@ -116,7 +117,7 @@ def write_radiographs(radiographs: list[Radiograph], options: Options, folder: P
         folder=folder,
         choice=options.findings,
     )
-    with ProcessPoolExecutor(os.cpu_count(), initializer=start_worker) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=start_process) as pool:
         try:
             pictures = pool.map(write, radiographs, chunksize=16)
             return list(track(pictures, "phantom", "image", total=len(radiographs), leave=True))
@@ -124,10 +125,6 @@ def write_radiographs(radiographs: list[Radiograph], options: Options, folder: P
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-
-def start_worker() -> None:
-    """Leave Ctrl-C to the main process, which ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
