@@ -37,7 +37,7 @@ FILES = ("config.json", "model.safetensors", "training.json")  # of a folder
 RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152")
 RESUMED = {
     "epoch", "lr", "best_loss", "rows", "model", "optimizer", "schedule", "scaler", "options",
-    "split_sha256", "average",
+    "split_sha256", "average", "mean", "std",
 }  # fmt: skip
 OF_TWO_EPOCHS = "mixes two epochs: its training.json does not belong to its model.safetensors"
 

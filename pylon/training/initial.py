@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pylon.baselines import Baseline, build_network
 from pylon.checkpoints.checkpoint import find_checkpoint, load_pylon, read_card
@@ -15,8 +19,49 @@ from pylon.model import Pylon
 from pylon.options import OF_PYLON, TrainOptions, options_with
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
+from pylon.system.parallel import main_process_first
+from pylon.training import recipe
+from pylon.training.data import Data
+from pylon.training.preparation import freeze_unused_parameters
 
 HEAD = "segmentation_head.0."
+
+
+class Networks(NamedTuple):
+    """The network of a training on its device, and what belongs to it."""
+
+    net: Pylon | Baseline
+    average: AveragedModel | None  # of its weights, if there is one
+    frozen: list[nn.Module]  # batch norms that must stay in evaluation mode
+
+    @property
+    def saved(self) -> Pylon | Baseline:
+        """The network that is validated and saved."""
+        return self.net if self.average is None else self.average.module
+
+
+def make_networks(
+    options: TrainOptions, data: Data, pretrained: bool, accelerator: Accelerator
+) -> Networks:
+    """Make the network as the options say, and put it on the device.
+
+    Args:
+        pretrained: whether its first weights matter; a run that is resumed has others.
+    """
+    torch.manual_seed(options.seed)
+    net, sentences = main_process_first(  # only one process downloads
+        accelerator, lambda: build(options, data.radiographs, pretrained)
+    )
+    for sentence in sentences:
+        accelerator.print(sentence)
+    if options.prevalence_bias:
+        recipe.start_at_prevalences(net, data.train, data.names)
+    freeze_unused_parameters(net)
+    frozen = recipe.freeze_up_to(net, options.freeze)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    net = net.to(accelerator.device, memory_format=torch.channels_last)
+    return Networks(net, recipe.make_average(net, options.average_weights), frozen)
 
 
 def build(

@@ -205,7 +205,7 @@ def loss_of_known(
 class LossWatch:
     """Iterate over the batches of an epoch with a progress bar, and check that the loss is finite.
 
-    Pass each loss to `see`, and call `finish` after the last batch. The loop does not wait for a
+    Pass each loss to `add`, and call `finish` after the last batch. The loop does not wait for a
     GPU: every ten steps the mean loss is copied from it, and checked ten steps later.
 
     Args:
@@ -229,7 +229,7 @@ class LossWatch:
         self.loss_sum = torch.zeros((), device=device)  # over images
         self.seen = 0  # images in this process
         self.steps = 0
-        self.steps_a_look = 1 if device.type == "cpu" else 10
+        self.steps_a_check = 1 if device.type == "cpu" else 10
         self.shown = torch.zeros((), pin_memory=device.type == "cuda")
         self.start = time.perf_counter()
 
@@ -238,7 +238,7 @@ class LossWatch:
         self.bar = track(self.batches, f"epoch {self.epoch}", "batch", shown=shown)
         yield from self.bar
 
-    def see(self, loss: Tensor, images: int) -> None:
+    def add(self, loss: Tensor, images: int) -> None:
         """Record the mean loss of a step and its number of images.
 
         Raises:
@@ -247,14 +247,14 @@ class LossWatch:
         self.losses[self.steps] = loss.detach()
         self.loss_sum += loss.detach() * images
         self.seen += images
-        if self.steps % self.steps_a_look == 0:
+        if self.steps % self.steps_a_check == 0:
             if self.steps:
-                self.look()
+                self.show()
             self.shown.copy_(self.loss_sum / self.seen, non_blocking=True)
         self.steps += 1
 
-    def look(self) -> None:
-        """Check and show the mean loss copied at the last look, which has arrived by now."""
+    def show(self) -> None:
+        """Check and show the mean loss copied at the last check, which has arrived by now."""
         mean = self.shown.item()
         require_finite(mean, self.losses, self.epoch, self.save)
         images = self.seen * self.accelerator.num_processes

@@ -15,10 +15,30 @@ from pylon.evaluation.runtime import require_installed
 from pylon.model import STRIDE
 from pylon.options import OF_PYLON, TrainOptions, options_with, require_cache_size
 from pylon.system.cli import check_name, require_at_least
+from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.training.preparation import require_images_a_process
 
 SMALLEST_INPUT = 64  # pixels; the map of 32 would have one pixel
+
+
+def start_device(options: TrainOptions) -> Accelerator:
+    """Check the options, and start the device and the processes of the training.
+
+    Raises:
+        UserError: an option is out of range, or does not fit the device.
+    """
+    check(options)
+    accelerator = make_accelerator(
+        options.device,
+        options.precision,
+        options.batch_size,
+        training=True,
+        deterministic=options.deterministic,
+        log_with=options.track,
+    )
+    check_on_device(options, accelerator)
+    return accelerator
 
 
 def check(options: TrainOptions) -> None:

@@ -17,11 +17,11 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 import pylon
-from pylon.checkpoints import checkpoint
 from pylon.checkpoints.checkpoint import load_last
 from pylon.checkpoints.training_json import read_json
 from pylon.data.chestxray14 import PATHOLOGIES
 from pylon.data.sources import read_chestxray14
+from pylon.training import runs
 
 # With a learning rate this low, the validation loss depends almost only on the initial weights and
 # the batch norm statistics: it rises with every epoch, on every processor. Each rise halves the
@@ -98,14 +98,14 @@ def train(data, cwd, workers, **how):
 
 
 def die_after_the_third_epoch():
-    save = checkpoint.save_last
+    save = runs.save_last
 
     def save_and_die(path, state):
         save(path, state)
         if state["epoch"] == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.save_last = save_and_die
+    runs.save_last = save_and_die
 
 
 def test_learning_rate_is_reduced_when_the_loss_rises_and_ends_the_run(unbroken):

@@ -97,17 +97,17 @@ def test_a_batch_of_few_images_weighs_less(tmp_path):
     watch = LossWatch([5, 5, 2], 1, 1e-3, Accelerator(cpu=True), tmp_path)
     losses = {0: 1.0, 1: 2.0, 2: 9.0}
     for step, images in enumerate(watch):
-        watch.see(torch.tensor(losses[step]), images)
+        watch.add(torch.tensor(losses[step]), images)
     train_loss, images_per_second = watch.finish()
     assert train_loss == pytest.approx(33 / 12)
     assert images_per_second > 0
     # the first step that is not finite is named, counted from 1
     watch = LossWatch([5, 5, 2], 4, 1e-3, Accelerator(cpu=True), tmp_path)
     batches = iter(watch)
-    watch.see(torch.tensor(1.0), next(batches))
-    watch.see(torch.tensor(torch.nan), next(batches))
+    watch.add(torch.tensor(1.0), next(batches))
+    watch.add(torch.tensor(torch.nan), next(batches))
     with pytest.raises(UserError, match=r"epoch 4, step 2: the loss is not finite"):
-        watch.see(torch.tensor(1.0), next(batches))
+        watch.add(torch.tensor(1.0), next(batches))
 
 
 def radiographs_of(**labels) -> Radiographs:
