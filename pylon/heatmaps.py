@@ -7,16 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pylon.model import PylonOutput
+from pylon.options import METHODS
 
-METHODS = {  # option name -> class in the grad-cam library
-    "gradcam": "GradCAM",
-    "gradcam++": "GradCAMPlusPlus",
-    "xgradcam": "XGradCAM",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "eigencam": "EigenCAM",
-    "eigengradcam": "EigenGradCAM",
-}
 PAIRS_AT_A_TIME = 8  # of image and class, for methods with gradients: each copies its image
 
 
@@ -29,11 +21,11 @@ def heatmaps_of(
 ) -> tuple[Tensor, Tensor]:
     """Compute one heatmap for each pair of an image in the batch and a class.
 
-    "map" returns the network's own maps. The other methods (`METHODS`) explain a logit by the last
-    feature of the encoder, in every network, as published for classifiers. They miss what a decoder
-    adds from earlier features; but on PYLON's own last feature Grad-CAM would only reproduce the
-    map (without its bias, negative values cut off), since only a 1x1 convolution and a maximum
-    follow it.
+    "map" returns the network's own maps. The other methods (`METHODS` of options.py) explain a
+    logit by the last feature of the encoder, in every network, as published. They miss what a
+    decoder adds from earlier features; but on PYLON's own last feature Grad-CAM would only
+    reproduce the map (without its bias, negative values cut off), since only a 1x1 convolution and
+    a maximum follow it.
 
     Args:
         model: a `Pylon` or a `Baseline`, in eval mode.

@@ -26,11 +26,16 @@ class Fact(Enum):
 
 SHARED, MAY_CHANGE, OF_PYLON = Fact
 
-# the network's own maps, or a method of the grad-cam library (METHODS of pylon/heatmaps.py)
-Method = Literal[
-    "map", "gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "eigencam", "eigengradcam"
-]
-
+METHODS = {  # besides a network's own maps: option name -> class in the grad-cam library
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+}
+Method = Literal["map", *METHODS]
 Runtime = Literal["torch", "onnx", "openvino"]  # what runs the network
 
 Model = Literal[

@@ -16,7 +16,7 @@ import tyro
 from conftest import LONG, ROOT, run_script
 
 from pylon.data.sources import read_radiographs
-from pylon.options import DataOptions
+from pylon.options import DataOptions, TrainOptions
 
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data/README.md", *sorted(ROOT.glob("docs/*.md"))]
 README = ROOT / "README.md"
@@ -80,7 +80,8 @@ def test_commands_have_options_that_exist(page):
         if script + 1 == len(arguments):
             continue  # no options
         module = importlib.import_module(Path(arguments[script]).stem)
-        tyro.cli(module.Options, args=arguments[script + 1 :])
+        options = TrainOptions if module.__name__ == "train" else module.Options
+        tyro.cli(options, args=arguments[script + 1 :])
 
 
 def test_every_deviation_in_the_code_is_on_the_page_of_differences():
@@ -136,7 +137,7 @@ def test_recipes_work_as_written(phantom, tmp_path, monkeypatch):
     # the changed copy
     copy = tmp_path / "copy"
     shutil.copytree(ROOT / "pylon", copy / "pylon")
-    for script in ("train.py", "eval_auc.py"):
+    for script in ("train.py", "eval_auc.py", "eval_loc.py"):
         shutil.copy(ROOT / script, copy / script)
     in_own_code, *files = blocks(EXTENDING, "python")
     for code in files:
@@ -165,7 +166,7 @@ def test_recipes_work_as_written(phantom, tmp_path, monkeypatch):
         arguments = shlex.split(command.replace("$demo", demo_options()), comments=True)[1:]
         done = run_script(*arguments, cwd=tmp_path, sabotage=partial(use_copy, copy))
         printed[command] = done.stdout
-    assert len(printed) == 7
+    assert len(printed) == 8
     assert "average precision" in printed["python eval_auc.py --data data/mine --name mine"]
     scores = pd.read_csv(tmp_path / "csv/mine/auroc.csv")
     assert scores.columns[1:3].tolist() == ["Effusion", "Nodule"]

@@ -29,8 +29,8 @@ from pylon.data.pixels import Pixels, Window
 from pylon.data.transforms import normalize, resize
 from pylon.evaluation.evaluate import images_of_a_batch, open_checkpoint, require_numbers
 from pylon.evaluation.runtime import device_for, run_with
-from pylon.heatmaps import METHODS, are_probabilities, average, heatmaps_of
-from pylon.options import Runtime
+from pylon.heatmaps import are_probabilities, average, heatmaps_of
+from pylon.options import METHODS, Runtime
 from pylon.prediction.prediction import Prediction
 from pylon.scoring.calibration import calibrated_probabilities
 from pylon.scoring.regions import Places, locate

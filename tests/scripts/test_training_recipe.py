@@ -10,9 +10,9 @@ import torch
 from conftest import TINY, rows_of, run_script, same_weights
 
 import pylon
-from pylon.checkpoints import checkpoint
 from pylon.checkpoints.checkpoint import load_last
 from pylon.checkpoints.training_json import read_json
+from pylon.training import runs
 
 RECIPE = (
     "--pool", "lse", "--rotate", 10, "--blur", 0.5, "--adjust-for", "sex", "pixels",
@@ -46,14 +46,14 @@ def unbroken(data, tmp_path_factory):
 
 
 def die_after_the_first_epoch():
-    save = checkpoint.save_last
+    save = runs.save_last
 
     def save_and_die(path, state):
         save(path, state)
         if state["epoch"] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.save_last = save_and_die
+    runs.save_last = save_and_die
 
 
 def test_a_killed_run_resumes_to_the_same_result(data, unbroken, tmp_path):

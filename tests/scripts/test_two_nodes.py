@@ -120,14 +120,14 @@ def test_data_that_differ_between_nodes(trained, phantom, empty, tmp_path):
 
 def die_in_an_epoch(rank):
     """Let a process kill itself in the middle of an epoch."""
-    see = LossWatch.see
+    add = LossWatch.add
 
-    def see_or_die(watch, loss, images):
-        see(watch, loss, images)
+    def add_or_die(watch, loss, images):
+        add(watch, loss, images)
         if os.environ["RANK"] == rank and watch.steps == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    LossWatch.see = see_or_die
+    LossWatch.add = add_or_die
 
 
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=NODES)])
