@@ -59,9 +59,9 @@ def write_data_set(metadata: Path, out: Path, share: int, size: int, num_workers
     names = copy_lists(metadata, out, share)
 
     # what to draw
-    images = chestxray14.images_of(chestxray14.read_lists(out)).set_index("image_id")
+    images = chestxray14.read_images(out).set_index("image_id")
     boxes = {}
-    for box in chestxray14.read_box_list(out).itertuples(index=False):
+    for box in chestxray14.read_boxes(out).itertuples(index=False):
         boxes.setdefault(box.image_id, []).append(tuple(box)[1:])
     labels = images.loc[names, list(PATHOLOGIES)].to_numpy()
     findings = [[PATHOLOGIES[c] for c in np.flatnonzero(row)] for row in labels]

@@ -44,15 +44,19 @@ from pylon.data import chestxray14
 from pylon.data.checks import (
     boxes_beyond_images,
     boxes_without_label,
-    faults_of_boxes,
-    faults_of_lists,
     files_of_one_name,
-    subject,
 )
 from pylon.data.chestxray14 import BOX_LIST, NIH_COUNTS, NIH_SHA256, PATHOLOGIES
 from pylon.data.csv_cells import read_cells
 from pylon.data.images import read_pixels, width_height_of
-from pylon.data.radiographs import SPLITS, Radiographs, no_boxes, shared_patients, split_hash
+from pylon.data.radiographs import (
+    SPLITS,
+    Radiographs,
+    no_boxes,
+    shared_patients,
+    split_hash,
+    subject,
+)
 from pylon.data.sources import read_radiographs
 from pylon.data.table import choose_classes, faults_of_cells
 from pylon.data.table_boxes import add_boxes, read_listed
@@ -85,11 +89,9 @@ def main(options: Options) -> None:
     if options.classes or options.ignore_columns or options.boxes is not None:
         raise UserError("--classes, --ignore-columns and --boxes are for a --table; leave them out")
     data = options.data
-    lists = chestxray14.read_lists(data)
-    images = chestxray14.images_of(lists)
+    images = chestxray14.read_images(data)
 
     # check each part
-    of_lists = Part(faults_of_lists(lists), counts=count_images(images))
     missing = chestxray14.about_missing(data, images)
     of_files, readable = check_files(images, options.num_workers, missing)
     of_one_name = files_of_one_name(data)
@@ -99,9 +101,11 @@ def main(options: Options) -> None:
     of_patients = check_patients(images)
 
     # print the table, the hashes, notes and faults
-    print_counts(data, of_lists.counts | of_boxes.counts | of_files.counts | of_patients.counts)
+    print_counts(
+        data, count_images(images) | of_boxes.counts | of_files.counts | of_patients.counts
+    )
     print_hashes(data, images)
-    faults = of_lists.faults + of_files.faults + of_boxes.faults + of_patients.faults
+    faults = of_files.faults + of_boxes.faults + of_patients.faults
     synthetic = chestxray14.what_is_synthetic(data)
     notes = [] if synthetic is None else [synthetic]
     conclude(data, notes + of_files.notes + of_boxes.notes + of_patients.notes, faults)
@@ -272,10 +276,8 @@ def check_boxes(data: Path, images: pd.DataFrame, readable: pd.DataFrame) -> Par
     part = Part()
     listed = no_boxes()
     try:
-        raw = chestxray14.read_box_list(data)
-        part.faults += faults_of_boxes(raw, data)
-        listed = chestxray14.usable_boxes(raw)
-    except UserError as error:  # the list is missing or is not a table
+        listed = chestxray14.read_boxes(data)
+    except UserError as error:
         part.faults.append(str(error))
     listed = listed[listed["image_id"].isin(images["image_id"])]
 

@@ -1,24 +1,13 @@
-"""Checks of a data set's files: lists of error sentences, in the order of the files.
-
-The scripts raise the first one; tools/check_data.py prints all.
-"""
+"""Whether the images and boxes of a data set can be used: files that exist, boxes within them."""
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from pylon.data import chestxray14
-from pylon.data.chestxray14 import (
-    BOX_LIST,
-    ORIGINAL_SPLIT,
-    PATHOLOGIES,
-    OfficialLists,
-    OriginalSplit,
-)
+from pylon.data.chestxray14 import find_files
 from pylon.data.images import width_height_of
-from pylon.data.radiographs import Radiographs, are_boxes
+from pylon.data.radiographs import Radiographs
 from pylon.system.errors import UserError
 
 
@@ -26,137 +15,6 @@ def raise_first(faults: list[str]) -> None:
     """Raise the first fault, if any, as a UserError."""
     if faults:
         raise UserError(faults[0])
-
-
-def subject(names: Iterable[str]) -> str:
-    """`a is`, or `a and 2 more are`: the subject of an error sentence."""
-    first, *others = names
-    return f"{first} and {len(others)} more are" if others else f"{first} is"
-
-
-def faults_of_lists(lists: OfficialLists | OriginalSplit) -> list[str]:
-    """The faults in the lists of images and labels."""
-    if isinstance(lists, OfficialLists):
-        return faults_of_official_lists(lists)
-    return faults_of_original_split(lists)
-
-
-def faults_of_official_lists(lists: OfficialLists) -> list[str]:
-    data = lists.data
-    entries = lists.entries[0]
-    faults = []
-    if len(lists.entries) > 1:
-        names = " and ".join(path.name for path in lists.entries)
-        faults.append(f"{data} has {names}; keep only the one with the labels to use")
-
-    # images that are listed twice, in both lists, or without labels
-    faults += rows_of_one_name(lists.labels, entries)
-    faults += repeated_names(lists.train_val, data / "train_val_list.txt")
-    faults += repeated_names(lists.test, data / "test_list.txt")
-    both = sorted(set(lists.train_val) & set(lists.test))
-    if both:
-        faults.append(
-            f"{subject(both)} both in train_val_list.txt and in test_list.txt of {data}; "
-            "remove it from one"
-        )
-    unlabelled = sorted({*lists.train_val, *lists.test} - set(lists.labels["Image Index"]))
-    if unlabelled:
-        faults.append(
-            f"{subject(unlabelled)} in the lists of {data} but not in {entries.name}; "
-            "download both again"
-        )
-
-    # patients and findings of the listed images
-    table = chestxray14.listed_rows(lists)
-    if not pd.api.types.is_integer_dtype(table["Patient ID"]):
-        faults.append(f"{entries}: every row must have a whole number as 'Patient ID'; correct it")
-    findings = chestxray14.findings_of(table)
-    if (findings == "").any():
-        names = subject(table["Image Index"][findings == ""])
-        faults.append(f"{entries}: {names} without a finding; write 'No Finding' as NIH does")
-    named = set().union(*map(chestxray14.split_findings, findings.unique()))
-    faults += [unknown_class(name, entries) for name in sorted(named - set(PATHOLOGIES))]
-
-    # validation needs separate patients
-    trained = table["Image Index"].isin(set(lists.train_val) - set(lists.test))
-    if table["Patient ID"][trained].nunique(dropna=False) < 2:
-        faults.append(
-            "train_val_list.txt must contain at least 2 patients: "
-            "one for training, one for validation"
-        )
-    return faults
-
-
-def faults_of_original_split(lists: OriginalSplit) -> list[str]:
-    faults = []
-    used = []
-    for split, listed in lists.tables.items():
-        path = lists.data / ORIGINAL_SPLIT[split]
-        faults += rows_of_one_name(listed, path)
-        table = listed[~listed["Image Index"].duplicated()]
-
-        # labels and names
-        labelled = chestxray14.are_labels(table)
-        if not labelled.all():
-            names = subject(table["Image Index"][~labelled])
-            faults.append(
-                f"{path}: {names} not labelled 0 or 1 in every column of a finding; correct it"
-            )
-        nameless = chestxray14.patient_ids_of(table).isna()
-        if nameless.any():
-            names = subject(table["Image Index"][nameless])
-            faults.append(f"{path}: {names} not named PATIENT_NUMBER.png; correct it")
-        used.append(table["Image Index"][labelled & ~nameless])
-
-    # images in more than one split
-    names = pd.concat(used)
-    again = names[names.duplicated()]
-    if len(again):
-        files = ", ".join(ORIGINAL_SPLIT.values())
-        faults.append(f"{subject(again)} in two of {files} of {lists.data}; remove it from one")
-    return faults
-
-
-def rows_of_one_name(table: pd.DataFrame, path: Path) -> list[str]:
-    again = table["Image Index"][table["Image Index"].duplicated()]
-    if len(again) == 0:
-        return []
-    return [f"{path}: {subject(again)} in more than one row; remove all but one"]
-
-
-def repeated_names(names: list[str], path: Path) -> list[str]:
-    again = sorted(name for name, count in Counter(names).items() if count > 1)
-    if not again:
-        return []
-    return [f"{path}: {subject(again)} named more than once; remove all but one"]
-
-
-def unknown_class(name: str, path: Path) -> str:
-    return f"{path}: {name!r} is not one of the findings {', '.join(PATHOLOGIES)}; correct it"
-
-
-def faults_of_boxes(listed: pd.DataFrame, data: Path) -> list[str]:
-    """The faults in the rows of the list of boxes, without opening the images.
-
-    Args:
-        listed: the table from `chestxray14.read_box_list`.
-        data: folder of the list.
-    """
-    path = data / BOX_LIST
-    unknown = ~listed["pathology"].isin(PATHOLOGIES)
-    faults = [unknown_class(name, path) for name in listed["pathology"][unknown].unique()]
-    for box in listed[~are_boxes(listed)].itertuples():
-        numbers = ", ".join(f"{number:g}" for number in (box.x, box.y, box.w, box.h))
-        faults.append(
-            f"{path}: the box of {box.image_id}, {box.pathology}, is {numbers}; "
-            "correct x, y, w, h or remove it"
-        )
-    boxes = chestxray14.well_formed_boxes(listed)
-    for box in boxes[boxes.duplicated()].drop_duplicates().itertuples():
-        faults.append(
-            f"{path}: {box.image_id} has the same box of {box.pathology} twice; remove one"
-        )
-    return faults
 
 
 def require_files(images: pd.DataFrame, radiographs: Radiographs, split: str = "test") -> None:
@@ -212,7 +70,7 @@ def boxes_beyond_images(images: pd.DataFrame, boxes: pd.DataFrame, boxes_from: s
 
 def files_of_one_name(data: Path) -> list[str]:
     """The image files that are in more than one folder."""
-    counts = Counter(name for name, _ in chestxray14.find_files(data))
+    counts = Counter(name for name, _ in find_files(data))
     again = sorted(name for name, count in counts.items() if count > 1)
     return [f"{name} is in more than one folder of {data}; keep one of them" for name in again]
 

@@ -1,12 +1,9 @@
-"""NIH's ChestX-ray14: its constants, and readers of its files as distributed.
-
-checks.py reports what is wrong with the files; this module leaves out faulty rows.
-"""
+"""NIH's ChestX-ray14: its constants, and readers of its files as distributed."""
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from pylon.data.radiographs import (
     are_boxes,
     hash_of_list,
     hash_of_table,
+    subject,
 )
 from pylon.system.errors import UserError
 from pylon.system.files import file_alike
@@ -75,43 +73,66 @@ PICKED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class OfficialLists:
-    """NIH's lists: labels of all images, and names of the train+val and test images."""
+def read_images(data: Path) -> pd.DataFrame:
+    """Read the lists of a folder into the table of images (see radiographs.py).
 
-    data: Path
-    entries: list[Path]  # the label files found; the first is read
-    labels: pd.DataFrame  # Image Index str, Finding Labels, Patient ID, ..; one row per line
-    train_val: list[str]
-    test: list[str]
-
-
-@dataclass(frozen=True)
-class OriginalSplit:
-    """The authors' three files: labels of the images of each split."""
-
-    data: Path
-    tables: dict[str, pd.DataFrame]  # Image Index str, one column per class, ..; one row per line
-
-
-def read_lists(data: Path) -> OfficialLists | OriginalSplit:
-    """Read the lists of a folder; the authors' original_split_*.csv take precedence.
+    The authors' original_split_*.csv take precedence over NIH's lists. With NIH's lists the test
+    set is the official one, and validation is a patient-disjoint tenth of train+val.
 
     Raises:
-        UserError: a file or a column is missing, or a file is not a table.
+        UserError: the first fault of the lists.
     """
-    if any((data / name).exists() for name in ORIGINAL_SPLIT.values()):
-        return read_original_split(data)
-    return read_official_lists(data)
+    is_original = any((data / name).exists() for name in ORIGINAL_SPLIT.values())
+    images = read_original_split(data) if is_original else read_official_lists(data)
+    images.insert(3, "path", images["image_id"].map(dict(find_files(data))))
+    return images
 
 
 # Deviation: the authors prepared csv files of labels and split; here NIH's own files are read.
-def read_official_lists(data: Path) -> OfficialLists:
-    # find the files
+def read_official_lists(data: Path) -> pd.DataFrame:
+    path = find_labels(data)
+    labels = read_table(path, ["Image Index", "Finding Labels", "Patient ID"])
+    train_val = read_names(data / "train_val_list.txt")
+    test = read_names(data / "test_list.txt")
+
+    # the split of each listed image; the lists may cover only some of the images
+    both = sorted(set(train_val) & set(test))
+    if both:
+        raise UserError(
+            f"{subject(both)} both in train_val_list.txt and in test_list.txt of {data}; "
+            "remove it from one"
+        )
+    split = pd.Series({**dict.fromkeys(train_val, "train"), **dict.fromkeys(test, "test")})
+    unlabelled = sorted(set(split.index) - set(labels["Image Index"]))
+    if unlabelled:
+        raise UserError(
+            f"{subject(unlabelled)} in the lists of {data} but not in {path.name}; "
+            "download both again"
+        )
+    table = labels[labels["Image Index"].isin(split.index)].reset_index(drop=True)
+
+    # patients and findings
+    if not pd.api.types.is_integer_dtype(table["Patient ID"]):
+        raise UserError(f"{path}: every row must have a whole number as 'Patient ID'; correct it")
+    images = pd.DataFrame({
+        "image_id": table["Image Index"],
+        "patient_id": table["Patient ID"],
+        "split": split[table["Image Index"]].to_numpy(),
+    })  # fmt: skip
+    if images["patient_id"][images["split"] == "train"].nunique() < 2:
+        raise UserError(
+            f"{data}/train_val_list.txt must contain at least 2 patients: "
+            "one for training, one for validation"
+        )
+    return separate_validation(pd.concat([images, parse_findings(table, path)], axis=1))
+
+
+def find_labels(data: Path) -> Path:
+    """The file of NIH's labels; raise a UserError if a list is missing, or there are two of it."""
     entries = sorted(data.glob("Data_Entry_2017*.csv"))
-    lists = {name: data / name for name in ("train_val_list.txt", "test_list.txt")}
     lacking = [] if entries else ["Data_Entry_2017.csv"]
-    lacking += [name for name, path in lists.items() if not path.exists()]
+    lists = ("train_val_list.txt", "test_list.txt")
+    lacking += [name for name in lists if not (data / name).exists()]
     if lacking:
         lacking += [] if find_files(data) else ["images/"]
         problem = f"lacks {', '.join(lacking)}" if data.is_dir() else "is not a folder"
@@ -120,84 +141,31 @@ def read_official_lists(data: Path) -> OfficialLists:
             "(see the README), choose another folder with --data, or give a table of your own "
             "images with --table"
         )
-
-    # read them
-    labels = read_table(entries[0], ["Image Index", "Finding Labels", "Patient ID"])
-    train_val = read_names(lists["train_val_list.txt"])
-    test = read_names(lists["test_list.txt"])
-    return OfficialLists(data, entries, labels, train_val, test)
+    if len(entries) > 1:
+        names = " and ".join(path.name for path in entries)
+        raise UserError(f"{data} has {names}; keep only the one with the labels to use")
+    return entries[0]
 
 
-def read_original_split(data: Path) -> OriginalSplit:
-    tables = {}
-    for split, name in ORIGINAL_SPLIT.items():
-        path = data / name
-        if not path.exists():
-            raise UserError(
-                f"{path} is missing, but other files of the authors' split are present; "
-                "add it or remove the others"
-            )
-        tables[split] = read_table(path, ["Image Index", *PATHOLOGIES])
-    return OriginalSplit(data, tables)
-
-
-def images_of(lists: OfficialLists | OriginalSplit) -> pd.DataFrame:
-    """The table of images (see radiographs.py); faulty rows are left out as far as possible.
-
-    With NIH's lists the test set is the official one, and validation is a patient-disjoint tenth
-    of train+val.
-    """
-    official = isinstance(lists, OfficialLists)
-    images = images_of_official_lists(lists) if official else images_of_original_split(lists)
-    images.insert(3, "path", images["image_id"].map(dict(find_files(lists.data))))
-    return images
-
-
-def images_of_official_lists(lists: OfficialLists) -> pd.DataFrame:
-    # the split of each listed image; the lists may cover only some of the images
-    split = pd.Series("train", index=list(dict.fromkeys(lists.train_val)), dtype=object)
-    split = split[~split.index.isin(set(lists.test))]
-    test = pd.Series("test", index=list(dict.fromkeys(lists.test)), dtype=object)
-    split = pd.concat([split, test])
-    table = listed_rows(lists)
-
-    # patient ids as integers, -1 if invalid
-    patient_ids = table["Patient ID"]
-    if not pd.api.types.is_integer_dtype(patient_ids):
-        numbers = pd.to_numeric(patient_ids, errors="coerce")
-        patient_ids = numbers.where(numbers.abs() < 2**53, -1).astype("int64")
-    images = pd.DataFrame({
-        "image_id": table["Image Index"],
-        "patient_id": patient_ids,
-        "split": split.reindex(table["Image Index"]).to_numpy(),
-    })  # fmt: skip
-    return separate_validation(pd.concat([images, parse_findings(table)], axis=1))
-
-
-def listed_rows(lists: OfficialLists) -> pd.DataFrame:
-    """The label rows of the images in the lists; the first of each repeated name."""
-    table = lists.labels[~lists.labels["Image Index"].duplicated()]
-    listed = table["Image Index"].isin({*lists.train_val, *lists.test})
-    return table[listed].reset_index(drop=True)
-
-
-def parse_findings(table: pd.DataFrame) -> pd.DataFrame:
-    """`Mass|Nodule` -> one 0/1 column per class; unknown findings are ignored."""
+def parse_findings(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """`Mass|Nodule` -> one 0/1 column per class."""
     # parse only the distinct combinations, about 800 in NIH's file
-    codes, combinations = pd.factorize(findings_of(table))
-    rows = [split_findings(combination) for combination in combinations]
+    findings = table["Finding Labels"].fillna("").astype(str)
+    if (findings == "").any():
+        names = subject(table["Image Index"][findings == ""])
+        raise UserError(f"{path}: {names} without a finding; write 'No Finding' as NIH does")
+    codes, combinations = pd.factorize(findings)
+    rows = [set(combination.split("|")) - {"", "No Finding"} for combination in combinations]
+    require_classes(set().union(*rows), path)
     members = np.array([[name in row for name in PATHOLOGIES] for row in rows], np.uint8)
-    members = members.reshape(-1, len(PATHOLOGIES))
     return pd.DataFrame(members[codes], columns=list(PATHOLOGIES))
 
 
-def findings_of(table: pd.DataFrame) -> pd.Series:
-    """The findings of each row as NIH writes them; empty if the cell is."""
-    return table["Finding Labels"].fillna("").astype(str)
-
-
-def split_findings(combination: str) -> set[str]:
-    return set(combination.split("|")) - {"", "No Finding"}
+def require_classes(names: Iterable[str], path: Path) -> None:
+    unknown = sorted(set(names) - set(PATHOLOGIES))
+    if unknown:
+        known = ", ".join(PATHOLOGIES)
+        raise UserError(f"{path}: {unknown[0]!r} is not one of the findings {known}; correct it")
 
 
 def separate_validation(images: pd.DataFrame) -> pd.DataFrame:
@@ -207,45 +175,56 @@ def separate_validation(images: pd.DataFrame) -> pd.DataFrame:
 
     rows = np.flatnonzero(images["split"] == "train")
     patient_ids = images["patient_id"].to_numpy()[rows]
-    if len(np.unique(patient_ids)) < 2:
-        return images
     splitter = GroupShuffleSplit(n_splits=1, test_size=VALIDATION_SHARE, random_state=0)
     _, validation = next(splitter.split(rows, groups=patient_ids))
     images.loc[rows[validation], "split"] = "val"
     return images
 
 
-def images_of_original_split(lists: OriginalSplit) -> pd.DataFrame:
+def read_original_split(data: Path) -> pd.DataFrame:
+    """The authors' three files, with one column per class: the images of each split."""
     tables = []
-    for split, listed in lists.tables.items():
-        table = listed[~listed["Image Index"].duplicated()]
-        table = table[are_labels(table) & patient_ids_of(table).notna()]
+    for split, name in ORIGINAL_SPLIT.items():
+        path = data / name
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing, but other files of the authors' split are present; "
+                "add it or remove the others"
+            )
+        table = read_table(path, ["Image Index", *PATHOLOGIES])
+        labels = table[list(PATHOLOGIES)]
+        is_labelled = labels.isin([0, 1]).all(axis=1)
+        if not is_labelled.all():
+            names = subject(table["Image Index"][~is_labelled])
+            raise UserError(
+                f"{path}: {names} not labelled 0 or 1 in every column of a finding; correct it"
+            )
+        # names are such as 00000001_000.png
+        patient_ids = table["Image Index"].str.extract(r"^(\d{1,15})_\d+", expand=False)
+        if patient_ids.isna().any():
+            names = subject(table["Image Index"][patient_ids.isna()])
+            raise UserError(f"{path}: {names} not named PATIENT_NUMBER.png; correct it")
         head = pd.DataFrame({
             "image_id": table["Image Index"],
-            "patient_id": patient_ids_of(table).astype(int),
+            "patient_id": patient_ids.astype(int),
             "split": split,
         })  # fmt: skip
-        labels = table[list(PATHOLOGIES)].astype(np.uint8)
-        tables.append(pd.concat([head, labels], axis=1))
+        tables.append(pd.concat([head, labels.astype(np.uint8)], axis=1))
     images = pd.concat(tables, ignore_index=True)
-    return images[~images["image_id"].duplicated()].reset_index(drop=True)
+    again = images["image_id"][images["image_id"].duplicated()]
+    if len(again):
+        files = ", ".join(ORIGINAL_SPLIT.values())
+        raise UserError(f"{subject(again)} in two of {files} of {data}; remove it from one")
+    return images
 
 
-def are_labels(table: pd.DataFrame) -> pd.Series:
-    """Whether all classes of a row are 0 or 1."""
-    return table[list(PATHOLOGIES)].isin([0, 1]).all(axis=1)
+def read_boxes(data: Path) -> pd.DataFrame:
+    """Read BBox_List_2017.csv by position, also the boxes of images that are in no list.
 
-
-def patient_ids_of(table: pd.DataFrame) -> pd.Series:
-    """The patient id in names such as 00000001_000.png, as text; NaN for other names."""
-    return table["Image Index"].str.extract(r"^(\d{1,15})_\d+", expand=False)
-
-
-def read_box_list(data: Path) -> pd.DataFrame:
-    """Read BBox_List_2017.csv by position, unchecked: image_id, pathology, x, y, w, h float64.
+    x, y, w, h are truncated to integers, as the authors did.
 
     Raises:
-        UserError: the file is missing, empty or not such a table.
+        UserError: the file is missing, empty or not such a table; or a box is faulty (the first).
     """
     path = data / BOX_LIST
     if not path.exists():
@@ -256,37 +235,32 @@ def read_box_list(data: Path) -> pd.DataFrame:
                 raise ValueError(
                     "its first line must be NIH's header, which starts with Image Index"
                 )
-        table = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), encoding="utf-8-sig")
-        table.columns = BOX_COLUMNS
-        table[["x", "y", "w", "h"]] = table[["x", "y", "w", "h"]].astype(float)
+        boxes = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), encoding="utf-8-sig")
+        boxes.columns = BOX_COLUMNS
+        boxes[["x", "y", "w", "h"]] = boxes[["x", "y", "w", "h"]].astype(float)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(
             f"{path} must have image, finding, x, y, w, h in its first six columns ({error})"
         ) from error
-    table["pathology"] = table["pathology"].replace("Infiltrate", "Infiltration")
-    return table
 
-
-def boxes_of(listed: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """The table of boxes (see radiographs.py) for the images of the test split.
-
-    x, y, w, h are truncated to integers, as the authors did. Faulty boxes are left out.
-    """
-    boxes = usable_boxes(listed)
-    tested = images["image_id"][images["split"] == "test"]
-    return boxes[boxes["image_id"].isin(tested)].reset_index(drop=True)
-
-
-def usable_boxes(listed: pd.DataFrame) -> pd.DataFrame:
-    """The valid boxes of known classes, in integer pixels, without duplicates."""
-    boxes = well_formed_boxes(listed)
-    return boxes[~boxes.duplicated()]
-
-
-def well_formed_boxes(listed: pd.DataFrame) -> pd.DataFrame:
-    """The valid boxes of known classes, in integer pixels, including duplicates."""
-    boxes = listed[listed["pathology"].isin(PATHOLOGIES) & are_boxes(listed)]
-    return boxes.astype(dict.fromkeys("xywh", np.int64))
+    # its boxes
+    boxes["pathology"] = boxes["pathology"].replace("Infiltrate", "Infiltration").astype(str)
+    require_classes(boxes["pathology"], path)
+    is_faulty = ~are_boxes(boxes)
+    if is_faulty.any():
+        box = boxes[is_faulty].iloc[0]
+        numbers = ", ".join(f"{number:g}" for number in (box.x, box.y, box.w, box.h))
+        raise UserError(
+            f"{path}: the box of {box.image_id}, {box.pathology}, is {numbers}; "
+            "correct x, y, w, h or remove it"
+        )
+    boxes = boxes.astype(dict.fromkeys("xywh", np.int64))
+    if boxes.duplicated().any():
+        box = boxes[boxes.duplicated()].iloc[0]
+        raise UserError(
+            f"{path}: {box.image_id} has the same box of {box.pathology} twice; remove one"
+        )
+    return boxes
 
 
 def why_not_official(radiographs: Radiographs, with_boxes: bool = False) -> str | None:
@@ -370,7 +344,7 @@ def about_missing(data: Path, images: pd.DataFrame) -> str:
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Read a csv file that has some columns, and at least one row; Image Index as str."""
+    """Read a csv file that has some columns, and one row or more of different images."""
     try:
         table = pd.read_csv(path, encoding="utf-8-sig")
     except (ValueError, pd.errors.ParserError) as error:
@@ -384,15 +358,21 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if len(table) == 0:
         raise UserError(f"{path} has no rows")
     table["Image Index"] = table["Image Index"].astype(str)
+    again = table["Image Index"][table["Image Index"].duplicated()]
+    if len(again):
+        raise UserError(f"{path}: {subject(again)} in more than one row; remove all but one")
     return table
 
 
 def read_names(path: Path) -> list[str]:
-    """Read the names in a list, including duplicates."""
+    """Read the names in a list; none may be repeated."""
     try:
         names = path.read_text(encoding="utf-8-sig").split()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     if not names:
         raise UserError(f"{path} is empty: it must list image names, one per line")
+    again = sorted(name for name, count in Counter(names).items() if count > 1)
+    if again:
+        raise UserError(f"{path}: {subject(again)} named more than once; remove all but one")
     return names

@@ -11,6 +11,7 @@ To add a data set, write one file that returns `Radiographs`, and a line in sour
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,6 +99,12 @@ def are_boxes(listed: pd.DataFrame) -> pd.Series:
     """Whether the numbers of a row are a box: x, y >= 0, w, h >= 1, all below LARGEST_BOX."""
     numbers = listed[["x", "y", "w", "h"]]
     return ((numbers >= [0, 0, 1, 1]) & (numbers < LARGEST_BOX)).all(axis=1)  # NaN fails both
+
+
+def subject(names: Iterable[str]) -> str:
+    """`a is`, or `a and 2 more are`: the subject of an error sentence."""
+    first, *others = names
+    return f"{first} and {len(others)} more are" if others else f"{first} is"
 
 
 def have_unknown(images: pd.DataFrame, class_names: tuple[str, ...]) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pylon.data import chestxray14
-from pylon.data.checks import faults_of_boxes, faults_of_lists, raise_first
 from pylon.data.radiographs import Radiographs, no_boxes
 from pylon.data.table import read_table
 from pylon.data.table_boxes import add_boxes
@@ -63,17 +62,12 @@ def read_radiographs(
 
 def read_chestxray14(data: Path, with_boxes: bool = False) -> Radiographs:
     """Read a folder with NIH's files (see `read_radiographs`)."""
-    # the images; inconsistent lists are refused
-    lists = chestxray14.read_lists(data)
-    raise_first(faults_of_lists(lists))
-    images = chestxray14.images_of(lists)
-
-    # the boxes of the test images
+    images = chestxray14.read_images(data)
     boxes = no_boxes()
     if with_boxes:
-        listed = chestxray14.read_box_list(data)
-        raise_first(faults_of_boxes(listed, data))
-        boxes = chestxray14.boxes_of(listed, images)
+        boxes = chestxray14.read_boxes(data)
+        is_tested = boxes["image_id"].isin(images["image_id"][images["split"] == "test"])
+        boxes = boxes[is_tested].reset_index(drop=True)
     hashes = chestxray14.list_hashes(data)
     synthetic = chestxray14.what_is_synthetic(data)
     return Radiographs(

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pylon.data.cache import ImageCache, unreadable_images
-from pylon.data.checks import require_files, subject
+from pylon.data.checks import require_files
 from pylon.data.chestxray14 import why_not_official
 from pylon.data.dataset import eval_loader
-from pylon.data.radiographs import Radiographs, shared_patients
+from pylon.data.radiographs import Radiographs, shared_patients, subject
 from pylon.data.transforms import eval_transform
 from pylon.model import STRIDE, criterion
 from pylon.system.errors import UserError

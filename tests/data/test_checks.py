@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from pylon.data import chestxray14
-from pylon.data.checks import faults_of_lists, raise_first, require_files, select_boxed, subject
+from pylon.data.checks import require_files, select_boxed
+from pylon.data.radiographs import subject
 from pylon.data.sources import read_chestxray14
 from pylon.system.errors import UserError
 
@@ -66,22 +66,6 @@ def test_faulty_files_are_reported(by_hand, name, old, new, sentence):
     (by_hand / name).write_text(text.replace(old, new))
     with pytest.raises(UserError, match=sentence):
         read_chestxray14(by_hand, with_boxes=True)
-
-
-def test_all_faults_are_listed_in_the_order_of_the_files(by_hand):
-    labels = by_hand / LABELS
-    labels.write_text(labels.read_text().replace("Hernia", "Hernie").replace("0,2\n", "0,\n"))
-    with open(by_hand / TRAIN, "a") as file:
-        file.write("\n00000002_000.png\n00000003_000.png\n")
-    faults = faults_of_lists(chestxray14.read_lists(by_hand))
-    parts = ("named more than once", "is both in", "'Patient ID'", "'Hernie' is not one")
-    assert len(faults) == len(parts)
-    for fault, part in zip(faults, parts, strict=True):
-        assert part in fault
-    with pytest.raises(UserError) as raised:
-        raise_first(faults)
-    assert str(raised.value) == faults[0]
-    raise_first([])
 
 
 def test_subject_of_one_and_of_several_names():
