@@ -50,7 +50,7 @@ from pylon.scoring.rows import Rows, image_rows, write_rows
 from pylon.scoring.tables import print_table, score_images, table_of_seeds
 from pylon.system.device import make_accelerator
 from pylon.system.files import write_atomically, write_csv
-from pylon.system.parallel import is_first_process, same_on_all
+from pylon.system.parallel import is_first_process, on_main_process
 
 
 def main(options: Options) -> None:
@@ -80,11 +80,8 @@ def predict_rows(
     """
     first = next(iter(experiments))
     paths = [path for checkpoints in experiments.values() for path in checkpoints.values()]
-    radiographs = same_on_all(
-        accelerator,
-        lambda: read_test_images(options, paths, accelerator),
-        "data",
-        key=lambda data: data.list_sha256,
+    radiographs = on_main_process(
+        accelerator, lambda: read_test_images(options, paths, accelerator)
     )
     test = radiographs.of_split("test")
     not_official = why_not_official(radiographs)

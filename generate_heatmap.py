@@ -66,7 +66,7 @@ from pylon.scoring.tables import add_reference_points, score_boxes, table_of_see
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
 from pylon.system.files import is_number, write_atomically
-from pylon.system.parallel import on_main_process, require_shared, same_on_all
+from pylon.system.parallel import on_main_process, require_shared
 from pylon.system.progress import track
 from pylon.viewer.page import page_of_boxes
 
@@ -85,7 +85,7 @@ def main(options: Options) -> None:
         found = leave_out_unfinished(name, found, asked, say, option="--seed", enough=1)
         return next(iter(found.values()))
 
-    path = same_on_all(accelerator, find_checkpoint, "checkpoints")
+    path = on_main_process(accelerator, find_checkpoint)
 
     # the boxed test images
     radiographs, boxed = read_boxed_images(options, [path], accelerator, options.boxes)

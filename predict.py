@@ -102,7 +102,7 @@ from pylon.drawing import SHEET_PANEL
 from pylon.evaluation.runtime import device_for, require_installed, sentence_about
 from pylon.evaluation.selection import check_method, require_classes
 from pylon.prediction.inputs import find_images, read_in_batches
-from pylon.prediction.journal import MISSING, Journal, Result, fingerprint, remove_files
+from pylon.prediction.journal import MISSING, Journal, Result, remove_files
 from pylon.prediction.onnx_export import export_onnx
 from pylon.prediction.outputs import kinds_of, save_files
 from pylon.prediction.predictor import Predictor, is_window
@@ -116,7 +116,7 @@ from pylon.prediction.results import (
 from pylon.system.cli import require_at_least
 from pylon.system.device import make_accelerator
 from pylon.system.errors import UserError
-from pylon.system.parallel import on_main_process, require_shared, same_on_all
+from pylon.system.parallel import on_main_process, require_shared
 from pylon.system.progress import counted, track
 
 
@@ -142,8 +142,7 @@ def main(options: Options) -> None:
         raise UserError(next(iter(found.faults.values())))
 
     # the network
-    open_network = partial(
-        Predictor,
+    predictor = Predictor(
         options.checkpoint,
         accelerator.device,
         precision=options.precision,
@@ -153,9 +152,6 @@ def main(options: Options) -> None:
         runtime=options.runtime,
         calibrated=options.calibrated,
         tta=options.tta,
-    )
-    predictor = same_on_all(
-        accelerator, open_network, "weights", lambda opened: opened.card["weights_sha256"]
     )
     if compiled := sentence_about(options.runtime, predictor.compile_seconds):
         say(compiled)
@@ -177,8 +173,6 @@ def main(options: Options) -> None:
 
     left, run = on_main_process(accelerator, open_all)
     require_shared(accelerator, options.out)
-    first = os.path.join(found.folder, found.images[0])
-    same_on_all(accelerator, lambda: fingerprint(first), "images")
     size = predictor.batch_size
     turn = accelerator.process_index
     mine = [image for k, image in enumerate(left) if k // size % accelerator.num_processes == turn]

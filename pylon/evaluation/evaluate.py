@@ -32,8 +32,7 @@ from pylon.options import EvaluationOptions, ScoreOptions, cache_folder
 from pylon.scoring.metrics import point_localization
 from pylon.scoring.rows import PLACES, as_integers, as_read, bboxes_of, merge_boxes
 from pylon.system.errors import UserError
-from pylon.system.files import hash_of_json
-from pylon.system.parallel import same_on_all
+from pylon.system.parallel import on_main_process
 from pylon.system.progress import track
 
 LARGEST_INPUT = 4096  # pixels; no radiograph is larger
@@ -78,7 +77,7 @@ def read_boxed_images(
         radiographs = read_data(options, checkpoints, accelerator.print, boxes, with_boxes=True)
         return radiographs, select_boxed(radiographs)
 
-    return same_on_all(accelerator, read, "data", key=lambda found: found[0].list_sha256)
+    return on_main_process(accelerator, read)
 
 
 def load_network(
@@ -87,15 +86,9 @@ def load_network(
     """Load the network of a checkpoint, on the device, and its card (training.json).
 
     Raises:
-        UserError: the checkpoint is damaged, does not fit the classes or the cache, or is not the
-            same for all processes.
+        UserError: the checkpoint is damaged, or does not fit the classes or the cache.
     """
-    model, card = same_on_all(
-        accelerator,
-        lambda: open_checkpoint(path),
-        f"contents of {path}",
-        key=lambda opened: hash_of_json(opened[1]),
-    )
+    model, card = on_main_process(accelerator, lambda: open_checkpoint(path))
     if card["class_names"] != list(radiographs.class_names):
         raise UserError(
             f"{path} was trained on the classes {', '.join(card['class_names'])}, which are not "

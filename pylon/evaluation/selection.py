@@ -25,7 +25,7 @@ from pylon.options import EvaluationOptions, Method, ScoreOptions, require_cache
 from pylon.system.cli import check_name, require_at_least
 from pylon.system.errors import UserError
 from pylon.system.files import is_number
-from pylon.system.parallel import same_on_all
+from pylon.system.parallel import on_main_process
 
 
 def choose_checkpoints(
@@ -93,13 +93,13 @@ def find_experiments(options: ScoreOptions, accelerator: Accelerator) -> dict[st
     """Return the finished checkpoints of all experiments; every process calls it.
 
     Raises:
-        UserError: as `choose_experiments` and `settle`; or the processes find different ones.
+        UserError: as `choose_experiments` and `settle`.
     """
 
     def find() -> dict[str, dict[str, Path]]:
         return settle(choose_experiments(options), options, accelerator.print)
 
-    return same_on_all(accelerator, find, "checkpoints")
+    return on_main_process(accelerator, find)
 
 
 def choose_experiments(options: ScoreOptions) -> dict[str, dict[str, Path]]:

@@ -104,7 +104,11 @@ def show_unless_stopped(
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """Call a function on the main process only; all processes get its result or UserError."""
+    """Call a function on the main process only; all processes get its result or UserError.
+
+    Whatever processes must agree on is read so: the data, the checkpoints, the state to resume.
+    The result must be picklable.
+    """
     answer = None
     fault = None
     if accelerator.is_main_process:
@@ -118,91 +122,21 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> An
     return answer
 
 
-def main_process_first(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """Call a function on the main process, then on the others; an error is raised on each.
-
-    Raised inside Accelerate's own context, it would end one process while others wait.
-    """
-    answer = None
-    fault = None
-    with accelerator.main_process_first():
-        try:
-            answer = function()
-        except UserError as error:
-            fault = str(error)
-    require_same(None, fault, "files")
-    return answer
-
-
-def same_on_all(
-    accelerator: Accelerator,
-    function: Callable[[], Any],
-    what: str,
-    key: Callable[[Any], Any] = lambda answer: answer,
-) -> Any:
-    """Call a function that reads files on every process, of which each may be on another computer.
-
-    Args:
-        what: it reads, for the error.
-        key: the part of its result, picklable, that must be the same on every process.
-
-    Raises:
-        UserError: on every process, if the function raises one on any of them, or if results
-            differ; the sentence names the process and its folder.
-    """
-    answer = None
-    found = None
-    fault = None
-    try:
-        answer = function()
-        found = key(answer)
-    except UserError as error:
-        if accelerator.num_processes == 1:
-            raise
-        fault = str(error)
-    require_same(found, fault, what)
-    return answer
-
-
-def require_same(found: Any, fault: str | None, what: str) -> None:
-    """Raise a UserError on every process if one has a fault, or has found something else."""
-    here = f"{Path.cwd()} on {socket.gethostname()}"
-    of_all = gather_object([(found, fault, here)])
-    faults = [fault for _, fault, _ in of_all]
-    if len(set(faults)) == 1 and fault is not None:
-        raise UserError(fault)
-
-    # the first process that differs from the main one
-    _, fault_of_main, main = of_all[0]
-    for process, (other, fault_of_other, there) in enumerate(of_all):
-        if (other, fault_of_other) == of_all[0][:2]:
-            continue
-        others = f"process {process}, in {there}"
-        if fault_of_main == fault_of_other:
-            problem = f"{others}, reads other {what} than process 0, in {main}"
-        elif fault_of_other is not None:
-            problem = f"{others}, differs from process 0, in {main}: {fault_of_other}"
-        else:
-            problem = f"process 0, in {main}, differs from {others}: {fault_of_main}"
-        raise UserError(f"start every node in one shared folder, with the same data; {problem}")
-
-
 def require_shared(accelerator: Accelerator, folder: Path) -> None:
     """Raise a UserError on every process if one does not see the main process's folder."""
     if accelerator.num_processes == 1:
         return
     mark = folder / on_main_process(accelerator, lambda: f".shared-{uuid.uuid4().hex}")
     on_main_process(accelerator, lambda: write_atomically(mark, b""))
-
-    def look() -> None:
-        if not mark.exists():
-            raise UserError(f"{folder} is not the same folder")
-
-    try:
-        same_on_all(accelerator, look, "files")
-    finally:
-        if accelerator.is_main_process:
-            mark.unlink()
+    seen = gather_object([(mark.exists(), f"{Path.cwd()} on {socket.gethostname()}")])
+    if accelerator.is_main_process:
+        mark.unlink()
+    for process, (is_there, place) in enumerate(seen):
+        if not is_there:
+            raise UserError(
+                f"start every node in one shared folder; of process {process}, in {place}, "
+                f"{folder} is not the same folder as of process 0, in {seen[0][1]}"
+            )
 
 
 def is_first_process() -> bool:

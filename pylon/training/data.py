@@ -20,7 +20,7 @@ from pylon.data.radiographs import Radiographs, have_unknown, split_hash
 from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, train_transform
 from pylon.options import TrainOptions, as_json, cache_folder
-from pylon.system.parallel import on_main_process, same_on_all
+from pylon.system.parallel import on_main_process
 from pylon.training import recipe
 from pylon.training.preparation import (
     describe_split,
@@ -81,7 +81,7 @@ def read_data(options: TrainOptions, accelerator: Accelerator) -> Data:
     """
     ignored = not_classes(options, options, options.adjust_for)
     read = partial(read_radiographs, options, options.classes, ignored)
-    radiographs = same_on_all(accelerator, read, "data", key=lambda data: data.list_sha256)
+    radiographs = on_main_process(accelerator, read)
     names = radiographs.class_names
     images = leave_out_unreadable(
         radiographs,

@@ -19,7 +19,7 @@ from pylon.model import Pylon
 from pylon.options import OF_PYLON, TrainOptions, options_with
 from pylon.system.cli import flag
 from pylon.system.errors import UserError
-from pylon.system.parallel import main_process_first
+from pylon.system.parallel import on_main_process
 from pylon.training import recipe
 from pylon.training.data import Data
 from pylon.training.preparation import freeze_unused_parameters
@@ -49,7 +49,7 @@ def make_networks(
         pretrained: whether its first weights matter; a run that is resumed has others.
     """
     torch.manual_seed(options.seed)
-    net, sentences = main_process_first(  # only one process downloads
+    net, sentences = on_main_process(  # only one process downloads
         accelerator, lambda: build(options, data.radiographs, pretrained)
     )
     for sentence in sentences:

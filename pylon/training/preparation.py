@@ -21,7 +21,7 @@ from pylon.data.radiographs import Radiographs, shared_patients, subject
 from pylon.data.transforms import eval_transform
 from pylon.model import STRIDE, criterion
 from pylon.system.errors import UserError
-from pylon.system.parallel import on_main_process, same_on_all
+from pylon.system.parallel import on_main_process
 from pylon.system.progress import track
 
 MEASURED_IMAGES = 1000  # enough for mean and standard deviation, to about .001
@@ -49,7 +49,7 @@ def leave_out_unreadable(
     """
     images = radiographs.images
     used = images[images["split"] != "test"]
-    same_on_all(accelerator, lambda: require_files(used, radiographs, "train or val"), "images")
+    require_files(used, radiographs, "train or val")
     faults = on_main_process(
         accelerator,
         lambda: unreadable_images(used, cache_folder, cache_size, num_workers, decode=skip),

@@ -26,7 +26,7 @@ from pylon.system.files import (
     write_atomically,
     write_csv,
 )
-from pylon.system.parallel import on_main_process, require_shared, same_on_all
+from pylon.system.parallel import on_main_process, require_shared
 from pylon.training.tracking import Tracker
 
 
@@ -208,7 +208,7 @@ def find_last(
             it is missing or damaged.
     """
 
-    # what exists; all processes read before one of them writes
+    # what exists
     def read() -> tuple[dict[str, Any] | None, str, str, bool]:
         last = load_last_unless_overwritten(save / "last", overwrite)
         lost = lost_part(save, last)
@@ -219,12 +219,7 @@ def find_last(
             mends = mends and not has_ended(last, card["options"])  # otherwise no epoch follows
         return last, lost, fault, mends
 
-    last, lost, fault, mends = same_on_all(
-        accelerator,
-        read,
-        f"files in {save}",
-        key=lambda found: (found[0] and found[0]["epoch"], found[1:]),
-    )
+    last, lost, fault, mends = on_main_process(accelerator, read)
     if lost and not overwrite:
         raise UserError(
             f"{save}/{lost} is missing: cannot resume; choose another --name, or --overwrite"

@@ -19,12 +19,10 @@ import pytest
 from conftest import ROOT, TRAIN, rows_of, run_script, same_weights
 from test_two_processes import start_two
 
-from pylon.checkpoints.training_json import read_training_json
-from pylon.system.files import hashed_json
 from pylon.training.preparation import LossWatch
 
 CPU = ("--device", "cpu", "--num-workers", 0)
-DIFFER = "error: start every node in one shared folder, with the same data; process "
+DIFFER = "error: start every node in one shared folder; of process 1, in "
 LOST = "error: the connection to another process was lost"
 RESUMES = "the same command resumes after the last finished epoch\n"
 NODES = pytest.mark.skipif("PYLON_NODES" not in os.environ, reason="PYLON_NODES=1 runs it")
@@ -52,9 +50,8 @@ def refusals_of(*arguments, first, second, out):
     ]
     assert sentences[0] == sentences[1]
     (sentence,) = sentences[0]
-    assert sentence.startswith(DIFFER)
+    assert sentence.startswith(f"{DIFFER}{second} on ")
     assert f", in {first} on " in sentence
-    assert f", in {second} on " in sentence
     return sentence
 
 
@@ -71,23 +68,20 @@ def empty(tmp_path):
     return folder
 
 
-def test_evaluation_without_the_checkpoints_on_one_node(trained, phantom, empty, tmp_path):
-    options = ("--data", phantom, *CPU)
-    for script in ("eval_auc.py", "generate_heatmap.py"):
-        said = refusals_of(script, *options, first=trained, second=empty, out=tmp_path)
-        assert ", differs from process 0, in " in said
-        assert "--name pylon: no checkpoint under save/pylon" in said
-
-
-def test_evaluation_with_another_checkpoint_on_one_node(trained, phantom, empty, tmp_path):
-    shutil.copytree(trained / "save/pylon/0", empty / "save/pylon/0")
-    path = empty / "save/pylon/0/best/training.json"
-    card = {**read_training_json(path.parent), "val_loss": 0.0}
-    path.write_bytes(hashed_json(card))
-    said = refusals_of(
-        "eval_loc.py", "--data", phantom, *CPU, first=trained, second=empty, out=tmp_path
+def test_node_without_checkpoints_and_lists_gets_them(trained, phantom, empty, tmp_path):
+    """Only the images are on both nodes."""
+    shutil.copytree(phantom, tmp_path / "data")
+    sabotage = partial(move_second, empty)
+    arguments = ("eval_auc.py", "--data", "../data", *CPU)
+    first = shutil.copytree(trained, tmp_path / "first")
+    (tmp_path / "other").mkdir()
+    codes, said = end_of_two(
+        start_two(*arguments, cwd=first, out=tmp_path, sabotage=sabotage), tmp_path
     )
-    assert "reads other contents of save/pylon/0/best than process 0" in said
+    assert codes == [0, 0], said
+    both = pd.read_csv(first / "csv/pylon/auroc.csv")
+    run_script(*arguments, cwd=first)
+    pd.testing.assert_frame_equal(pd.read_csv(first / "csv/pylon/auroc.csv"), both, rtol=1e-6)
 
 
 def test_results_that_would_be_split_between_folders(trained, phantom, empty, tmp_path):
@@ -102,20 +96,16 @@ def test_results_that_would_be_split_between_folders(trained, phantom, empty, tm
         assert not list((tmp_path / "first" / name).glob(".shared-*"))
 
 
-def test_data_that_differ_between_nodes(trained, phantom, empty, tmp_path):
-    """The same command finds data/ in each working folder."""
-    for folder, lists in ((tmp_path / "first", 0), (empty, 1)):
-        shutil.copytree(phantom, folder / "data")
-        shutil.copytree(trained / "save", folder / "save")
-        if lists:
-            path = next((folder / "data").glob("Data_Entry_2017*.csv"))
-            path.write_text(path.read_text().replace("Mass", "Nodule"))
-    options = ("--data", "data", *CPU)
-    folders = {"first": tmp_path / "first", "second": empty, "out": tmp_path}
-    assert "reads other data than process 0" in refusals_of("eval_auc.py", *options, **folders)
-    shutil.rmtree(empty / "data/images")
-    said = refusals_of("train.py", "--data", "data", "--epochs", 1, *TRAIN, **folders)
-    assert "data" in said
+def test_node_without_the_images_says_so(trained, phantom, empty, tmp_path):
+    shutil.copytree(phantom, tmp_path / "first/data")
+    shutil.copytree(trained / "save", tmp_path / "first/save")
+    arguments = ("eval_auc.py", "--data", "data", *CPU)
+    sabotage = partial(move_second, empty)
+    processes = start_two(*arguments, cwd=tmp_path / "first", out=tmp_path, sabotage=sabotage)
+    codes, said = end_of_two(processes, tmp_path)
+    assert codes == [1, 2], said
+    assert LOST in said[0]
+    assert "error: data/images/" in said[1]
 
 
 def die_in_an_epoch(rank):

@@ -117,12 +117,13 @@ def build_otherwise():
         self.spare = torch.nn.Parameter(torch.zeros(3))
         self.register_forward_pre_hook(note_seed)
 
-    def note_seed(model, _):
-        if model.training:
-            with open(f"seeds-{os.environ['RANK']}", "a") as file:
-                file.write(f"{torch.initial_seed()}\n")
-
     Pylon.__init__ = build_with_spare
+
+
+def note_seed(model, _):
+    if model.training:
+        with open(f"seeds-{os.environ['RANK']}", "a") as file:
+            file.write(f"{torch.initial_seed()}\n")
 
 
 def write_down_each_loss(batch_statistics=False):

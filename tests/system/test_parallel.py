@@ -71,30 +71,6 @@ def test_on_main_process_returns_results_and_raises_errors():
         parallel.on_main_process(accelerator, fail)
 
 
-def test_what_processes_find_must_be_the_same(monkeypatch):
-    def find(*of_others):
-        """Find 3 in the first process; the others have found or failed with these."""
-        others = [(found, fault, f"/b on host{k}") for k, (found, fault) in enumerate(of_others, 1)]
-        monkeypatch.setattr(parallel, "gather_object", lambda mine: mine + others)
-        return parallel.same_on_all(Accelerator(cpu=True), lambda: 3, "tables", key=str)
-
-    assert find() == 3
-    assert find(("3", None), ("3", None)) == 3
-    with pytest.raises(UserError, match=r"process 2, in /b on host2, reads other tables than pro"):
-        find(("3", None), ("4", None))
-    sentence = r"process 1, in /b on host1, differs from process 0, in /.*: it is not there$"
-    with pytest.raises(UserError, match=sentence):
-        find((None, "it is not there"), ("4", None))
-
-
-def test_fault_of_all_processes_is_raised_as_it_is(monkeypatch):
-    monkeypatch.setattr(parallel, "gather_object", lambda mine: mine * 2)
-    with pytest.raises(UserError, match=r"^b is bad$"):
-        parallel.require_same(None, "b is bad", "tables")
-    with pytest.raises(UserError, match=r"^b is bad$"):
-        parallel.main_process_first(Accelerator(cpu=True), lambda: refuse("b"))
-
-
 def test_worker_ignores_a_closed_connection(capsys):
     for error in (EOFError(), ConnectionResetError(104, "Connection reset by peer")):
         parallel.show_unless_stopped(type(error), error, None)
