@@ -153,7 +153,9 @@ def table_of_outputs(config: dict[str, Any]) -> str:
     rows = []
     for name in config.get("class_names") or []:
         slope, intercept = lines.get(name) or (None, None)
-        rows.append([name, number(thresholds.get(name)), number(slope), number(intercept)])
+        rows.append(
+            [name, three_digits(thresholds.get(name)), three_digits(slope), three_digits(intercept)]
+        )
     return table(["finding", "threshold", "calibration: slope", "intercept"], rows)
 
 
@@ -176,7 +178,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines)
 
 
-def number(value: float | None) -> str:
+def three_digits(value: float | None) -> str:
     """Three digits after the point; blank for None and NaN."""
     return "" if value is None or value != value else f"{value:.3f}"
 

@@ -62,7 +62,7 @@ from pylon.data.table import choose_classes, faults_of_cells
 from pylon.data.table_boxes import add_boxes, read_listed
 from pylon.evaluation.shortcuts import report_shortcuts
 from pylon.system.parallel import look_at
-from pylon.training.preparation import describe_split
+from pylon.training.preparation import check_split
 
 
 @dataclass
@@ -161,7 +161,7 @@ def shortcomings(radiographs: Radiographs, boxes: Path | None) -> list[str]:
     """What the scripts would refuse or leave blank, although the data has no fault."""
     found = []
     try:
-        describe_split(radiographs.images, radiographs, say=lambda _: None)
+        check_split(radiographs.images, radiographs, say=lambda _: None)
     except UserError as error:
         found.append(f"train.py would refuse it: {error}")
     if boxes is not None and len(radiographs.boxes) == 0:

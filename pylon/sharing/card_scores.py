@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import EvalResult
 
-from pylon.model_card import Scores, name_of_data, number, plain, table
+from pylon.model_card import Scores, name_of_data, plain, table, three_digits
 from pylon.scoring.box_tables import POOLED, SHOWN, box_table, score_heatmaps
 from pylon.scoring.boxes import SCORES
 from pylon.scoring.calibration import table_of_calibration
@@ -88,7 +88,7 @@ def of_images(
     for name in [*rows.class_names, "macro", "weighted"]:
         # means of calibration are only those over classes
         of_class = others["mean" if name == "macro" else name] if name != "weighted" else None
-        cells = [] if of_class is None else [number(of_class.get(key)) for key in CALIBRATION]
+        cells = [] if of_class is None else [three_digits(of_class.get(key)) for key in CALIBRATION]
         cells += [""] * (len(CALIBRATION) - len(cells))
         lines.append([name, count.get(name, ""), *with_interval(areas, label, name), *cells])
     results = [
@@ -129,9 +129,10 @@ def of_boxes(
     lines = []
     for name in points.columns:
         lift = with_interval(points, "lift over prior", name)
-        controls = [number(points.loc[key, name]) for key in ("image centre", "prior")]
+        controls = [three_digits(points.loc[key, name]) for key in ("image centre", "prior")]
         called = [
-            number(points.loc[key, name]) for key in ("called present", "hit if called present")
+            three_digits(points.loc[key, name])
+            for key in ("called present", "hit if called present")
         ]
         boxes = len(rows.table) if name == "micro" else count[name]
         lines.append([name, boxes, *with_interval(points, label, name), *controls, *lift, *called])
@@ -175,7 +176,7 @@ def of_boxes(
             [
                 name,
                 *with_interval(pooled, label, name),
-                *(number(pooled.loc[c, name]) for c in controls),
+                *(three_digits(pooled.loc[c, name]) for c in controls),
             ]
             for name in SCORES
         ]
@@ -193,7 +194,7 @@ def with_interval(scores: pd.DataFrame, row: str, column: str) -> list[str]:
     low = scores.loc[f"{row} low", column]
     high = scores.loc[f"{row} high", column]
     interval = "" if pd.isna(low) or pd.isna(high) else f"{low:.3f} to {high:.3f}"
-    return [number(scores.loc[row, column]), interval]
+    return [three_digits(scores.loc[row, column]), interval]
 
 
 def result(

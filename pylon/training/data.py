@@ -23,7 +23,7 @@ from pylon.options import TrainOptions, as_json, cache_folder
 from pylon.system.parallel import on_main_process
 from pylon.training import recipe
 from pylon.training.preparation import (
-    describe_split,
+    check_split,
     facts_about,
     leave_out_unreadable,
     measure_intensities,
@@ -94,7 +94,7 @@ def read_data(options: TrainOptions, accelerator: Accelerator) -> Data:
     images = recipe.share_of_patients(images, options.train_share)
     train = images[images["split"] == "train"]
     recipe.require_positives(train, names, options.train_share)
-    describe_split(images, radiographs, accelerator.print)
+    check_split(images, radiographs, accelerator.print)
 
     # offsets of the logits in training, for what columns say already
     offsets = None

@@ -66,9 +66,7 @@ def leave_out_unreadable(
     return images[~images["image_id"].isin(faults)]
 
 
-def describe_split(
-    images: pd.DataFrame, radiographs: Radiographs, say: Callable[[str], None]
-) -> None:
+def check_split(images: pd.DataFrame, radiographs: Radiographs, say: Callable[[str], None]) -> None:
     """Print how many images there are, how many patients are in two splits, and notes on classes.
 
     Args:
@@ -122,7 +120,7 @@ def facts_about(images: pd.DataFrame, radiographs: Radiographs) -> dict[str, Any
 def describe_classes(
     images: pd.DataFrame, radiographs: Radiographs, say: Callable[[str], None]
 ) -> None:
-    """Print which classes have no positive image to train on (see `describe_split`)."""
+    """Print which classes have no positive image to train on (see `check_split`)."""
     names = list(radiographs.class_names)
     train = images.loc[images["split"] == "train", names]
     unlabelled = [name for name in names if train[name].isna().all()]

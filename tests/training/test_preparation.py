@@ -17,8 +17,8 @@ from pylon.system.errors import UserError
 from pylon.training import preparation
 from pylon.training.preparation import (
     LossWatch,
+    check_split,
     count_known,
-    describe_split,
     facts_about,
     freeze_unused_parameters,
     leave_out_unreadable,
@@ -124,7 +124,7 @@ def radiographs_of(**labels) -> Radiographs:
 def test_classes_are_described():
     said = []
     data = radiographs_of(Mass=[0, 1, 0, 1], Edema=[0.0, np.nan, 1, 1], Hernia=[0, 0, 1, 1])
-    describe_split(data.images, data, said.append)
+    check_split(data.images, data, said.append)
     assert said == [
         "my.csv: 2 images to train on, 1 to validate on",
         "note: read so",
@@ -132,10 +132,10 @@ def test_classes_are_described():
     ]
     data = radiographs_of(Mass=[0, 1, 0, 1], Edema=[np.nan, np.nan, 1, 1])
     with pytest.raises(UserError, match=r"my.csv: Edema is unknown in all training images; label"):
-        describe_split(data.images, data, said.append)
+        check_split(data.images, data, said.append)
     data = radiographs_of(Mass=[0, 1, np.nan, 1])
     with pytest.raises(UserError, match=r"my.csv has no known label in the validation split"):
-        describe_split(data.images, data, said.append)
+        check_split(data.images, data, said.append)
 
 
 def test_images_of_the_test_split_are_not_looked_at(tmp_path):
@@ -167,7 +167,7 @@ def test_facts_count_patients_not_images():
     assert facts["images"] == {"train": 6, "val": 1}
     assert facts["patients"] == {"train": 2, "val": 1}
     said = []
-    describe_split(images, data, said.append)
+    check_split(images, data, said.append)
     assert said[1] == "note: 1 of the 1 patients of the test split are also in the training split"
 
 
