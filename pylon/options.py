@@ -49,8 +49,12 @@ class DataOptions:
     data: Annotated[Path, MAY_CHANGE] = Path("data")
     """Folder with NIH's files."""
     table: Annotated[Path | None, MAY_CHANGE] = None
-    """Instead of --data: a csv file of your own images with a column path, a column for each class
-    (1, 0, or blank if unknown) and, if you have them, patient_id and split."""
+    """Instead of --data: a csv or xlsx file of your own images with a column path, a column for
+    each class (1, 0, or blank if unknown) and, if you have them, patient_id and split."""
+    positive: Annotated[tuple[str, ...], MAY_CHANGE] = ()
+    """What the table's classes hold besides 1: yes, for example; case makes no difference."""
+    negative: Annotated[tuple[str, ...], MAY_CHANGE] = ()
+    """What the table's classes hold besides 0: no, for example."""
 
 
 @dataclass

@@ -58,7 +58,7 @@ from pylon.data.radiographs import (
     subject,
 )
 from pylon.data.sources import read_radiographs
-from pylon.data.table import choose_classes, faults_of_cells
+from pylon.data.table import choose_classes, faults_of_cells, number_labels
 from pylon.data.table_boxes import add_boxes, read_listed
 from pylon.evaluation.shortcuts import report_shortcuts
 from pylon.system.parallel import look_at
@@ -131,6 +131,7 @@ def check_table(options: Options) -> None:
         cells = read_cells(table, "path")
         asked = (options.classes, options.ignore_columns, "--classes")
         names = choose_classes(cells, *asked, table)
+        number_labels(cells, names, options.positive, options.negative)
         faults = faults_of_cells(cells, names, table)
         if faults:
             conclude(table, [], faults)

@@ -1,9 +1,10 @@
-"""Read csv files that people write, strictly: as text, cell by cell."""
+"""Read tables that people write, csv or xlsx, strictly: as text, cell by cell."""
 
 import csv
 import difflib
 import io
 import unicodedata
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,34 +13,24 @@ import pandas as pd
 from pylon.system.errors import UserError
 
 MOST_COLUMNS = 2_000
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+EXCEL = "pip install openpyxl (or pip install -e '.[excel]'), or save it as csv"
 
 
 def read_cells(path: Path, needed: str) -> pd.DataFrame:
-    """Read a csv file as text, without spaces around cells; it must have the column `needed`.
+    """Read a table as text, without spaces around cells; it must have the column `needed`.
+
+    A csv file may be separated by commas, semicolons or tabs; of an xlsx file the first sheet is
+    read. The index holds the numbers of the rows in the file.
 
     Raises:
         UserError: the file is missing, is not a table in UTF-8, has rows that are too short or too
             long, columns without a name or of one name, or no rows.
     """
-    # the text
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; save it as a csv file in UTF-8") from error
+        rows = read_rows(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its name") from error
-
-    # its rows
-    try:
-        rows = [
-            (number, row)
-            for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), 1)
-            if any(cell.strip() for cell in row)
-        ]
-    except csv.Error as error:
-        raise UserError(
-            f"{path} is not a table of comma-separated values ({error}); save it as csv"
-        ) from error
     if not rows:
         raise UserError(f"{path} is empty; it must start with the names of its columns")
     header = [plain(name) for name in rows[0][1]]
@@ -62,12 +53,58 @@ def read_cells(path: Path, needed: str) -> pd.DataFrame:
     return table
 
 
+def read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a table that are not blank, with their numbers.
+
+    Raises:
+        UserError: the file is not a table in UTF-8, or pandas cannot read its sheet.
+        OSError: the file cannot be read.
+    """
+    if path.suffix.lower() == ".xlsx":
+        rows = rows_of_sheet(path)
+    else:
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text; save it as a csv file in UTF-8") from error
+        lines = io.StringIO(text, newline="")
+        try:
+            rows = list(csv.reader(lines, delimiter=separator_of(text), strict=True))
+        except csv.Error as error:
+            raise UserError(
+                f"{path} is not a table of comma-separated values ({error}); save it as csv"
+            ) from error
+    return [(number, row) for number, row in enumerate(rows, 1) if any(map(str.strip, row))]
+
+
+def separator_of(text: str) -> str:
+    """What separates the cells: that of commas, semicolons, tabs which the header has most of."""
+    header = text.lstrip().partition("\n")[0]
+    return max(SEPARATORS, key=header.count)
+
+
+def rows_of_sheet(path: Path) -> list[list[str]]:
+    """The rows of the first sheet of an xlsx file, as text."""
+    try:
+        sheet = pd.read_excel(path, header=None, dtype=str, keep_default_na=False)
+    except ImportError as error:
+        raise UserError(f"{path} needs openpyxl: {EXCEL}") from error
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a sheet that can be read; save it as csv") from error
+    return sheet.fillna("").to_numpy().tolist()
+
+
+def note_on_form(path: Path) -> list[str]:
+    """What a table is, if not a csv file with commas: a sentence, or none."""
+    if path.suffix.lower() == ".xlsx":
+        return [f"{path}: its first sheet is read"]
+    name = SEPARATORS[separator_of(path.read_text(encoding="utf-8-sig"))]
+    return [] if name == "commas" else [f"{path} is separated by {name}"]
+
+
 def columns_of(path: Path) -> list[str]:
-    """The names of the columns of a csv file that `read_cells` has accepted."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        header = next(row for row in rows if any(cell.strip() for cell in row))
-    return [plain(name) for name in header]
+    """The names of the columns of a table that `read_cells` has accepted."""
+    return [plain(name) for name in read_rows(path)[0][1]]
 
 
 def plain(text: str) -> str:
@@ -93,10 +130,6 @@ def require_header(header: list[str], needed: str, path: Path) -> None:
             "classes, patient_id and split"
         )
     if needed not in header:
-        separator = next((sign for sign in ";\t" if sign in header[0]), None)
-        if len(header) == 1 and separator is not None:
-            name = {";": "semicolons", "\t": "tabs"}[separator]
-            raise UserError(f"{path} is separated by {name}; save it with commas")
         alike = [name for name in header if name.lower() == needed]
         hint = f"rename {alike[0]!r} to {needed!r}" if alike else its_columns(header)
         raise UserError(f"{path} has no column {needed!r}; {hint}")

@@ -38,9 +38,15 @@ def read_radiographs(
             options exclude each other.
     """
     if options.table is None:
-        if ignore_columns or boxes is not None:
-            flag = "--ignore-columns" if ignore_columns else "--boxes"
-            raise UserError(f"{flag} is for a --table; leave it out for NIH's files")
+        of_tables = {
+            "--ignore-columns": ignore_columns,
+            "--boxes": boxes,
+            "--positive": options.positive,
+            "--negative": options.negative,
+        }
+        for flag, value in of_tables.items():
+            if value:
+                raise UserError(f"{flag} is for a --table; leave it out for NIH's files")
         radiographs = read_chestxray14(options.data, with_boxes)
         return of_classes(radiographs, class_names, asked_by)
 
@@ -50,7 +56,8 @@ def read_radiographs(
             f"--table {options.table} takes the place of NIH's files in --data {options.data}; "
             "leave one of them out"
         )
-    radiographs = read_table(options.table, class_names, ignore_columns, asked_by)
+    marks = (options.positive, options.negative)
+    radiographs = read_table(options.table, class_names, ignore_columns, asked_by, *marks)
     if not with_boxes:
         return radiographs
     if boxes is None:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from pylon.data.checks import raise_first
 from pylon.data.chestxray14 import what_images_are
-from pylon.data.csv_cells import hint_on, is_broken, read_cells
+from pylon.data.csv_cells import hint_on, is_broken, note_on_form, read_cells
 from pylon.data.radiographs import SPLITS, Radiographs, hash_of_list, no_boxes
 from pylon.system.errors import UserError
 from pylon.system.files import file_alike, whole_numbers
@@ -38,6 +38,8 @@ def read_table(
     class_names: Sequence[str] = (),
     ignore_columns: Sequence[str] = (),
     asked_by: str = "--classes",
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
 ) -> Radiographs:
     """Read a table; the path of a missing image is NaN, and there are no boxes.
 
@@ -47,23 +49,25 @@ def read_table(
     the same ones if it does.
 
     Args:
-        path: the csv file, in UTF-8.
+        path: the file, as `read_cells` takes it.
         class_names: the classes; if empty, all columns but path, patient_id, split and the ignored
             ones.
         ignore_columns: columns that are not classes.
         asked_by: where the class names come from, in messages.
+        positive, negative: what labels are besides 1 and 0, in upper or lower case.
 
     Raises:
         UserError: the file cannot be read, or its contents are faulty (the first fault).
     """
     cells = read_cells(path, "path")
     names = choose_classes(cells, class_names, ignore_columns, asked_by, path)
+    number_labels(cells, names, positive, negative)
     raise_first(faults_of_cells(cells, names, path))
     images = images_of(cells, names, path)
     sha256 = hash_of_list(path.read_bytes())
     missing = images["image_id"][images["path"].isna()]
     alike = None if missing.empty else file_alike(file_of(missing.iloc[0], path))
-    notes = notes_on(cells, images, names, path, chosen=not class_names)
+    notes = note_on_form(path) + notes_on(cells, images, names, path, chosen=not class_names)
     synthetic = what_images_are(images["path"].dropna().map(os.path.dirname).unique())
     cure = (
         "correct the paths (relative ones start at the folder of the table), or copy the images "
@@ -141,6 +145,26 @@ def require_keys_by_name(cells: pd.DataFrame, ignore_columns: Sequence[str], pat
             )
 
 
+def number_labels(
+    cells: pd.DataFrame,
+    class_names: Sequence[str],
+    positive: Sequence[str],
+    negative: Sequence[str],
+) -> None:
+    """Replace the words for positive and negative in the columns of classes by 1 and 0.
+
+    Raises:
+        UserError: a word is in both.
+    """
+    number_of = {word.strip().casefold(): "1" for word in positive}
+    for word in negative:
+        if word.strip().casefold() in number_of:
+            raise UserError(f"--positive and --negative both name {word!r}; leave one out")
+    number_of |= {word.strip().casefold(): "0" for word in negative}
+    for name in class_names:
+        cells[name] = [number_of.get(cell.casefold(), cell) for cell in cells[name]]
+
+
 def faults_of_cells(cells: pd.DataFrame, class_names: Sequence[str], path: Path) -> list[str]:
     """What is wrong in the rows of a table: error sentences."""
     faults = []
@@ -165,8 +189,9 @@ def faults_of_cells(cells: pd.DataFrame, class_names: Sequence[str], path: Path)
             if_patients = "" if "patient_id" in cells else " (or call it patient_id, if it is that)"
             faults.append(
                 f"{path}: {name!r} is {wrong.iloc[0][:60]!r} in row {wrong.index[0]}{more}, but a "
-                "class holds 1, 0 or blank (unknown); correct it or, if it is not a class, leave "
-                f"the column out with --ignore-columns{if_patients}"
+                "class holds 1, 0 or blank (unknown); name other marks with --positive and "
+                "--negative or, if it is not a class, leave the column out with "
+                f"--ignore-columns{if_patients}"
             )
 
     # patients and splits
@@ -242,7 +267,10 @@ def images_of(cells: pd.DataFrame, class_names: Sequence[str], path: Path) -> pd
 
 def file_of(name: str, path: Path) -> str:
     """The file of a path in a table; relative ones start at the folder of the table."""
-    return os.path.normpath(os.path.join(path.parent, name))
+    file = os.path.join(path.parent, name)
+    if "\\" in name and not os.path.exists(file):  # written on Windows
+        file = os.path.join(path.parent, name.replace("\\", "/"))
+    return os.path.normpath(file)
 
 
 def identity_of(file: str) -> tuple[int, int] | str:
@@ -307,5 +335,10 @@ def notes_on(
         notes.append(
             f"{unknown:,} of {len(images) * len(class_names):,} labels in {path} are unknown: "
             "they are left out of loss, AUROC and thresholds"
+        )
+    constant = [name for name in class_names if images[name].nunique() == 1]
+    if constant:
+        notes.append(
+            f"{path}: all known labels of {', '.join(constant)} are the same; is it a class?"
         )
     return notes

@@ -7,6 +7,7 @@ import string
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -165,8 +166,6 @@ FAULTS = {  # replacement of the table, or part of it -> what the sentence says
     "class of the results": ("Mass", "macro", "a class cannot be named 'macro'"),
     "two columns": ("Mass", "Effusion", "has two columns 'Effusion'; remove one"),
     "no name": ("path,", ",path,", "column 1 has no name; name it or remove it"),
-    "semicolons": (",", ";", "is separated by semicolons; save it with commas"),
-    "tabs": (",", "\t", "is separated by tabs; save it with commas"),
     "header alone": (TABLE.partition("\n")[2], "", "has no rows below its header; add some"),
     "empty": (TABLE, "", "is empty; it must start with the names of its columns"),
     "open quote": ("P2", '"P2', "is not a table of comma-separated values"),
@@ -182,6 +181,52 @@ def test_faulty_tables_are_refused(folder, name):
         read_table(folder / "my.csv", ignore_columns=[] if name == "no path" else ["age"])
     assert str(caught.value).startswith(f"{folder}/my.csv")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["semicolons", "tabs", "xlsx"])
+def test_other_forms_of_a_table_are_read_alike(folder, form):
+    path = folder / "my.csv"
+    path.write_text(TABLE)
+    expected = read_table(path, ignore_columns=["age"])
+    if form == "xlsx":
+        path = folder / "my.xlsx"
+        pd.read_csv(folder / "my.csv", dtype={"patient_id": str}).to_excel(path, index=False)
+    else:
+        path.write_text(TABLE.replace(",", {"semicolons": ";", "tabs": "\t"}[form]))
+    radiographs = read_table(path, ignore_columns=["age"])
+    pd.testing.assert_frame_equal(radiographs.images, expected.images)
+    said = "its first sheet is read" if form == "xlsx" else f"is separated by {form}"
+    assert said in radiographs.notes[0]
+
+
+def test_file_that_is_no_sheet_is_refused(folder):
+    (folder / "my.xlsx").write_text(TABLE)
+    with pytest.raises(UserError, match=r"my.xlsx is not a sheet that can be read; save it as csv"):
+        read_table(folder / "my.xlsx")
+
+
+def test_words_for_labels(folder):
+    lines = ["a/1.png,train, Ja ,+", "a/2.png,val,NEIN,-", "b/1.png,test,,0", "a/3.png,test,1,-"]
+    path = folder / "my.csv"
+    path.write_text("\n".join(["path,split,Mass,Edema", *lines]))
+    words = {"positive": ["ja", "+"], "negative": ["nein", "-"]}
+    images = read_table(path, **words).images
+    assert images["Mass"].fillna(-1).tolist() == [1, 0, -1, 1]
+    assert images["Edema"].tolist() == [1, 0, 0, 0]
+    with pytest.raises(UserError, match=r"'Mass' is 'Ja' in row 2.*--positive and"):
+        read_table(path)
+    with pytest.raises(UserError, match=r"--positive and --negative both name 'JA'; leave one out"):
+        read_table(path, positive=["ja"], negative=["JA"])
+
+
+def test_paths_written_on_windows_and_constant_columns(folder):
+    path = folder / "my.csv"
+    path.write_text(
+        "path,split,Mass,Edema\na\\1.png,train,1,1\na\\2.png,val,0,1\nb/1.png,test,0,\n"
+    )
+    radiographs = read_table(path)
+    assert radiographs.images["path"].notna().all()
+    assert "all known labels of Edema are the same; is it a class?" in radiographs.notes[-1]
 
 
 # two patients, and whether they are one that was written in two ways

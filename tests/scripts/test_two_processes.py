@@ -75,7 +75,8 @@ def test_too_few_images_for_two_processes(phantom, tmp_path):
     processes = start_two("train.py", *options, cwd=tmp_path, out=tmp_path)
     for process in processes:
         process.join(100)
-    assert [process.exitcode for process in processes] == [2, 2]
+    assert processes[0].exitcode == 2
+    assert processes[1].exitcode in (1, 2)  # 1: the other has ended first
     for rank in "01":
         said = (tmp_path / rank / "stderr").read_text()
         assert (
