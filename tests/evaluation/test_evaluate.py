@@ -51,8 +51,7 @@ def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
     sentence = "best was trained on the classes Mass, Hernia, without Atelectasis, Cardio"
     with pytest.raises(UserError, match=sentence):
         load(names=("Mass", "Hernia"))
-    with pytest.raises(UserError, match=r"trained on the classes Cardiomegaly, Atelectasis, "):
-        load(names=(PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]))
+    load(names=(PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]))  # outputs are found by name
     sentence = "best takes 3 channels, but radiographs are read as one grey channel"
     with pytest.raises(UserError, match=sentence):
         load(channels=3)
