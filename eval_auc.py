@@ -97,7 +97,8 @@ def predict_rows(
             about = about_rows(
                 model, card, radiographs, not_official, options.precision, runtime=options.runtime
             )
-            rows[name][seed] = image_rows(test, labels, logits, about)
+            outputs = [card["class_names"].index(each) for each in radiographs.class_names]
+            rows[name][seed] = image_rows(test, labels, logits[:, outputs], about)
             if name == first and accelerator.is_main_process:
                 write_rows(Path("csv") / name, seed, "images", rows[name][seed])
     return rows

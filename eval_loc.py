@@ -54,7 +54,7 @@ from accelerate import Accelerator
 
 from pylon.data.checks import select_boxed
 from pylon.data.chestxray14 import why_not_official
-from pylon.data.sources import read_radiographs
+from pylon.evaluation.classes import read_common
 from pylon.evaluation.evaluate import (
     about_rows,
     boxes_with_images,
@@ -283,8 +283,8 @@ def write_html(
 
 def read_boxed_of(rows: Rows, folder: Path, options: Options) -> pd.DataFrame:
     """Read the table of the images that rows in a folder are of."""
-    radiographs = read_radiographs(
-        options, rows.class_names, boxes=options.boxes, with_boxes=True, asked_by=str(folder)
+    radiographs = read_common(
+        options, rows.class_names, str(folder), options.boxes, with_boxes=True
     )
     if radiographs.list_sha256 != rows.about["list_sha256"]:
         raise UserError(

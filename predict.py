@@ -105,7 +105,7 @@ from pylon.prediction.inputs import find_images, read_in_batches
 from pylon.prediction.journal import MISSING, Journal, Result, remove_files
 from pylon.prediction.onnx_export import export_onnx
 from pylon.prediction.outputs import kinds_of, save_files
-from pylon.prediction.predictor import Predictor, is_window
+from pylon.prediction.predictor import Predictor, is_window, often_called
 from pylon.prediction.results import (
     open_results,
     origin_of,
@@ -158,6 +158,11 @@ def main(options: Options) -> None:
     left = sorted(set(predictor.class_names) - set(predictor.calibration))
     if options.calibrated and left:
         say(f"note: the checkpoint has no calibration of {', '.join(left)}; they stay as they are")
+    if often := often_called(predictor.validation):
+        say(
+            f"note: the network calls {', '.join(often)} present in more than half of the healthy "
+            "validation images; do not rely on these calls"
+        )
     require_classes(options.classes, predictor.class_names, options.checkpoint[0])
     if options.scale == "absolute" and not predictor.are_probabilities:
         say("note: these maps are not probabilities: each is drawn from its minimum to its maximum")

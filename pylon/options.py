@@ -89,6 +89,9 @@ class EvaluationOptions(CacheOptions):
     """Use this checkpoint instead: a folder, user/name on the Hugging Face hub, or the authors'
     model.pkl. Without --name, results go to a folder named after it (save/pylon/0/best:
     csv/pylon-0)."""
+    class_map: Path | None = None
+    """A csv file with the columns network and data: the network's name of a class, and that of your
+    data. Classes that only one of the two has are left out."""
     device: Device = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -21,9 +21,9 @@ from pylon.data.checks import select_boxed
 from pylon.data.dataset import eval_loader
 from pylon.data.images import width_height_of
 from pylon.data.radiographs import Radiographs
-from pylon.data.sources import read_radiographs
 from pylon.data.transforms import eval_transform, normalize
 from pylon.encoders import STRIDES
+from pylon.evaluation.classes import read_common
 from pylon.evaluation.runtime import run_with, sentence_about
 from pylon.heatmaps import average, heatmaps_of
 from pylon.hub import config_of
@@ -45,7 +45,7 @@ def read_data(
     boxes: Path | None = None,
     with_boxes: bool = False,
 ) -> Radiographs:
-    """Read the data with the classes of the checkpoints, and print how it was read.
+    """Read the data with the classes that the checkpoints have, and print how it was read.
 
     Args:
         checkpoints: all that are evaluated; the first names the classes.
@@ -54,9 +54,7 @@ def read_data(
     """
     first = checkpoints[0]
     asked_by = str(options.checkpoint or first)
-    radiographs = read_radiographs(
-        options, class_names_of(first), boxes=boxes, with_boxes=with_boxes, asked_by=asked_by
-    )
+    radiographs = read_common(options, class_names_of(first), asked_by, boxes, with_boxes)
     for path in checkpoints:
         require_own_split(path, read_training_json(path), radiographs.drawn_from)
         require_unseen(path, radiographs.of_split("test"))
@@ -89,10 +87,11 @@ def load_network(
         UserError: the checkpoint is damaged, or does not fit the classes or the cache.
     """
     model, card = on_main_process(accelerator, lambda: open_checkpoint(path))
-    if card["class_names"] != list(radiographs.class_names):
+    lacking = [name for name in radiographs.class_names if name not in card["class_names"]]
+    if lacking:
         raise UserError(
-            f"{path} was trained on the classes {', '.join(card['class_names'])}, which are not "
-            f"the {', '.join(radiographs.class_names)} of the others; score it alone"
+            f"{path} was trained on the classes {', '.join(card['class_names'])}, without "
+            f"{', '.join(lacking)} of the others; score it alone"
         )
     if 0 < options.cache_size < card["image_size"]:
         raise UserError(
@@ -243,7 +242,8 @@ def predict_logits(
         mean, std: of intensities in [0, 1], for `normalize`.
 
     Returns:
-        logits, labels: (N, C) float32 each, in the loader's order.
+        logits: (N, C) float32, of the network's classes, in the loader's order.
+        labels: (N, K) float32, of the data's classes.
     """
     model.eval()
     # Written into one array each. A small tensor kept from every batch would lie between large
@@ -256,7 +256,7 @@ def predict_logits(
         gathered = accelerator.gather_for_metrics((output.logits, batch["label"]))
         if done == 0:
             logits = np.empty((len(loader.dataset), gathered[0].shape[1]), np.float32)
-            labels = np.empty_like(logits)
+            labels = np.empty((len(loader.dataset), gathered[1].shape[1]), np.float32)
         here = slice(done, done + len(gathered[0]))
         logits[here] = gathered[0].float().cpu().numpy()
         labels[here] = gathered[1].cpu().numpy()

@@ -140,6 +140,7 @@ class Predictor:
         self.synthetic = (self.card.get("data") or {}).get("synthetic")
         self.class_names = tuple(self.card["class_names"])
         given = self.card.get("thresholds") or {}
+        self.validation = self.card.get("validation") or {}
         self.uncalibrated_thresholds = {name: given.get(name) for name in self.class_names}
         self.are_probabilities = are_probabilities(self.model, method)
         self.calibrated = calibrated
@@ -296,6 +297,8 @@ def require_averageable(
 def joined(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The first card, with the mean of all thresholds, and a hash of the weights of all networks.
 
+    What single networks scored on validation images is left out.
+
     A class has no threshold if it lacks one in any card.
     """
     first = cards[0]
@@ -306,7 +309,12 @@ def joined(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
         of_class = [(card.get("thresholds") or {}).get(name) for card in cards]
         thresholds[name] = None if None in of_class else sum(of_class) / len(of_class)
     weights = hash_of_json({"weights_sha256": [card["weights_sha256"] for card in cards]})
-    return {**first, "thresholds": thresholds, "weights_sha256": weights}
+    return {**first, "thresholds": thresholds, "validation": {}, "weights_sha256": weights}
+
+
+def often_called(validation: dict[str, dict[str, float | None]]) -> list[str]:
+    """Classes that are called present in more than half of the healthy validation images."""
+    return [name for name, scores in validation.items() if (scores["called_healthy"] or 0) > 0.5]
 
 
 def is_window(window: Any) -> bool:

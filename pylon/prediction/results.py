@@ -355,8 +355,19 @@ def about_page(about: dict[str, Any], journal: Journal, predictor: Predictor) ->
     table["median score"] = [f"{score:.3f}" for score in np.median(scores, axis=0)]
     table["highest score"] = [f"{score:.3f}" for score in np.max(scores, axis=0)]
 
+    if predictor.validation:
+        of_class = [predictor.validation[name] for name in predictor.class_names]
+        columns = {"auroc": "AUROC on validation", "called_healthy": "called in healthy validation"}
+        for key, column in columns.items():
+            values = [scores[key] for scores in of_class]
+            table[column] = ["" if value is None else f"{value:.2f}" for value in values]
+
     synthetic = what_images_are(folders)
-    notes = ["Nothing here says whether a heatmap is right: no boxes are known."]
+    is_calibrated = "calibrated" if predictor.calibration else "not calibrated: .4 is not 40 %"
+    notes = [
+        f"Scores are {is_calibrated}.",
+        "Nothing here says whether a heatmap is right: no boxes are known.",
+    ]
     if predictor.synthetic:
         notes.append("The network was trained on synthetic images, not on radiographs.")
     return About(

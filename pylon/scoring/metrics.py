@@ -85,6 +85,32 @@ def youden_thresholds(
     return thresholds
 
 
+def validation_scores(
+    labels: np.ndarray, logits: np.ndarray, thresholds: dict[str, float | None]
+) -> dict[str, dict[str, float | None]]:
+    """How a network does on validation images, by class.
+
+    Args:
+        labels: (N, C), 0 or 1, NaN if unknown.
+        logits: (N, C) float32.
+        thresholds: from `youden_thresholds`, in the order of the columns.
+
+    Returns:
+        By class: auroc, and called_healthy, the share of the images without any finding in which it
+        is called present; None where there is none.
+    """
+    healthy = logits[(labels == 0).all(axis=1)]
+    scores = {}
+    for c, (name, area) in enumerate(zip(thresholds, auroc(labels, logits), strict=True)):
+        threshold = thresholds[name]
+        called = None
+        if threshold is not None and len(healthy):
+            probabilities = expit(healthy[:, c].astype(np.float64)).astype(np.float32)
+            called = float((probabilities >= threshold).mean())
+        scores[name] = {"auroc": None if np.isnan(area) else float(area), "called_healthy": called}
+    return scores
+
+
 def point_localization(
     heatmaps: Tensor, bbox_xywh: np.ndarray, image_size: np.ndarray, input_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

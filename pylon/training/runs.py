@@ -17,7 +17,7 @@ from pylon.model import Pylon
 from pylon.options import TrainOptions, as_json
 from pylon.scoring.calibration import platt_scaling
 from pylon.scoring.charts import training_chart
-from pylon.scoring.metrics import youden_thresholds
+from pylon.scoring.metrics import validation_scores, youden_thresholds
 from pylon.system.errors import UserError
 from pylon.system.files import (
     flush_folder,
@@ -128,10 +128,12 @@ class Run:
         if self.accelerator.is_main_process:
             if improved:
                 names = list(self.card["class_names"])
+                thresholds = youden_thresholds(labels, logits, names)
                 self.card |= {
                     "epoch": epoch,
                     "val_loss": val_loss,
-                    "thresholds": youden_thresholds(labels, logits, names),
+                    "thresholds": thresholds,
+                    "validation": validation_scores(labels, logits, thresholds),
                     "calibration": platt_scaling(labels, logits, names),
                 }
                 save_best(self.save / "best", network, self.card)

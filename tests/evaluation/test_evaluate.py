@@ -48,11 +48,10 @@ def test_checkpoint_and_data_must_fit(phantom, tmp_path, capsys):
     load(lists={**hashes, "test_list.txt": "0", "train_val_list.txt": "1"})
     note = "was trained with other versions of test_list.txt, train_val_list.txt than those of"
     assert note in capsys.readouterr().out
-    sentence = "best was trained on the classes Mass, Hernia, which are not the Atelectasis, "
+    sentence = "best was trained on the classes Mass, Hernia, without Atelectasis, Cardio"
     with pytest.raises(UserError, match=sentence):
         load(names=("Mass", "Hernia"))
-    with pytest.raises(UserError, match=r"trained on the classes Cardiomegaly, Atelectasis, "):
-        load(names=(PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]))
+    load(names=(PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]))  # outputs are found by name
     sentence = "best takes 3 channels, but radiographs are read as one grey channel"
     with pytest.raises(UserError, match=sentence):
         load(channels=3)

@@ -11,6 +11,7 @@ from pylon.scoring.metrics import (
     in_box,
     mean_auroc,
     point_localization,
+    validation_scores,
     youden_thresholds,
 )
 
@@ -23,6 +24,18 @@ def test_auroc_by_hand():
     np.testing.assert_allclose(areas, [4.5 / 6, np.nan, np.nan])
     assert mean_auroc(areas, labels) == (0.75, 0.75)
     assert np.isnan(mean_auroc(areas[1:], labels[:, 1:])).all()
+
+
+def test_validation_scores_by_hand():
+    labels = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 1], [0, 0, np.nan]])
+    logits = np.array([[1, 2, 0], [-1, 2, 0], [1, 2, 0], [2, 2, 0], [3, 2, 0]], np.float32)
+    scores = validation_scores(labels, logits, {"A": 0.5, "B": None, "C": 0.6})
+    # healthy are the first three; four pairs of A, one wrong; C ties
+    assert scores == {
+        "A": {"auroc": 0.75, "called_healthy": pytest.approx(2 / 3)},
+        "B": {"auroc": None, "called_healthy": None},
+        "C": {"auroc": 0.5, "called_healthy": 0.0},
+    }
 
 
 def test_mean_auroc_by_hand():

@@ -183,6 +183,7 @@ def test_best_checkpoint_is_selected_on_validation_data(few, unbroken):
             assert card["thresholds"][name] is None
             assert np.isnan(row[name])
             continue
+        assert card["validation"][name]["auroc"] == pytest.approx(row[name], abs=1e-6)
         assert row[name] == pytest.approx(roc_auc_score(positive, logits[:, c]), abs=1e-6)
         # the best threshold among the logits; of ties, the highest
         candidates = np.sort(logits[:, c])[::-1]

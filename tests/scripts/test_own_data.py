@@ -168,6 +168,24 @@ def test_unknown_labels_do_not_count_in_auroc(own, trained_on_own):
     assert (folder / "auroc.csv").read_bytes() == written
 
 
+def test_classes_in_common_are_scored_as_with_all(own, trained_on_own, tmp_path):
+    options = ("--name", "mine", *EVALUATE)
+    run_script("eval_auc.py", "--table", own / "my.csv", *options, cwd=trained_on_own)
+    rows = pd.read_csv(trained_on_own / "csv/mine/0_images.csv")
+    *_, first, last = NAMES.values()
+    table = pd.read_csv(own / "my.csv").rename(columns={first: "ours"})
+    table["path"] = [str(own / path) for path in table["path"]]
+    table[["path", "split", last, "ours"]].to_csv(tmp_path / "my.csv", index=False)
+    pd.DataFrame({"network": [first], "data": ["ours"]}).to_csv(tmp_path / "map.csv", index=False)
+    data = ("--table", tmp_path / "my.csv", "--class-map", tmp_path / "map.csv")
+    done = run_script("eval_auc.py", *data, *options, cwd=trained_on_own)
+    assert "note: 2 of the 3 classes of save/mine/0/best are scored" in done.stdout
+    common = pd.read_csv(trained_on_own / "csv/mine/0_images.csv")
+    columns = [f"{kind}_{name}" for kind in ("label", "logit") for name in (first, last)]
+    assert common.columns[2:].tolist() == columns
+    pd.testing.assert_frame_equal(common[columns], rows[columns])
+
+
 def test_several_boxes_of_a_class_are_one_row(own, trained_on_own):
     options = ("--table", own / "my.csv", "--boxes", own / "boxes.csv", "--name", "mine")
     done = run_script("eval_loc.py", *options, *EVALUATE, cwd=trained_on_own)
@@ -231,10 +249,9 @@ def test_data_without_a_class_of_the_checkpoint_is_refused(own, table, phantom, 
     best = trained_on_own / "save/mine/0/best"
     options = ("--checkpoint", best, "--name", "other", *EVALUATE)
     done = run_script("eval_auc.py", "--table", table / "my.csv", *options, cwd=own, code=2)
-    said = f"my.csv has no column 'Effusion, left', which {best} asks for"
-    assert said in sentence_of(done)
+    assert f"my.csv has no class of {best}, which knows Effusion, left" in sentence_of(done)
     done = run_script("eval_auc.py", "--data", phantom, *options, cwd=own, code=2)
-    assert f"has no class 'Effusion, left', which {best} asks for" in sentence_of(done)
+    assert f"has no class of {best}, which knows Effusion, left" in sentence_of(done)
     done = run_script("eval_loc.py", "--table", own / "my.csv", *options, cwd=own, code=2)
     assert "has no boxes; give them with --boxes FILE, csv or COCO" in sentence_of(done)
 
