@@ -10,7 +10,6 @@ import io
 import os
 import stat
 import warnings
-import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -188,26 +187,14 @@ def require_readable(path: str) -> None:
         decode(path, data)
         return
 
-    # a chunk: length of the contents, kind, contents, checksum of kind and contents
-    view = memoryview(data)
-    at = len(PNG)
-    kind = b""
-    while kind != b"IEND":
-        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
-        kind = view[at + 4 : at + 8]
-        checksum = int.from_bytes(view[end : end + 4], "big")
-        if end + 4 > len(view) or zlib.crc32(view[at + 4 : end]) != checksum:
-            raise UserError(unreadable(path))
-        at = end + 4
-
-    # the first chunk is the header; an animation has another one before the pixels
-    if view[8:16] != b"\0\0\0\rIHDR":
-        raise UserError(unreadable(path))
-    width = int.from_bytes(view[16:20], "big")
-    height = int.from_bytes(view[20:24], "big")
-    require_fit(path, height, width)
-    if b"acTL" in data[: data.find(b"IDAT")]:
-        require_one_page(path, read_header(path, io.BytesIO(data)))
+    header = read_header(path, io.BytesIO(data))
+    require_fit(path, header.height, header.width)
+    require_one_page(path, header)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.verify()
+    except Exception as error:  # a damaged file may raise almost any exception
+        raise UserError(unreadable(path)) from error
 
 
 def unreadable(path: str) -> str:
