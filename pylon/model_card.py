@@ -16,7 +16,8 @@ from pylon.options import SHARED, options_with
 
 SHARED_FACTS = (
     "finished", "class_names", "mean", "std", "image_size", "split_sha256", "versions", "epoch",
-    "val_loss", "thresholds", "calibration", "weights_sha256", "rounded_from",
+    "val_loss", "thresholds", "calibration", "operating_point", "fitted_on", "validation",
+    "weights_sha256", "rounded_from",
 )  # fmt: skip
 NIHS_LISTS = re.compile(
     r"Data_Entry_2017(_v2020)?\.csv|BBox_List_2017\.csv|(train_val|test)_list\.txt"

@@ -42,20 +42,21 @@ def find_starter() -> tuple[Path, str]:
     return path, f"{sentence}; see save/starter/0/best/README.md"
 
 
-def require_unseen(path: Path, test: pd.DataFrame) -> None:
-    """Raise a UserError if a checkpoint lists test images among those that it was trained on.
+def require_unseen(path: Path, images: pd.DataFrame, use: str = "test") -> None:
+    """Raise a UserError if a checkpoint lists images among those that it was trained on.
 
     Args:
         path: the checkpoint.
-        test: table of the test images.
+        images: table of them.
+        use: what they are for, in messages.
     """
     listed = path / TRAINED_ON
     if not listed.is_file():
         return
     seen = set(gzip.decompress(listed.read_bytes()).decode().split())
-    both = test["image_id"][test["image_id"].isin(seen)]
+    both = images["image_id"][images["image_id"].isin(seen)]
     if len(both):
         raise UserError(
-            f"{path} was trained on {len(both)} of the {len(test)} test images, such as "
-            f"{both.iloc[0]} (see its {TRAINED_ON}); score it on others"
+            f"{path} was trained on {len(both)} of the {len(images)} {use} images, such as "
+            f"{both.iloc[0]} (see its {TRAINED_ON}); use others"
         )

@@ -368,6 +368,10 @@ def about_page(about: dict[str, Any], journal: Journal, predictor: Predictor) ->
         f"Scores are {is_calibrated}.",
         "Nothing here says whether a heatmap is right: no boxes are known.",
     ]
+    if "fitted_on" in predictor.card:
+        point = predictor.card["operating_point"]
+        count = predictor.card["fitted_on"]["images"]
+        notes.insert(1, f"Called present at the operating point {point}, fitted to {count} images.")
     if predictor.synthetic:
         notes.append("The network was trained on synthetic images, not on radiographs.")
     return About(
