@@ -60,6 +60,8 @@ RESULT = EvalResult(
 WITHHELD = {
     "data",
     "table",
+    "positive",
+    "negative",
     "cache_dir",
     "name",
     "classes",

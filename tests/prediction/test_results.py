@@ -67,16 +67,24 @@ def test_page_of_predictions_tells_median_highest_and_called(tmp_path):
         thresholds={"Edema": None, "Hernia": 0.95, "Mass": 0.25},  # in another order
         synthetic=None,
         are_probabilities=True,
+        calibration={},
+        card={},
+        validation={
+            "Mass": {"auroc": 0.741, "called_healthy": 0.5},
+            "Hernia": {"auroc": None, "called_healthy": None},
+            "Edema": {"auroc": 0.5, "called_healthy": None},
+        },
     )
     about = {**ABOUT, "folder": str(tmp_path), "options": {"scale": "absolute"}}
     said = about_page(about, journal, predictor)
     assert said.title == "9 heatmaps of 3 images"
     assert said.table.reset_index().to_numpy().tolist() == [
-        ["Mass", "0.250", "2", "0.300", "0.800"],
-        ["Hernia", "0.950", "0", "0.500", "0.900"],
-        ["Edema", "none", "0", "0.300", "0.400"],
+        ["Mass", "0.250", "2", "0.300", "0.800", "0.74", "0.50"],
+        ["Hernia", "0.950", "0", "0.500", "0.900", "", ""],
+        ["Edema", "none", "0", "0.300", "0.400", "0.50", ""],
     ]
     columns = ["threshold", "called present", "median score", "highest score"]
+    columns += ["AUROC on validation", "called in healthy validation"]
     assert said.table.columns.tolist() == columns
 
 

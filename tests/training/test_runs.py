@@ -95,8 +95,8 @@ def test_overwriting_run_is_not_mixed_either(tmp_path):
 def test_options_that_change_the_result_may_not_change_on_resume():
     """All but where files lie, how long and how fast; of precision and device only the device."""
     may = {
-        "data", "table", "cache_dir", "epochs", "num_workers", "device", "compile",
-        "skip_unreadable", "overwrite", "track",
+        "data", "table", "positive", "negative", "cache_dir", "epochs", "num_workers", "device",
+        "compile", "skip_unreadable", "overwrite", "track",
     }  # fmt: skip
     for name in as_json(TrainOptions()):
         before = {"options": {name: 1}, "split_sha256": "a"}
