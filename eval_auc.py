@@ -10,7 +10,8 @@ Writes csv/NAME/SEED_images.csv, .json: one row per test image, with labels and 
        csv/NAME/auroc.csv: one row per seed, mean and standard deviation, intervals over patients;
        csv/NAME/auroc_beside_published.csv, .._beside_OTHER.csv: one row per class, with differences
        and verdicts; csv/NAME/calibration.csv: are the probabilities right?
-       csv/NAME/auroc.png, reliability.png: both as pictures.
+       csv/NAME/operating_points.csv: sensitivity, specificity, PPV, NPV, F1 at the thresholds of
+       the checkpoint; csv/NAME/auroc.png, reliability.png: AUROC and calibration as pictures.
 """
 
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from pylon.evaluation.selection import find_experiments
 from pylon.scoring.calibration import reliabilities, table_of_calibration
 from pylon.scoring.charts import reliability_chart, scores_chart
 from pylon.scoring.compare import print_beside, published, why_not_published
+from pylon.scoring.operating_points import as_text, table_of_rates
 from pylon.scoring.rows import Rows, image_rows, write_rows
 from pylon.scoring.tables import print_table, score_images, table_of_seeds
 from pylon.system.device import make_accelerator
@@ -146,6 +148,7 @@ def write_tables(rows: dict[str, dict[str, Rows]], folder: Path) -> None:
     means = published("auroc").mean() if why_not is None else None
     write_atomically(folder / "auroc.png", scores_chart(table, "AUROC", means))
     write_calibration(rows[name], folder)
+    write_rates(rows[name], folder)
 
 
 def write_calibration(rows_of_seed: dict[str, Rows], folder: Path) -> None:
@@ -164,6 +167,16 @@ def write_calibration(rows_of_seed: dict[str, Rows], folder: Path) -> None:
     picture.unlink(missing_ok=True)
     if bins:
         write_atomically(picture, reliability_chart(bins, f"{folder.name}, seed {seed}"))
+
+
+def write_rates(rows_of_seed: dict[str, Rows], folder: Path) -> None:
+    """Print and write sensitivity and other rates at the thresholds of the checkpoints."""
+    table = table_of_rates(rows_of_seed)
+    path = folder / "operating_points.csv"
+    write_csv(path, table)
+    seed = next(iter(rows_of_seed))
+    print(f"\nwhat is called present? (seed {seed}; with intervals over patients in {path})")
+    print_table(as_text(table.loc[seed]))
 
 
 if __name__ == "__main__":

@@ -212,6 +212,7 @@ def about_rows(
         "list_sha256": radiographs.list_sha256,
         "weights_sha256": card["weights_sha256"],
         "calibration": lines_of(card),
+        "thresholds": card.get("thresholds"),
         "card": trained if "options" in trained else None,  # None without a training.json
         "config": config_of(model),
     }

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from pylon.scoring.bootstrap import bounds, resampled_means
 from pylon.scoring.metrics import youden_thresholds
+from pylon.scoring.rows import Rows
 from pylon.system.errors import UserError
 
 RATES = ("sensitivity", "specificity", "ppv")
@@ -119,8 +121,50 @@ def rates_at(
     return table.rename_axis("class")
 
 
+def table_of_rates(rows_of_seed: dict[str, Rows]) -> pd.DataFrame:
+    """The table of `rates_at` of each seed, at its checkpoint's thresholds, with intervals.
+
+    Columns such as `ppv low` and `ppv high` are the 95 % interval over patients; f1 has none. The
+    index is seed and class. No column but the counts is filled where rows of an earlier version do
+    not have the thresholds.
+    """
+    tables = {}
+    for seed, rows in rows_of_seed.items():
+        labels = rows.labels()
+        logits = rows.logits()
+        of_card = rows.about.get("thresholds") or {}
+        thresholds = {name: of_card.get(name) for name in rows.class_names}
+        table = rates_at(labels, logits, thresholds)
+        patient_ids = rows.table["patient_id"].to_numpy()
+        for rate, values in values_behind(labels, logits, thresholds).items():
+            patients = [len(np.unique(patient_ids[~np.isnan(column)])) for column in values.T]
+            resamples = resampled_means(values, patient_ids)
+            both = bounds(resamples, np.array(patients), table[rate].to_numpy())
+            at = table.columns.get_loc(rate) + 1
+            for k, end in enumerate(("low", "high")):
+                table.insert(at + k, f"{rate} {end}", both[k])
+        tables[seed] = table
+    return pd.concat(tables, names=["seed"])
+
+
+def values_behind(
+    labels: np.ndarray, logits: np.ndarray, thresholds: dict[str, float | None]
+) -> dict[str, np.ndarray]:
+    """What each rate is the mean of: (N, C), 0 or 1, NaN for images that do not count."""
+    probabilities = expit(logits.astype(np.float64)).astype(np.float32)
+    levels = np.array([np.nan if level is None else level for level in thresholds.values()])
+    called = np.where(np.isnan(levels) | np.isnan(labels), np.nan, probabilities >= levels)
+    return {
+        "sensitivity": np.where(labels == 1, called, np.nan),
+        "specificity": np.where(labels == 0, 1 - called, np.nan),
+        "ppv": np.where(called == 1, labels, np.nan),
+        "npv": np.where(called == 0, 1 - labels, np.nan),
+    }
+
+
 def as_text(rates: pd.DataFrame) -> pd.DataFrame:
-    """The table of `rates_at`, to be printed: whole counts, rates of three digits, NaN is blank."""
+    """A table of rates to be printed, without intervals; rates have three digits, NaN is blank."""
+    rates = rates[[name for name in rates if not name.endswith((" low", " high"))]]
     text = rates.map("{:.3f}".format)
     counts = ["images", "positives", "called"]
     text[counts] = rates[counts].map("{:.0f}".format)

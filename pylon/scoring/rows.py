@@ -55,7 +55,8 @@ class Rows:
             earlier versions: torch); for boxes, method, the source of the heatmaps; not_official,
             why the data is not NIH's test set, or null if it is; synthetic, what the images are if
             they are not radiographs; list_sha256 of the lists; weights_sha256; calibration, Platt
-            scaling by class; card (training options and split, from training.json) and config of
+            scaling by class; thresholds, probabilities by class (none in rows of earlier versions);
+            card (training options and split, from training.json) and config of
             the network.
     """
 

@@ -1,11 +1,20 @@
 """Thresholds at operating points, and the rates that follow."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import logit
 from sklearn.metrics import confusion_matrix, f1_score, roc_curve
 
-from pylon.scoring.operating_points import Point, as_text, parse_point, rates_at, thresholds_at
+from pylon.scoring.operating_points import (
+    Point,
+    as_text,
+    parse_point,
+    rates_at,
+    table_of_rates,
+    thresholds_at,
+)
+from pylon.scoring.rows import Rows
 from pylon.system.errors import UserError
 
 # six images of one class: probabilities, and whether they have it
@@ -69,6 +78,40 @@ def test_rates_are_scikit_learns():
         # the best sensitivity of all thresholds with that specificity
         false_positives, true_positives, _ = roc_curve(of_class, logits[known, c])
         assert rates.loc[name, "sensitivity"] == true_positives[false_positives <= 0.1].max()
+
+
+def test_intervals_of_rates_are_over_patients():
+    random = np.random.default_rng(1)
+    count = 300
+    labels = (random.random((count, 2)) < 0.4).astype(float)
+    labels[::9, 1] = np.nan
+    table = pd.DataFrame({
+        "image_id": [f"{k}.png" for k in range(count)],
+        "patient_id": np.arange(count) // 3,
+        "label_a": labels[:, 0].astype(int),
+        "label_b": pd.array(labels[:, 1]).astype("Int64"),
+        "logit_a": np.float32(random.normal(size=count) + 2 * labels[:, 0]),
+        "logit_b": np.float32(random.normal(size=count)),
+    })  # fmt: skip
+    thresholds = {"b": None, "a": 0.7}  # in another order
+    rows = Rows(table, {"class_names": ["a", "b"], "thresholds": thresholds})
+    rates = table_of_rates({"0": rows}).loc["0"]
+    assert rates.loc["b", "sensitivity":].isna().all()
+    called = table["logit_a"] > logit(0.7)
+    positive = labels[:, 0] == 1
+    means = {
+        "sensitivity": called[positive],
+        "specificity": ~called[~positive],
+        "ppv": positive[called],
+        "npv": ~positive[~called],
+    }
+    for rate, values in means.items():
+        low, middle, high = rates.loc["a", [f"{rate} low", rate, f"{rate} high"]]
+        assert middle == pytest.approx(np.mean(values))
+        assert low < middle < high
+        # about the width of a binomial interval
+        width = 2 * 1.96 * np.sqrt(middle * (1 - middle) / len(values))
+        assert 0.6 * width < high - low < 1.5 * width
 
 
 def test_rates_without_a_threshold_are_blank():
