@@ -116,9 +116,10 @@ def description_of(path: Path, values: dict[str, Any], classes: int) -> Descript
 def load_folder(path: Path) -> Pylon | Baseline:
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
+            within = sorted([*path.glob("best/config.json"), *path.glob("*/best/config.json")])
+            example = within[0].parent if within else "save/pylon/0/best"
             raise UserError(
-                f"{path} is not a checkpoint: it has no {name}; choose a folder such as "
-                "save/pylon/0/best"
+                f"{path} is not a checkpoint: it has no {name}; choose a folder such as {example}"
             )
     config = read_config(path)
     try:

@@ -51,6 +51,15 @@ def test_best_round_trip(model, tmp_path):
     assert (card["mean"], card["std"], card["image_size"]) == (0.4984, 0.2483, 512)
 
 
+def test_folder_above_a_checkpoint_names_it(model, tmp_path):
+    card = make_card(NAMES, {"image_size": 256}, "abc", {}, *SCALE)
+    for seed in "10":
+        checkpoint.save_best(tmp_path / "tiny" / seed / "best", model, card)
+    for folder, first in (("tiny", "tiny/0/best"), ("tiny/1", "tiny/1/best")):
+        with pytest.raises(UserError, match=f"no config.json; choose .* as {tmp_path}/{first}$"):
+            pylon.load_pylon(tmp_path / folder)
+
+
 def test_weights_are_hashed_once(model, tmp_path, monkeypatch):
     card = make_card(NAMES, {"image_size": 512}, "abc", {}, *SCALE)
     checkpoint.save_best(tmp_path / "best", model, card)
